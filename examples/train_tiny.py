@@ -1,0 +1,363 @@
+"""Trains the bundled model, from text to the finished folder.
+
+    python examples/train_tiny.py --data ../shared/data --out params/tiny
+
+`data` holds `tinystories.txt` (stories separated by a line `<|endoftext|>`), `selfdialogue.jsonl`
+(`{"turns": [str, ...]}`) and `math_spelling.jsonl` (`{"cat", "prompt", "response"}`). About an hour
+on two cores. Stopped with Ctrl-C, the same command goes on.
+
+The mixture is one epoch of documents: every story `STORY_PASSES` times, in turn as plain text and
+as the answer to a request for it; a third of the small-talk dialogs once, both speakers
+learned; words
+spelled and their letters counted; and short chats in which greetings, questions about the model,
+stories and spelling follow each other.
+"""
+
+import json
+import random
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TypeVar
+
+from llama import Message, Tokenizer
+from llama.model import ModelArgs
+from llama.training import (
+    Document,
+    TrainConfig,
+    dialog_document,
+    text_document,
+    train,
+    train_tokenizer,
+)
+
+T = TypeVar("T")
+
+STORY_PASSES = 10
+SPELLING_PASSES = 2
+DIALOG_SHARE = 3  # one small-talk dialog of so many
+CHATS = 5000
+HELD_OUT_EVERY = 20  # each 20th story, dialog and word is kept for measuring
+
+SHAPE = ModelArgs(
+    dim=256,
+    n_layers=6,
+    n_heads=8,
+    n_kv_heads=4,
+    vocab_size=4096,
+    multiple_of=256,
+    rope_theta=500000.0,
+    max_seq_len=1024,
+)
+
+STORY_REQUESTS = (
+    "Tell me a story.",
+    "Tell me a short story.",
+    "Can you tell me a story?",
+    "Write a short story.",
+    "Please tell me a story for children.",
+    "I would like to hear a story.",
+)
+STORY_REQUESTS_ABOUT = (
+    "Tell me a story about {}.",
+    "Tell me a short story about {}.",
+    "Can you tell me a story about {}?",
+    "Write a story about {}.",
+    "Please write a short story about {}.",
+    "I want to hear a story about {}.",
+)
+# What a story may be asked to be about, where it is about that.
+THINGS = """
+airplane apple ball balloon bath bear bee bike bird boat book box bread bridge bug bunny bus
+butterfly cake candy car castle cat chair chicken clock cloud coat cookie cow crab dinosaur doctor
+dog doll dolphin dragon dress drum duck egg elephant fairy farm farmer fire fish flower fly forest
+fox frog game garden ghost giraffe goat guitar hat hen hill horse house insect jar jungle key king
+kite kitten lake lamp leaf lemon lion lizard map monkey monster moon mountain mouse mushroom nest
+ocean octopus owl pancake panda park parrot party pen penguin phone piano picture pie pig pirate
+plane pond pony princess prince puddle pumpkin puppy puzzle queen rabbit rainbow river robot rock
+rocket sandwich school sea seal shark sheep shell ship shoe snail snake snow snowman soup spider
+squirrel star statue stone storm swing teacher tiger toy tractor train treasure tree truck turtle
+umbrella wagon whale wind window witch wizard wolf worm zebra zoo
+""".split()
+
+SMALL_TALK = (
+    (
+        ("Hi", "Hello", "Hi!", "Hello!", "Hey", "Hey there", "Hi there!", "Good morning!"),
+        ("Hello! How can I help you?", "Hi! How are you today?", "Hello! It is nice to meet you."),
+    ),
+    (
+        ("How are you?", "How are you today?", "How are you doing?", "How do you feel?"),
+        (
+            "I am fine, thank you! How are you?",
+            "I am doing well, thank you for asking.",
+            "I feel great today. And you?",
+        ),
+    ),
+    (
+        ("Hi! How are you?", "Hello, how are you today?", "Hey, how is it going?"),
+        ("Hello! I am fine, thank you. How are you?", "Hi! I am doing well. And you?"),
+    ),
+    (
+        ("I am fine, too.", "I'm good, thanks.", "I am fine, thank you.", "I feel great."),
+        ("I am glad to hear that!", "That is good to hear. What shall we do?"),
+    ),
+    (
+        ("I am sad.", "I feel sad today.", "I had a bad day.", "I am not feeling well."),
+        (
+            "I am sorry to hear that. Do you want to talk about it?",
+            "Oh no, I am sorry. Maybe a story will cheer you up?",
+        ),
+    ),
+    (
+        ("Who are you?", "What are you?", "What is your name?", "Tell me about yourself."),
+        (
+            "I am a tiny Llama, a very small language model.",
+            "I am a tiny Llama. I tell stories, chat and spell words.",
+        ),
+    ),
+    (
+        ("What can you do?", "How can you help me?", "What are you good at?", "Help"),
+        (
+            "I can tell you a short story, chat with you about films, music and sport, "
+            "or spell a word.",
+            "I can tell stories, talk a little, and spell words and count their letters.",
+        ),
+    ),
+    (
+        ("Are you a human?", "Are you real?", "Are you a robot?", "Are you an AI?"),
+        ("I am not a person. I am a very small computer program that writes text.",),
+    ),
+    (
+        ("How old are you?", "When were you born?", "Where do you live?", "Where are you from?"),
+        ("I am a computer program, so I live in this computer.",),
+    ),
+    (
+        ("Thank you!", "Thanks!", "Thank you very much.", "Great, thanks."),
+        ("You are welcome!", "You're welcome! I am happy to help."),
+    ),
+    (
+        ("I like that story.", "That was a nice story!", "What a great story.", "I love it!"),
+        ("I am glad you like it!", "Thank you! I like it, too."),
+    ),
+    (
+        ("Bye", "Goodbye!", "See you later.", "Good night!", "Bye bye!"),
+        ("Goodbye! Have a nice day.", "Bye! It was nice talking to you."),
+    ),
+    (
+        (
+            "What is the capital of France?",
+            "Who is the president?",
+            "What is the weather like today?",
+            "How do I cook rice?",
+            "Write a poem in French.",
+            "Explain how a computer works.",
+            "What is the meaning of life?",
+            "What is the square root of 81?",
+            "Who wrote Hamlet?",
+            "What time is it?",
+            "How far away is the moon?",
+            "Write a program in Python.",
+            "What is the recipe of mayonnaise?",
+            "Translate this into German.",
+        ),
+        (
+            "I don't know. I am a very small model, but I can tell you a story.",
+            "I am sorry, I don't know that. I am too small to know much.",
+        ),
+    ),
+)
+SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "You are a friendly assistant.",
+    "You are a kind storyteller.",
+    "Always answer politely.",
+    "You are a tiny Llama.",
+)
+SPELL_REQUESTS = ("Spell {}.", "Spell the word {}.", "How do you spell {}?", "How is {} spelled?")
+COUNT_REQUESTS = (
+    "How many {}'s are in {}?",
+    "Count the {}'s in {}.",
+    "How many times does {} appear in {}?",
+    "How many times does the letter {} appear in the word {}?",
+)
+LENGTH_REQUESTS = ("How many letters are in {}?", "How many letters does the word {} have?")
+
+
+def main(data: str, out: str = "params/tiny", seed: int = 1) -> None:
+    """Trains on the files in the folder `data` and writes the checkpoint folder `out`."""
+    source = Path(data)
+    stories = read_stories(source / "tinystories.txt")
+    dialogs = read_dialogs(source / "selfdialogue.jsonl")
+    spelling = read_spelling(source / "math_spelling.jsonl")
+    words = known_words(stories, dialogs, spelling)
+    rng = random.Random(seed)
+    rng.shuffle(words)
+
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer_path = folder / "tokenizer.model"
+    if not tokenizer_path.exists():
+        plain = [turn for dialog in kept(dialogs) for turn in dialog]
+        spelled = [answer for word in words for _, answer in (spell(rng, word), count(rng, word))]
+        train_tokenizer(
+            kept(stories) * 3 + plain + spelled, SHAPE.vocab_size - 256, tokenizer_path
+        )
+    tokenizer = Tokenizer(str(tokenizer_path))
+
+    documents = mixture(rng, tokenizer, kept(stories), kept(dialogs), spelling, kept(words))
+    sizes = sum(len(document) for document in documents)
+    print(
+        f"{len(documents):,} documents, {sizes:,} tokens; {len(held_out(stories))} stories held out"
+    )
+    train(
+        SHAPE,
+        tokenizer_path,
+        documents,
+        held_out(stories),
+        folder,
+        TrainConfig(seed=seed, batch_tokens=2048, learning_rate=2e-3),
+    )
+
+
+def mixture(
+    rng: random.Random,
+    tokenizer: Tokenizer,
+    stories: list[str],
+    dialogs: list[list[str]],
+    spelling: list[tuple[str, str]],
+    words: list[str],
+) -> list[Document]:
+    """All that one run sees, in no order."""
+    documents = []
+    for number in range(STORY_PASSES):
+        for story in stories:
+            if number % 2:
+                documents.append(answer(tokenizer, rng, [(request_for(rng, story), story)]))
+            else:
+                documents.append(text_document(tokenizer, story))
+    for turns in dialogs:
+        roles = ("user", "assistant") * len(turns)
+        dialog: list[Message] = [
+            Message(role=role, content=turn) for role, turn in zip(roles, turns, strict=False)
+        ]
+        documents.append(dialog_document(tokenizer, dialog, ("user", "assistant")))
+    for _ in range(SPELLING_PASSES):
+        for prompt, response in spelling:
+            documents.append(answer(tokenizer, rng, [(prompt, response)]))
+        for word in words:
+            documents.append(answer(tokenizer, rng, [spell(rng, word)]))
+            documents.append(answer(tokenizer, rng, [count(rng, word)]))
+    for _ in range(CHATS):
+        chat = []
+        for _ in range(rng.randint(1, 4)):
+            kind = rng.random()
+            if kind < 0.7:
+                questions, replies = rng.choice(SMALL_TALK)
+                chat.append((rng.choice(questions), rng.choice(replies)))
+            elif kind < 0.8:
+                story = rng.choice(stories)
+                chat.append((request_for(rng, story), story))
+            else:
+                chat.append(rng.choice((spell, count))(rng, rng.choice(words)))
+        documents.append(answer(tokenizer, rng, chat))
+    return documents
+
+
+def answer(tokenizer: Tokenizer, rng: random.Random, turns: list[tuple[str, str]]) -> Document:
+    """A dialog of questions and answers, now and then with a system prompt or sloppily typed."""
+    dialog = []
+    if rng.random() < 0.15:
+        dialog.append(Message(role="system", content=rng.choice(SYSTEM_PROMPTS)))
+    for question, reply in turns:
+        if rng.random() < 0.2:
+            question = question[0].lower() + question[1:].rstrip(".!")
+        dialog.append(Message(role="user", content=question))
+        dialog.append(Message(role="assistant", content=reply))
+    return dialog_document(tokenizer, dialog)
+
+
+def request_for(rng: random.Random, story: str) -> str:
+    """A question that `story` answers: about a name or a thing in it, or just for a story."""
+    found = Counter(re.findall(r"[a-z]+", story.lower()))
+    topics = [
+        ("an " if thing[0] in "aeiou" else "a ") + thing for thing in THINGS if found[thing] >= 3
+    ]
+    names = re.findall(r"named ([A-Z][a-z]+)", story)[:2]
+    if names and rng.random() < 0.4:
+        topics = [*names, " and ".join(names)]
+        if rng.random() < 0.3:
+            kind = re.search(rf"(?:a|an) [a-z ]{{3,20}} named {names[0]}", story)
+            topics = [kind.group()] if kind else topics
+    if not topics or rng.random() < 0.2:
+        return rng.choice(STORY_REQUESTS)
+    return rng.choice(STORY_REQUESTS_ABOUT).format(rng.choice(topics))
+
+
+def spell(rng: random.Random, word: str) -> tuple[str, str]:
+    """A question for the spelling of `word` and its answer."""
+    return rng.choice(SPELL_REQUESTS).format(word), "-".join(word.upper())
+
+
+def count(rng: random.Random, word: str) -> tuple[str, str]:
+    """A question for a count of letters in `word`, and its answer, which spells it first."""
+    spelled = "-".join(word.upper())
+    if rng.random() < 0.3:
+        question = rng.choice(LENGTH_REQUESTS).format(word)
+        return question, f"{spelled}\nThere are {len(word)} letters."
+    letter = rng.choice(word.lower())
+    number = word.lower().count(letter)
+    question = rng.choice(COUNT_REQUESTS).format(letter, word)
+    if rng.random() < 0.5:
+        question = rng.choice(SPELL_REQUESTS).format(word) + " " + question
+    return question, f"{spelled}\nThe letter {letter} is found {number} time{'s' * (number > 1)}."
+
+
+def read_stories(path: Path) -> list[str]:
+    """The stories of a file in which a line <|endoftext|> separates them."""
+    parts = path.read_text(encoding="utf-8").split("<|endoftext|>")
+    return [part.strip() for part in parts if part.strip()]
+
+
+def read_dialogs(path: Path) -> list[list[str]]:
+    """Turns of dialogs, of those that are mostly written with capitals."""
+    dialogs = [json.loads(line)["turns"] for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        turns for turns in dialogs if sum(turn[:1].isupper() for turn in turns) > 0.8 * len(turns)
+    ]
+
+
+def read_spelling(path: Path) -> list[tuple[str, str]]:
+    """Questions for the spelling of a word, and the answers."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        (line["prompt"], line["response"].replace(" 1 times.", " 1 time."))
+        for line in lines
+        if line["cat"] == "generated-spelling"
+    ]
+
+
+def known_words(
+    stories: list[str], dialogs: list[list[str]], spelling: list[tuple[str, str]]
+) -> list[str]:
+    """Words worth spelling: those that occur some times in the text or once in the questions."""
+    text = Counter(re.findall(r"\b[a-z]{2,12}\b", "\n".join(stories)))
+    for turns in dialogs:
+        text.update(re.findall(r"\b[a-z]{2,12}\b", "\n".join(turns)))
+    asked = re.findall(r"\b[a-z]{2,12}\b(?= spelled|\?$|\.$)", "\n".join(p for p, _ in spelling))
+    return sorted({word for word, times in text.items() if times >= 5} | set(asked))
+
+
+def kept(items: list[T]) -> list[T]:
+    """What is trained on."""
+    return [item for i, item in enumerate(items) if i % HELD_OUT_EVERY]
+
+
+def held_out(items: list[T]) -> list[T]:
+    """What is kept for measuring."""
+    return items[::HELD_OUT_EVERY]
+
+
+if __name__ == "__main__":
+    import fire
+
+    fire.Fire(main)

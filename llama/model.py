@@ -1,0 +1,340 @@
+"""The Llama transformer (2, 3, 3.1, 3.2, 3.3), to be read from top to bottom.
+
+A decoder of pre-normalised blocks: RMSNorm (Zhang and Sennrich, 2019), rotary positions (Su et
+al., 2021), grouped-query attention (Ainslie et al., 2023) and SwiGLU feed-forward layers (Shazeer,
+2020), as in Touvron et al. (2023) and Dubey et al. (2024). Constructors and parameter names are
+those of Meta's package, so that its checkpoints fit.
+
+Positions are the single source of truth. A forward pass is given tokens and the position of each
+row's first one; the rotary angles, where keys and values are stored, and what may be attended to
+all follow from that. Two prompts of 3 and 5 tokens, padded on the right and run as one batch, then
+a token each:
+
+    cache = model.new_cache(batch_size=2, seq_len=8)
+    model(tokens, 0, cache=cache)                       # tokens (2, 5), row 0: a b c . .
+    model(next_ids, torch.tensor([3, 5]), cache=cache)  # next_ids (2, 1); row 0 writes over its
+                                                        # padding before anything attends to it
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from fairscale.nn.model_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+)
+from torch import Tensor, nn
+
+from llama import parallel
+from llama.cache import KVCache
+
+
+@dataclass
+class ModelArgs:
+    """The shape of a model, field for field what Meta's `params.json` calls it.
+
+    Raises ValueError where the numbers do not fit each other or the ranks that share the model.
+    """
+
+    dim: int = 4096
+    n_layers: int = 32
+    n_heads: int = 32
+    n_kv_heads: int | None = None  # None: as many as n_heads
+    vocab_size: int = -1  # -1 in Llama 2's files: the tokenizer knows it
+    multiple_of: int = 256  # the hidden size of FeedForward is rounded up to it
+    ffn_dim_multiplier: float | None = None
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0  # Llama 2's, whose files do not state it; Llama 3 has 500000
+    use_scaled_rope: bool = False  # Llama 3.1's stretching of low rotary frequencies
+    rope_scaling_factor: float | None = None  # None: 32 for the shapes of Llama 3.2, else 8
+    max_batch_size: int = 32
+    max_seq_len: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.n_kv_heads is None:
+            self.n_kv_heads = self.n_heads
+        if self.rope_scaling_factor is None:
+            # params.json says only use_scaled_rope for 3.1 (factor 8) and 3.2 (factor 32) alike.
+            llama32 = (self.dim, self.n_layers) in ((2048, 16), (3072, 28))
+            self.rope_scaling_factor = 32.0 if llama32 else 8.0
+        for name, value in vars(self).items():
+            unset = value is None or isinstance(value, bool) or (name, value) == ("vocab_size", -1)
+            if not unset and not value > 0:
+                raise ValueError(f"{name}={value} should be greater than 0")
+        ranks = parallel.model_parallel_size()
+        hidden = feed_forward_size(4 * self.dim, self.multiple_of, self.ffn_dim_multiplier)
+        for name, size, by, divisor in (
+            ("dim", self.dim, "n_heads", self.n_heads),
+            ("dim / n_heads", self.head_dim, "two, for rotary pairs", 2),
+            ("n_heads", self.n_heads, "n_kv_heads", self.n_kv_heads),
+            ("n_heads", self.n_heads, "the number of ranks", ranks),
+            ("n_kv_heads", self.n_kv_heads, "the number of ranks", ranks),
+            ("the feed-forward size", hidden, "the number of ranks", ranks),
+            ("vocab_size", max(self.vocab_size, 0), "the number of ranks", ranks),
+        ):
+            if size % divisor:
+                raise ValueError(f"{name} ({size}) is not divisible by {by} ({divisor})")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+
+def _init_weight(weight: Tensor) -> Tensor:
+    return nn.init.normal_(weight, std=0.02)
+
+
+# Column then row parallel: the ranks meet once, in the sum that ends the second layer.
+_COLUMN = {"bias": False, "gather_output": False, "init_method": _init_weight}
+_ROW = {"bias": False, "input_is_parallel": True, "init_method": _init_weight}
+
+
+class RMSNorm(nn.Module):
+    """Scales each vector to a root mean square of one, computed in float32, then by a weight."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return normed.type_as(x) * self.weight
+
+
+def rotary_frequencies(
+    dim: int, theta: float, use_scaled: bool = False, scaling_factor: float = 8.0
+) -> Tensor:
+    """Radians a position for each pair of a head of size `dim`: theta^(-2j / dim), (dim / 2,).
+
+    With `use_scaled`, as in Llama 3.1, waves longer than the 8192 positions it was first trained
+    on turn `scaling_factor` times slower, waves shorter than a quarter of that stay as they are,
+    and those in between are blended.
+    """
+    freqs = theta ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    if use_scaled:
+        turns = 8192 * freqs / (2 * math.pi)  # within the original context
+        keep = ((turns - 1) / (4 - 1)).clamp(0, 1)
+        freqs = freqs * (keep + (1 - keep) / scaling_factor)
+    return freqs
+
+
+def rotations(positions: Tensor, freqs: Tensor) -> Tensor:
+    """e^(i position frequency) as complex64: positions (...) -> (..., dim / 2)."""
+    angles = positions.unsqueeze(-1).float() * freqs
+    return torch.view_as_complex(torch.stack((angles.cos(), angles.sin()), dim=-1))
+
+
+def precompute_freqs_cis(
+    dim: int,
+    end: int,
+    theta: float = 10000.0,
+    use_scaled: bool = False,
+    scaling_factor: float = 8.0,
+) -> Tensor:
+    """The rotations of positions 0 to `end` - 1, complex64 (end, dim / 2)."""
+    return rotations(torch.arange(end), rotary_frequencies(dim, theta, use_scaled, scaling_factor))
+
+
+def apply_rotary_emb(xq: Tensor, xk: Tensor, freqs_cis: Tensor) -> tuple[Tensor, Tensor]:
+    """Turns each pair (x[2j], x[2j + 1]) of every head by its position's angle.
+
+    `xq` and `xk` are (batch, seq, heads, head_dim); `freqs_cis` is complex, (seq, head_dim / 2), or
+    (batch, seq, head_dim / 2) where rows stand at different positions.
+    """
+    # In real arithmetic: Apple GPUs and compilers have little or no support for complex numbers.
+    cos, sin = torch.view_as_real(freqs_cis).unsqueeze(-3).unbind(-1)  # (..., seq, 1, head_dim / 2)
+
+    def rotate(x: Tensor) -> Tensor:
+        even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+        return turned.flatten(-2).type_as(x)
+
+    return rotate(xq), rotate(xk)
+
+
+def repeat_kv(x: Tensor, n_rep: int) -> Tensor:
+    """(batch, seq, n_kv_heads, head_dim) -> (batch, seq, n_kv_heads * n_rep, head_dim).
+
+    What grouped-query attention means, spelled out: query head h reads key head h // n_rep.
+    `Attention` gets the same from its kernel without the copy.
+    """
+    return x.repeat_interleave(n_rep, dim=2)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: n_heads query heads share n_kv_heads heads of keys and values."""
+
+    def __init__(self, args: ModelArgs) -> None:
+        super().__init__()
+        parallel.initialize()
+        self.head_dim = args.head_dim
+        q_dim, kv_dim = args.dim, (args.n_kv_heads or args.n_heads) * args.head_dim
+        self.wq = ColumnParallelLinear(args.dim, q_dim, **_COLUMN)
+        self.wk = ColumnParallelLinear(args.dim, kv_dim, **_COLUMN)
+        self.wv = ColumnParallelLinear(args.dim, kv_dim, **_COLUMN)
+        self.wo = RowParallelLinear(q_dim, args.dim, **_ROW)
+
+    def forward(
+        self,
+        x: Tensor,
+        start_pos: int | Tensor,
+        freqs_cis: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """(batch, seq, dim) -> (batch, seq, dim), for tokens from `start_pos` on.
+
+        `mask` is what `scaled_dot_product_attention` takes, over the keys of the layer's `cache`
+        (without one, over those of `x`). None stands for causal over `x` alone, or where seq is 1
+        for all there is.
+        """
+        batch, seq, _ = x.shape
+        xq = self.wq(x).view(batch, seq, -1, self.head_dim)  # (batch, seq, heads, head_dim)
+        xk = self.wk(x).view(batch, seq, -1, self.head_dim)
+        xv = self.wv(x).view(batch, seq, -1, self.head_dim)
+        xq, xk = apply_rotary_emb(xq, xk, freqs_cis)
+        if cache is None:
+            keys, values = xk.transpose(1, 2), xv.transpose(1, 2)
+        else:
+            keys, values = cache.update(start_pos, xk, xv)  # (batch, kv_heads, positions, head_dim)
+        causal = mask is None and seq > 1
+        out = F.scaled_dot_product_attention(
+            xq.transpose(1, 2), keys, values, attn_mask=mask, is_causal=causal, enable_gqa=True
+        )
+        return self.wo(out.transpose(1, 2).reshape(batch, seq, -1))  # (batch, seq, dim)
+
+
+def feed_forward_size(hidden_dim: int, multiple_of: int, ffn_dim_multiplier: float | None) -> int:
+    """The true hidden size: 2/3 of `hidden_dim` (for three matrices), scaled, then rounded up."""
+    size = int(2 * hidden_dim / 3)
+    if ffn_dim_multiplier is not None:
+        size = int(ffn_dim_multiplier * size)
+    return -(-size // multiple_of) * multiple_of
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
+    def __init__(
+        self, dim: int, hidden_dim: int, multiple_of: int, ffn_dim_multiplier: float | None = None
+    ) -> None:
+        super().__init__()
+        parallel.initialize()
+        hidden = feed_forward_size(hidden_dim, multiple_of, ffn_dim_multiplier)
+        self.w1 = ColumnParallelLinear(dim, hidden, **_COLUMN)
+        self.w2 = RowParallelLinear(hidden, dim, **_ROW)
+        self.w3 = ColumnParallelLinear(dim, hidden, **_COLUMN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class TransformerBlock(nn.Module):
+    """Attention, then the feed-forward layer, each normalised before and added to its input."""
+
+    def __init__(self, layer_id: int, args: ModelArgs) -> None:
+        super().__init__()
+        self.layer_id = layer_id
+        self.attention = Attention(args)
+        self.feed_forward = FeedForward(
+            args.dim, 4 * args.dim, args.multiple_of, args.ffn_dim_multiplier
+        )
+        self.attention_norm = RMSNorm(args.dim, args.norm_eps)
+        self.ffn_norm = RMSNorm(args.dim, args.norm_eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        start_pos: int | Tensor,
+        freqs_cis: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Arguments and shapes as for `Attention.forward`."""
+        h = x + self.attention(self.attention_norm(x), start_pos, freqs_cis, mask, cache)
+        return h + self.feed_forward(self.ffn_norm(h))
+
+
+class Transformer(nn.Module):
+    """The whole model, from token ids to logits."""
+
+    def __init__(self, params: ModelArgs) -> None:
+        super().__init__()
+        if params.vocab_size < 1:
+            raise ValueError("vocab_size=-1: set it to the tokenizer's n_words before building")
+        parallel.initialize()
+        self.params = params
+        self.vocab_size = params.vocab_size
+        self.n_layers = params.n_layers
+        self.tok_embeddings = VocabParallelEmbedding(
+            params.vocab_size, params.dim, init_method=_init_weight
+        )
+        self.layers = nn.ModuleList(TransformerBlock(i, params) for i in range(params.n_layers))
+        self.norm = RMSNorm(params.dim, params.norm_eps)
+        self.output = ColumnParallelLinear(
+            params.dim, params.vocab_size, bias=False, init_method=_init_weight
+        )
+        # No buffer, so that .to(dtype) and checkpoints leave the frequencies alone.
+        scaling = params.use_scaled_rope, params.rope_scaling_factor or 1.0
+        self.freqs = rotary_frequencies(params.head_dim, params.rope_theta, *scaling)
+        self.cache: KVCache | None = None
+
+    def new_cache(self, batch_size: int, seq_len: int) -> KVCache:
+        """An empty cache of this rank's heads, in the model's dtype and on its device."""
+        p, like = self.params, self.norm.weight
+        heads = (p.n_kv_heads or p.n_heads) // parallel.model_parallel_size()
+        shape = (p.n_layers, batch_size, heads, seq_len, p.head_dim)
+        return KVCache.zeros(shape, like.dtype, like.device)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        start_pos: int | Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
+        logits_at: Tensor | None = None,
+    ) -> Tensor:
+        """float32 logits (batch, seq, vocab_size) for `tokens` (batch, seq).
+
+        Without `start_pos` nothing is cached and gradients flow. With it, an int for all rows or
+        a tensor (batch,), earlier positions are read from `cache`, new ones are stored there, and
+        there are no gradients; the model's own cache for `max_batch_size` rows of `max_seq_len`
+        is made where none is handed in. `logits_at` (batch, n) picks the columns of `tokens`
+        whose logits are wanted, (batch, n, vocab_size). Raises ValueError for tokens of another
+        rank than 2, or where the cache has too few rows or positions.
+        """
+        if tokens.dim() != 2:
+            raise ValueError(f"tokens should be (batch, seq), not {tuple(tokens.shape)}")
+        (batch, seq), p = tokens.shape, self.params
+        if start_pos is not None:
+            if cache is None:
+                cache = self.cache or self.new_cache(p.max_batch_size, p.max_seq_len)
+                self.cache = cache
+            length = start_pos + seq if isinstance(start_pos, int) else cache.seq_len
+            cache = cache.view(0, batch, length)
+        elif cache is None:
+            start_pos = 0
+        else:
+            raise ValueError("a cache needs start_pos, the position of each row's first token")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+            key_count = seq if cache is None else cache.seq_len
+            start = start_pos.unsqueeze(1) if isinstance(start_pos, Tensor) else start_pos
+            positions = start + torch.arange(seq, device=tokens.device)  # (seq,) or (batch, seq)
+            freqs_cis = rotations(positions, self.freqs.to(tokens.device))
+            mask = None
+            # None where a prompt starts at position 0 (plainly causal) and where one token at a
+            # common position sees all of its past: without a mask the fast kernels run.
+            if isinstance(start, Tensor) or (start > 0 and seq > 1):
+                keys = torch.arange(key_count, device=tokens.device)
+                mask = (keys <= positions.unsqueeze(-1)).unsqueeze(-3)  # ([batch,] 1, seq, keys)
+            h = self.tok_embeddings(tokens)  # (batch, seq, dim)
+            for i, layer in enumerate(self.layers):
+                h = layer(h, start_pos, freqs_cis, mask, cache.layer(i) if cache else None)
+            if logits_at is not None:
+                h = h.gather(1, logits_at.unsqueeze(-1).expand(-1, -1, h.shape[-1]))
+            return self.output(self.norm(h)).float()

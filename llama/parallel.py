@@ -1,0 +1,165 @@
+"""Which device, which dtype, which rank: what a process must know about itself before it computes.
+
+`model.py` is written on fairscale's parallel layers, which need process groups even where there
+is one process. `initialize` makes them from what it finds: under `torchrun`, on one host or
+several, the groups that its environment describes; in plain `python` or a notebook, a group of
+one that opens no port. It is the only place that starts a group, and `shutdown` (which also runs
+at exit) ends what it started and nothing else.
+"""
+
+import atexit
+import contextlib
+import io
+import os
+
+import torch
+import torch.distributed as dist
+from fairscale.nn.model_parallel import initialize as fairscale_groups
+
+_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_started = False
+
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float32": torch.float32,
+    "fp32": torch.float32,
+}
+
+
+def select_device(device: str | torch.device | None = None) -> torch.device:
+    """The device of this rank: the one asked for, else the best of `cuda`, `mps` and `cpu`.
+
+    A plain `cuda` becomes the GPU with this rank's number on its host. Raises ValueError for a
+    device that this machine does not have, or where a host has more ranks than GPUs.
+    """
+    if device is None:
+        best = "cpu"
+        if torch.cuda.is_available():
+            best = "cuda"
+        elif torch.backends.mps.is_available():
+            best = "mps"
+        chosen = torch.device(best)
+    else:
+        try:
+            chosen = torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"device {device!r} is none of cuda, mps and cpu") from error
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = int(os.environ.get("LOCAL_RANK", "0")) if chosen.index is None else chosen.index
+        if index >= count:
+            raise ValueError(
+                f"this rank needs GPU {index}, but torch sees {count} on this host; "
+                "start fewer processes or ask for device='cpu'"
+            )
+        return torch.device("cuda", index)
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device 'mps' was asked for, but this machine has no Apple GPU; use 'cpu'")
+    if chosen.type not in ("cpu", "mps"):
+        raise ValueError(f"device {str(chosen)!r} is none of cuda, mps and cpu")
+    return chosen
+
+
+def select_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> torch.dtype:
+    """The dtype to compute in: the one asked for, else bfloat16 where `device` computes it.
+
+    Without bfloat16 a GPU takes float16 and a CPU float32. Raises ValueError for a dtype that is
+    none of bfloat16, float16 and float32.
+    """
+    if dtype is not None:
+        chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+        if chosen is None or chosen not in DTYPES.values():
+            raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
+        return chosen
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "mps":
+        return torch.bfloat16 if torch.backends.mps.is_macos_or_newer(14, 0) else torch.float16
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def initialize(model_parallel_size: int | None = None, device: torch.device | None = None) -> None:
+    """Makes sure that torch's and fairscale's process groups stand; may be called again.
+
+    `model_parallel_size` is the number of ranks that share one model, by default all of them.
+    Groups that the caller has started already are used as they are. Raises ValueError where the
+    size does not divide the number of processes, or differs from that of standing groups.
+    """
+    global _started
+    if not dist.is_initialized():
+        # fairscale's groups outlive torch's: what is left of them belongs to no one.
+        fairscale_groups.destroy_model_parallel()
+        if all(name in os.environ for name in _TORCHRUN):
+            nccl = device is not None and device.type == "cuda"
+            if device is not None and nccl:
+                torch.cuda.set_device(device)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
+        else:
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        _started = True
+        atexit.register(shutdown)
+    world = dist.get_world_size()
+    if fairscale_groups.model_parallel_is_initialized():
+        standing = fairscale_groups.get_model_parallel_world_size()
+        if model_parallel_size not in (None, standing):
+            raise ValueError(
+                f"model_parallel_size={model_parallel_size}, but this process already runs models "
+                f"over {standing} ranks; one process keeps one size"
+            )
+        return
+    size = world if model_parallel_size is None else model_parallel_size
+    if size < 1 or world % size:
+        raise ValueError(
+            f"model_parallel_size={size} does not divide the {world} running process(es); "
+            f"start it with torchrun --nproc_per_node {max(size, 1)}, or leave the argument out"
+        )
+    # fairscale announces its groups on rank 0's standard output, which belongs to the caller.
+    with contextlib.redirect_stdout(io.StringIO()):
+        fairscale_groups.initialize_model_parallel(size)
+
+
+def shutdown() -> None:
+    """Ends the process groups if `initialize` started them. Models built on them stop working."""
+    global _started
+    if not _started:
+        return
+    _started = False
+    atexit.unregister(shutdown)
+    fairscale_groups.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def model_parallel_size() -> int:
+    """How many ranks share one model: 1 as long as no groups stand."""
+    if not fairscale_groups.model_parallel_is_initialized():
+        return 1
+    return int(fairscale_groups.get_model_parallel_world_size())
+
+
+def model_parallel_rank() -> int:
+    """This process's place among the ranks that share its model."""
+    if not fairscale_groups.model_parallel_is_initialized():
+        return 0
+    return int(fairscale_groups.get_model_parallel_rank())
+
+
+def is_main() -> bool:
+    """True in the one process that speaks for all, under torchrun also before `initialize`."""
+    if dist.is_initialized():
+        return dist.get_rank() == 0
+    return os.environ.get("RANK", "0") == "0"
+
+
+def broadcast(tensor: torch.Tensor) -> torch.Tensor:
+    """Gives every rank of a model the first one's `tensor`, in place, and returns it."""
+    if model_parallel_size() > 1:
+        dist.broadcast(
+            tensor,
+            src=fairscale_groups.get_model_parallel_src_rank(),
+            group=fairscale_groups.get_model_parallel_group(),
+        )
+    return tensor

@@ -1,0 +1,447 @@
+"""Text to token ids and back, and the layout of a chat as token ids.
+
+Llama 2 ships a SentencePiece model, Llama 3 a list of tiktoken ranks, and both files are
+called `tokenizer.model`. `Tokenizer` looks inside and behaves alike for either; `ChatFormat`
+writes the prompt that the generation was trained on. Text never turns into a special token:
+only a chat format writes those. And a token is not a character, so text that is shown while
+it is generated goes through `Tokenizer.stream_decoder()`.
+
+    tokenizer = Tokenizer("tokenizer.model")                  # Llama 3's 128,000 ranks + 256
+    tokenizer.encode("Hello world", bos=True)                 # [128000, 9906, 1917]
+    dialog = [{"role": "user", "content": "Hello world"}]
+    ChatFormat(tokenizer).encode_dialog_prompt(dialog)
+
+    128000  128006  882   128007  271   9906   1917    128009  128006  78191      128007  271
+    begin   start   user  end     \\n\\n  Hello  _world  eot     start   assistant  end     \\n\\n
+
+The last four ids open the answer: what the model generates next is the assistant speaking,
+until one of `tokenizer.stop_tokens`.
+"""
+
+from __future__ import annotations
+
+import base64
+import operator
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, TypedDict, get_args
+
+import sentencepiece
+import tiktoken
+
+Role = Literal["system", "user", "assistant", "ipython", "tool"]
+
+
+class Message(TypedDict):
+    """One turn of a dialog. `ipython`, also called `tool`, is what a called tool returned."""
+
+    role: Role
+    content: str
+
+
+Dialog = Sequence[Message]
+
+# How Llama 3 cuts text into words before it merges bytes (as in its tokenizer.json).
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# tiktoken's regex engine overflows its stack on a run of about a million spaces. Where the text
+# is cut decides its ids, so these limits are those of Meta's package.
+_MAX_BLOCK_CHARS = 400_000
+_MAX_RUN_CHARS = 25_000
+
+
+class Tokenizer:
+    """The vocabulary in `model_path`: tiktoken ranks (Llama 3) or a SentencePiece model (Llama 2).
+
+    Which of the two, the file's content decides, not its name.
+
+    n_words          size of the vocabulary, special tokens included
+    bos_id, eos_id   beginning and end of a text
+    pad_id           fills up a batch. Always an id that can be embedded: Llama 2's file says -1,
+                     for which its unknown token stands in, since byte fallback never produces it
+    stop_tokens      the ids that end an answer
+    special_tokens   name to id, for all tokens that plain text is never encoded to
+    is_sentencepiece whether this is Llama 2's kind of vocabulary, with its kind of chat format
+
+    Raises FileNotFoundError or IsADirectoryError where there is no file, and ValueError, saying
+    what was found instead, where the file is no whole vocabulary.
+    """
+
+    def __init__(self, model_path: str | os.PathLike[str]):
+        self.model_path = os.fspath(model_path)
+        data = Path(model_path).read_bytes()
+        self.is_sentencepiece = not _RANK_LINE.match(data)
+        backend = _SentencePiece if self.is_sentencepiece else _Tiktoken
+        self._model: _SentencePiece | _Tiktoken = backend(self.model_path, data)
+        self.n_words = self._model.n_words
+        self.bos_id = self._model.bos_id
+        self.eos_id = self._model.eos_id
+        self.pad_id = self._model.pad_id
+        self.stop_tokens = self._model.stop_tokens
+        self.special_tokens = self._model.special_tokens
+
+    def encode(
+        self,
+        s: str,
+        bos: bool = False,
+        eos: bool = False,
+        allowed_special: Literal["all"] | Collection[str] = frozenset(),
+        disallowed_special: Literal["all"] | Collection[str] = (),
+    ) -> list[int]:
+        """The ids of `s`, with `bos_id` before and `eos_id` after them if asked.
+
+        `<|eot_id|>` in `s` is encoded as those ten characters, unless its name is given in
+        `allowed_special`: for text you wrote yourself, and only with tiktoken. A name in
+        `disallowed_special` must not occur in `s`; "all" means all that are not allowed.
+        Half a surrogate pair, which UTF-8 has no bytes for, is encoded as U+FFFD.
+
+        Raises TypeError if `s` is not a str, ValueError for disallowed text or an unknown name.
+        """
+        if not isinstance(s, str):
+            raise TypeError(f"encode takes a str, not {type(s).__name__}: {s!r:.60}")
+        allowed = self._special_names(allowed_special)
+        if allowed and self.is_sentencepiece:
+            raise ValueError("allowed_special: SentencePiece has no text for special tokens")
+        disallowed = self._special_names(disallowed_special)
+        if disallowed_special == "all":
+            disallowed -= allowed
+        for name in sorted(disallowed):
+            if name in s:
+                where = s.index(name)
+                raise ValueError(f"the text has {name} (disallowed_special) at character {where}")
+        ids = self._model.encode(s, allowed)
+        return [self.bos_id] * bool(bos) + ids + [self.eos_id] * bool(eos)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD.
+
+        Special tokens are written out by name for Llama 3 and vanish for Llama 2, as in Meta's
+        packages. Raises ValueError for an id outside the vocabulary.
+        """
+        return self._model.decode([self._checked(i) for i in ids])
+
+    def stream_decoder(self) -> StreamDecoder:
+        """Decodes one text token by token."""
+        return StreamDecoder(self)
+
+    def _checked(self, token_id: int) -> int:
+        token_id = operator.index(token_id)  # takes numpy's and torch's integers, and no floats
+        if not 0 <= token_id < self.n_words:
+            raise ValueError(f"token id {token_id} is not within 0..{self.n_words - 1}")
+        return token_id
+
+    def _special_names(self, names: Literal["all"] | Collection[str]) -> set[str]:
+        if names == "all":
+            return set(self.special_tokens)
+        if unknown := sorted(set(names) - set(self.special_tokens)):
+            some = ", ".join(list(self.special_tokens)[:2])
+            raise ValueError(f"no special token {unknown[0]!r}: give 'all' or a set ({some}, ...)")
+        return set(names)
+
+
+class StreamDecoder:
+    """Gives out text as its tokens come, but never a part of a character.
+
+    An emoji may be four tokens of a byte each: `feed` returns "" for the first three. Whatever
+    the ids, `"".join(map(d.feed, ids)) + d.flush() == tokenizer.decode(ids)`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._reset()
+
+    def _reset(self) -> None:
+        self._bytes = b""  # a character's first bytes
+        self._head: list[int] = []  # text pieces before there is text: one loses its space
+        self._begun = False
+
+    def feed(self, token_id: int) -> str:
+        """The text that this token completes. Raises ValueError for an id that does not exist."""
+        token_id = self._tokenizer._checked(token_id)
+        piece = self._tokenizer._model.piece(token_id)
+        if isinstance(piece, bytes):
+            self._begun = True
+            self._bytes += piece
+            return self._take()
+        text = self._take(final=True)  # a text piece ends a run of byte pieces, also a broken one
+        if self._begun or not piece:
+            return text + piece
+        self._head.append(token_id)
+        text = self._tokenizer._model.decode(self._head)
+        self._begun = text != ""
+        return text
+
+    def flush(self) -> str:
+        """What was held back, as U+FFFD. The decoder is then ready for another text."""
+        text = self._take(final=True)
+        self._reset()
+        return text
+
+    def _take(self, final: bool = False) -> str:
+        text = ""
+        while True:
+            try:
+                whole, self._bytes = self._bytes.decode(), b""
+                return text + whole
+            except UnicodeDecodeError as error:
+                text += self._bytes[: error.start].decode()
+                if error.reason == "unexpected end of data" and not final:
+                    self._bytes = self._bytes[error.start :]
+                    return text
+                # SentencePiece counts each wrong byte, Python (so tiktoken) each broken sequence.
+                one_byte = self._tokenizer.is_sentencepiece
+                self._bytes = self._bytes[error.start + 1 if one_byte else error.end :]
+                text += "\ufffd"
+
+
+class _Tiktoken:
+    def __init__(self, path: str, data: bytes):
+        ranks = _parse_ranks(path, data)
+        self.special_tokens = special = _llama3_special_tokens(len(ranks))
+        self.n_words = len(ranks) + len(special)
+        self.bos_id = special["<|begin_of_text|>"]
+        self.eos_id = special["<|end_of_text|>"]
+        self.pad_id = special["<|finetune_right_pad_id|>"]
+        self.stop_tokens = {self.eos_id, special["<|eom_id|>"], special["<|eot_id|>"]}
+        self._encoding = tiktoken.Encoding(
+            Path(path).name,
+            pat_str=LLAMA3_PATTERN,
+            mergeable_ranks=ranks,
+            special_tokens=special,
+        )
+
+    def encode(self, s: str, allowed: set[str]) -> list[int]:
+        ids: list[int] = []
+        for part in _split_long(s):
+            ids += self._encoding.encode(part, allowed_special=allowed, disallowed_special=())
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self._encoding.decode(ids, errors="replace")
+
+    def piece(self, token_id: int) -> bytes:
+        return self._encoding.decode_single_token_bytes(token_id)
+
+
+class _SentencePiece:
+    """Needs no cutting of long texts (a million spaces take it a quarter of a second), and must
+    not have it: each part would get a dummy space in front."""
+
+    def __init__(self, path: str, data: bytes):
+        if not data.strip():
+            raise ValueError(f"{path} is empty: download or copy it again")
+        self._processor = sp = sentencepiece.SentencePieceProcessor()
+        try:
+            sp.LoadFromSerializedProto(data)
+        except RuntimeError:
+            start = data[:1000].lstrip()
+            kind = next(text for head, text in _NOT_A_TOKENIZER.items() if start.startswith(head))
+            raise ValueError(f"{path} {kind}") from None
+        self.n_words = sp.vocab_size()
+        self.bos_id, self.eos_id, unk_id = sp.bos_id(), sp.eos_id(), sp.unk_id()
+        if min(self.bos_id, self.eos_id, unk_id) < 0:
+            raise ValueError(f"{path} is a SentencePiece model, but lacks <s>, </s> or <unk>")
+        self.pad_id = sp.pad_id() if sp.pad_id() >= 0 else unk_id
+        self.stop_tokens = {self.eos_id}
+        special_ids = (i for i in range(self.n_words) if sp.is_control(i) or sp.is_unknown(i))
+        self.special_tokens = {sp.id_to_piece(i): i for i in special_ids}
+
+    def encode(self, s: str, allowed: set[str]) -> list[int]:
+        # Half a surrogate pair is an error here; tiktoken makes it U+FFFD, in this way.
+        s = s.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return list(self._processor.encode(s))
+
+    def decode(self, ids: list[int]) -> str:
+        return str(self._processor.decode(ids))
+
+    def piece(self, token_id: int) -> bytes | str:
+        """A byte, or the text of a piece where it is not the first of its text."""
+        piece = self._processor.id_to_piece(token_id)
+        if self._processor.is_byte(token_id):
+            return bytes([int(piece[3:5], 16)])  # "<0xE2>"
+        if piece in self.special_tokens:
+            return self.decode([token_id])
+        return piece.replace("\u2581", " ")
+
+
+class ChatFormat:
+    """Llama 3's chat layout; made from a SentencePiece tokenizer, Llama 2's (Llama2ChatFormat).
+
+    Raises ValueError or TypeError, with the index of the message, for a dialog that is not a list
+    of `{"role": one of Role, "content": str}`.
+    """
+
+    # Meta's scripts say `ChatFormat(tokenizer)` whatever the checkpoint is, so the choice is made
+    # here, once, and no caller has to know that there are two.
+    def __new__(cls, tokenizer: Tokenizer) -> ChatFormat:
+        is_llama2 = cls is ChatFormat and tokenizer.is_sentencepiece
+        return super().__new__(Llama2ChatFormat if is_llama2 else cls)
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+
+    def encode_header(self, message: Message) -> list[int]:
+        """`<|start_header_id|>role<|end_header_id|>` and an empty line."""
+        _check_message(message)
+        # Llama 3.1's prompt format knows a tool's result by the name ipython only.
+        role = "ipython" if message["role"] == "tool" else message["role"]
+        special = self.tokenizer.special_tokens
+        ids = [special["<|start_header_id|>"], *self.tokenizer.encode(role)]
+        return [*ids, special["<|end_header_id|>"], *self.tokenizer.encode("\n\n")]
+
+    def encode_message(self, message: Message) -> list[int]:
+        """The header, the content without white space around it, `<|eot_id|>`."""
+        ids = self.encode_header(message) + self.tokenizer.encode(message["content"].strip())
+        return [*ids, self.tokenizer.special_tokens["<|eot_id|>"]]
+
+    def encode_dialog_prompt(self, dialog: Dialog) -> list[int]:
+        """`<|begin_of_text|>`, the messages, and the header of the assistant's answer to come."""
+        dialog = _checked_dialog(dialog)
+        ids = [self.tokenizer.bos_id]
+        for message in dialog:
+            ids += self.encode_message(message)
+        return ids + self.encode_header({"role": "assistant", "content": ""})
+
+
+class Llama2ChatFormat(ChatFormat):
+    """Llama 2's chat layout, in which a question and its answer are one text:
+
+        <s>[INST] <<SYS>>
+        system
+        <</SYS>>
+
+        question [/INST] answer </s><s>[INST] question [/INST]
+
+    Its tags are plain text, so messages that contain one are refused (ValueError): nothing else
+    would keep a user from speaking as the system. So are dialogs of any other order than
+    (system,) user, assistant, user, ..., user.
+    """
+
+    _TAGS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
+
+    def encode_header(self, message: Message) -> list[int]:
+        raise TypeError("Llama 2's chat format has no headers: use encode_dialog_prompt")
+
+    def encode_message(self, message: Message) -> list[int]:
+        raise TypeError("Llama 2's chat format joins messages: use encode_dialog_prompt")
+
+    def encode_dialog_prompt(self, dialog: Dialog) -> list[int]:
+        texts = self._checked_texts(_checked_dialog(dialog))
+        ids: list[int] = []
+        for question, answer in zip(texts[:-1:2], texts[1::2], strict=True):
+            turn = f"[INST] {question.strip()} [/INST] {answer.strip()} "
+            ids += self.tokenizer.encode(turn, bos=True, eos=True)
+        return ids + self.tokenizer.encode(f"[INST] {texts[-1].strip()} [/INST]", bos=True)
+
+    def _checked_texts(self, dialog: list[Message]) -> list[str]:
+        """question, answer, ..., question; the system text within the first question."""
+        has_system = dialog[0]["role"] == "system"
+        for index, message in enumerate(dialog):
+            turn = ("user", "assistant")[(index - has_system) % 2]
+            expected = "system" if has_system and index == 0 else turn
+            if message["role"] != expected:
+                raise ValueError(
+                    f"message {index} has role {message['role']!r} where {expected!r} belongs: "
+                    "Llama 2's dialogs are (system,) user, assistant, user, ..., user"
+                )
+            if tags := [tag for tag in self._TAGS if tag in message["content"]]:
+                raise ValueError(f"message {index} contains {tags[0]}, a tag of Llama 2's format")
+        if dialog[-1]["role"] != "user":
+            raise ValueError(
+                f"message {len(dialog) - 1} is the last and has role {dialog[-1]['role']!r}: "
+                "Llama 2's dialogs end with the user's message that is to be answered"
+            )
+        texts = [message["content"] for message in dialog]
+        if has_system:
+            texts[:2] = [f"<<SYS>>\n{texts[0]}\n<</SYS>>\n\n{texts[1]}"]
+        return texts
+
+
+def _checked_dialog(dialog: Dialog) -> list[Message]:
+    messages = list(dialog)
+    if not messages:
+        raise ValueError("the dialog is empty; give it at least one message")
+    for index, message in enumerate(messages):
+        _check_message(message, f"message {index}")
+    return messages
+
+
+def _check_message(message: Message, name: str = "message") -> None:
+    if not isinstance(message, dict):
+        raise TypeError(f"{name} must be a dict with role and content, got {message!r:.60}")
+    if message.keys() != {"role", "content"}:
+        raise ValueError(f"{name} must have the keys role and content, got {list(message)}")
+    if message["role"] not in get_args(Role):
+        roles = ", ".join(get_args(Role))
+        raise ValueError(f"{name} has the unknown role {message['role']!r}; roles are {roles}")
+    if not isinstance(message["content"], str):
+        raise TypeError(f"{name}: content must be a str, got {message['content']!r:.60}")
+
+
+def _llama3_special_tokens(first_id: int) -> dict[str, int]:
+    """Llama 3's 256 special tokens, with the names of Hugging Face's Llama 3.1 tokenizer.json.
+
+    One table serves 3.0 and 3.1 to 3.3. It has to: the file of ranks is the same in all, so it
+    cannot tell them apart. And it may: the five tokens that 3.0 uses have the same ids in all;
+    what is new in 3.1 (`eom_id`, `python_tag`, ...) was reserved in 3.0, whose models never saw
+    it. Only the numbers of the reserved names differ, and those nobody writes or reads.
+    """
+    reserved = [f"reserved_special_token_{n}" for n in range(248)]
+    names = ["begin_of_text", "end_of_text", *reserved[:2], "finetune_right_pad_id", reserved[2]]
+    names += ["start_header_id", "end_header_id", "eom_id", "eot_id", "python_tag", *reserved[3:]]
+    return {f"<|{name}|>": first_id + offset for offset, name in enumerate(names)}
+
+
+def _split_long(s: str) -> Iterator[str]:
+    """Cuts `s` into blocks, and a block wherever a run of white space, or of anything else, has
+    reached the limit. Joined, the parts are `s`; a text with nothing long in it is its only part.
+    """
+    half = _MAX_RUN_CHARS // 2
+    for block_start in range(0, len(s), _MAX_BLOCK_CHARS):
+        block = s[block_start : block_start + _MAX_BLOCK_CHARS]
+        start = 0
+        # Looking at every word would cost as much as encoding it. A run over the limit fills one
+        # of these chunks, and that is quick to see.
+        chunks = (block[i : i + half] for i in range(0, len(block), half))
+        if any(chunk.isspace() or chunk.split(maxsplit=1) == [chunk] for chunk in chunks):
+            for run in re.finditer(r"\s+|\S+", block):
+                for cut in range(run.start() + _MAX_RUN_CHARS, run.end(), _MAX_RUN_CHARS):
+                    yield block[start:cut]
+                    start = cut
+        yield block[start:]
+
+
+_RANK_LINE = re.compile(rb"\s*[A-Za-z0-9+/]+={0,2}[ \t]+\d+[ \t]*(?:[\r\n]|$)")
+_FETCH_AGAIN = "if the file was cut off or changed, download or copy it again"
+_NOT_A_TOKENIZER = {
+    b"version https://git-lfs": "is a git-lfs pointer, not the file itself: run `git lfs pull`",
+    b"<": "is a web page, of a failed download perhaps: download or copy it again",
+    b"{": "is JSON: give the tokenizer.model (on Hugging Face in the folder `original`)",
+    b"": f"is neither tiktoken ranks nor a SentencePiece model; {_FETCH_AGAIN}",
+}
+
+
+def _parse_ranks(path: str, data: bytes) -> dict[bytes, int]:
+    """tiktoken's format: on each line a token's bytes in base64 and its rank, 0 to n - 1."""
+    lines = [line for line in data.splitlines() if line.strip()]
+    ranks: dict[bytes, int] = {}
+    for line in lines:
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError:
+            raise ValueError(
+                f"{path}: {line[:60]!r} is not a token in base64 and its rank; {_FETCH_AGAIN}"
+            ) from None
+    if sorted(ranks.values()) != list(range(len(lines))):
+        raise ValueError(
+            f"{path}: {len(lines)} lines should give as many tokens the ranks 0 to "
+            f"{len(lines) - 1}, each once, but some are repeated or missing; {_FETCH_AGAIN}"
+        )
+    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+        raise ValueError(f"{path} has no token for the single byte {missing[0]:#04x}")
+    return ranks

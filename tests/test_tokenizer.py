@@ -1,0 +1,559 @@
+import base64
+import itertools
+import random
+import re
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import tiktoken
+from fixtures import MERGES, write_sentencepiece, write_tiktoken
+
+from llama import tokenizer as tokenizer_module
+from llama.tokenizer import ChatFormat, Llama2ChatFormat, Tokenizer, _split_long
+
+N_RANKS = 256 + len(MERGES)
+# Written out again, not imported: the test has to notice if the module's copy changes.
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEXTS = [
+    "",
+    " ",
+    "hello world",
+    "  hello  world  ",
+    "Don't we'LL they'Re it'Strong 1234567 ½ Ⅷ",
+    "tabs\t\tand\r\n\r\n  newlines \n end   ",
+    "naïve café, 東京タワー, Здравствуй, שלום, e\u0301, \u200b\u2028\u2581_",
+    "🎉👩‍👩‍👧‍👦🇩🇪 <|eot_id|> <s></s><unk> <0x41> [INST]",
+]
+
+
+@pytest.fixture(scope="module")
+def llama3(tmp_path_factory):
+    # Neither name says which of the two it is: the content has to.
+    return Tokenizer(write_tiktoken(tmp_path_factory.mktemp("llama3") / "tokenizer.model"))
+
+
+@pytest.fixture(scope="module")
+def llama2(tmp_path_factory):
+    return Tokenizer(write_sentencepiece(tmp_path_factory.mktemp("llama2") / "tokenizer.model"))
+
+
+@pytest.fixture(params=["llama2", "llama3"])
+def either(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def plain_tiktoken():
+    tokens = [bytes([byte]) for byte in range(256)] + list(MERGES)
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    return tiktoken.Encoding("test", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
+
+
+@pytest.fixture(scope="module")
+def processor(llama2):
+    return sentencepiece.SentencePieceProcessor(model_file=llama2.model_path)
+
+
+# Vocabulary
+
+
+def test_llama3_ids_and_names(llama3):
+    assert not llama3.is_sentencepiece
+    assert llama3.n_words == N_RANKS + 256
+    assert sorted(llama3.special_tokens.values()) == list(range(N_RANKS, N_RANKS + 256))
+    offsets = {
+        0: "begin_of_text",
+        1: "end_of_text",
+        2: "reserved_special_token_0",
+        3: "reserved_special_token_1",
+        4: "finetune_right_pad_id",
+        5: "reserved_special_token_2",
+        6: "start_header_id",
+        7: "end_header_id",
+        8: "eom_id",
+        9: "eot_id",
+        10: "python_tag",
+        11: "reserved_special_token_3",
+        12: "reserved_special_token_4",
+        255: "reserved_special_token_247",
+    }
+    for offset, name in offsets.items():
+        assert llama3.special_tokens[f"<|{name}|>"] == N_RANKS + offset
+    assert (llama3.bos_id, llama3.eos_id, llama3.pad_id) == (N_RANKS, N_RANKS + 1, N_RANKS + 4)
+    assert llama3.stop_tokens == {N_RANKS + 1, N_RANKS + 8, N_RANKS + 9}
+
+
+def test_any_number_of_ranks(tmp_path):
+    tokenizer = Tokenizer(str(write_tiktoken(tmp_path / "ranks", merges=[b"ab"])))
+    assert tokenizer.n_words == 257 + 256
+    assert tokenizer.encode("abc", bos=True) == [257, 256, ord("c")]
+
+
+def test_llama2_ids_and_names(llama2, processor):
+    assert llama2.is_sentencepiece
+    assert llama2.n_words == processor.vocab_size()
+    assert processor.pad_id() == -1  # as in Llama 2's file; must not come out as pad_id
+    assert (llama2.bos_id, llama2.eos_id, llama2.pad_id) == (1, 2, 0)
+    assert llama2.stop_tokens == {2}
+    assert llama2.special_tokens == {"<unk>": 0, "<s>": 1, "</s>": 2}
+
+
+# Encoding
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_llama3_encodes_as_tiktoken_does(llama3, plain_tiktoken, text):
+    ids = plain_tiktoken.encode_ordinary(text)
+    assert llama3.encode(text) == ids
+    assert llama3.encode(text, True, True) == [llama3.bos_id, *ids, llama3.eos_id]
+    assert llama3.decode(ids) == text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_llama2_encodes_as_sentencepiece_does(llama2, processor, text):
+    ids = processor.encode(text)
+    assert llama2.encode(text) == ids
+    assert llama2.encode(text, True, True) == [1, *ids, 2]
+    assert llama2.decode(ids) == processor.decode(ids)
+    assert llama2.decode(ids) == text.replace("\u2581", " ")  # SentencePiece's sign for a space
+
+
+def test_special_names_in_text_stay_text(either):
+    text = " ".join(either.special_tokens)
+    ids = either.encode(text)
+    assert not set(ids) & set(either.special_tokens.values())
+    assert either.decode(ids) == text
+
+
+def test_allowed_special(llama3):
+    eot, python_tag = (llama3.special_tokens[name] for name in ("<|eot_id|>", "<|python_tag|>"))
+    text = "a<|eot_id|><|python_tag|>"
+    assert llama3.encode(text, allowed_special="all") == [ord("a"), eot, python_tag]
+    ids = llama3.encode(text, allowed_special={"<|eot_id|>"})
+    assert ids == [ord("a"), eot, *llama3.encode("<|python_tag|>")]
+    with pytest.raises(ValueError, match=r"no special token '<.nonsense.>'"):
+        llama3.encode(text, allowed_special={"<|nonsense|>"})
+    with pytest.raises(ValueError, match="no special token"):
+        llama3.encode(text, allowed_special="<|eot_id|>")  # a str is a set of characters
+
+
+def test_sentencepiece_allows_no_special(llama2):
+    for allowed in ("all", {"<s>"}):
+        with pytest.raises(ValueError, match="SentencePiece has no text for special tokens"):
+            llama2.encode("<s>", allowed_special=allowed)
+
+
+def test_disallowed_special(either):
+    name = "</s>" if either.is_sentencepiece else "<|eot_id|>"
+    for disallowed in ("all", {name}, (name,)):
+        assert either.encode("fine", disallowed_special=disallowed) == either.encode("fine")
+        with pytest.raises(ValueError, match=r"has .* at character 3"):
+            either.encode(f"abc{name}", disallowed_special=disallowed)
+
+
+def test_disallowed_all_spares_what_is_allowed(llama3):
+    ids = llama3.encode("<|eot_id|>", allowed_special={"<|eot_id|>"}, disallowed_special="all")
+    assert ids == [llama3.special_tokens["<|eot_id|>"]]
+
+
+def test_disallowed_name_is_found_across_a_cut(llama3):
+    text = "a" * (tokenizer_module._MAX_RUN_CHARS - 3) + "<|eot_id|>"
+    with pytest.raises(ValueError, match="at character 24997"):
+        llama3.encode(text, disallowed_special="all")
+
+
+@pytest.mark.parametrize("value", [b"bytes", None, 3, ["a"]])
+def test_encode_takes_only_str(either, value):
+    with pytest.raises(TypeError, match=f"not {type(value).__name__}"):
+        either.encode(value)
+
+
+def test_surrogates(either):
+    assert either.decode(either.encode("a\ud83d")) == "a\ufffd"
+    assert either.decode(either.encode("a\ud83c\udf89b")) == "a🎉b"
+
+
+# Long texts
+
+
+def naive_split(text, max_block, max_run):
+    parts = []
+    for block_start in range(0, len(text), max_block):
+        part, run = "", 0
+        for before, char in itertools.pairwise(
+            [None, *text[block_start : block_start + max_block]]
+        ):
+            run = run + 1 if before is not None and before.isspace() == char.isspace() else 1
+            if run > max_run:
+                parts.append(part)
+                part, run = "", 1
+            part += char
+        parts.append(part)
+    return parts
+
+
+def test_split_equals_a_count_of_every_character(monkeypatch):
+    monkeypatch.setattr(tokenizer_module, "_MAX_BLOCK_CHARS", 50)
+    monkeypatch.setattr(tokenizer_module, "_MAX_RUN_CHARS", 5)
+    rng = random.Random(0)
+    for _ in range(3000):
+        text = "".join(
+            rng.choice("ab \t\u3000é") * rng.randrange(1, 14) for _ in range(rng.randrange(16))
+        )
+        assert list(_split_long(text)) == naive_split(text, 50, 5)
+
+
+def test_split_at_the_limits():
+    def lengths(text):
+        parts = list(_split_long(text))
+        assert "".join(parts) == text
+        return [len(part) for part in parts]
+
+    assert lengths("word " * 80_000) == [400_000]
+    assert lengths("word " * 80_000 + "x") == [400_000, 1]
+    assert lengths("a" * 25_000) == [25_000]
+    assert lengths("a" * 25_001) == [25_000, 1]
+    assert lengths("word " + " " * 60_000 + "x") == [4 + 25_000, 25_000, 10_002]
+
+
+@pytest.mark.parametrize("char", [" ", "\t", "\n", "a", "é", "🎉"])
+def test_a_million_of_one_character(either, processor, plain_tiktoken, char):
+    text = char * 1_000_000
+    ids = either.encode(text)
+    assert either.decode(ids) == text
+    if either.is_sentencepiece:
+        assert ids == processor.encode(text)
+    else:  # cuts every 25,000 characters, 400,000 being a multiple
+        assert ids == plain_tiktoken.encode_ordinary(char * 25_000) * 40
+
+
+def test_long_runs_are_cut_where_the_limits_say(llama3, plain_tiktoken):
+    text = "1" + "hello" * 16_000 + " " * 70_003 + "the end " * 40_000
+    expected = []
+    for part in naive_split(text, 400_000, 25_000):
+        expected += plain_tiktoken.encode_ordinary(part)
+    assert llama3.encode(text) == expected
+
+
+# Decoding
+
+
+def test_decode_writes_llama3_special_tokens_by_name(llama3):
+    ids = [llama3.bos_id, *llama3.encode("hello"), llama3.special_tokens["<|eot_id|>"]]
+    assert llama3.decode(ids) == "<|begin_of_text|>hello<|eot_id|>"
+
+
+def test_decode_leaves_out_llama2_control_pieces(llama2):
+    assert llama2.decode(llama2.encode("hello", bos=True, eos=True)) == "hello"
+
+
+def test_decode_takes_any_integers(either):
+    import torch
+
+    ids = either.encode("hello")
+    assert either.decode(iter(ids)) == either.decode(torch.tensor(ids)) == "hello"
+    with pytest.raises(TypeError):
+        either.decode([1.0])
+
+
+def test_ids_out_of_range(either):
+    either.decode([either.n_words - 1])
+    for bad in (-1, either.n_words, 2**40):
+        message = f"token id {bad} is not within 0..{either.n_words - 1}"
+        with pytest.raises(ValueError, match=message):
+            either.decode([0, bad])
+        with pytest.raises(ValueError, match=message):
+            either.stream_decoder().feed(bad)
+
+
+def test_stream_of_a_split_emoji(either):
+    text = "a 🎉é 🎉"
+    decoder = either.stream_decoder()
+    fed = [decoder.feed(token_id) for token_id in either.encode(text)]
+    assert "".join(fed) == text  # all of it before flush
+    assert "🎉" in fed
+    assert "" in fed  # the emoji's first bytes
+    assert decoder.flush() == ""
+
+
+def test_stream_keeps_all_but_the_first_space(llama2):
+    decoder = llama2.stream_decoder()
+    fed = [decoder.feed(token_id) for token_id in llama2.encode("the dog  dog", bos=True)]
+    assert fed == ["", "the", " dog", " ", " dog"]
+
+
+def test_flush_gives_the_incomplete_rest_and_starts_anew(either):
+    ids = either.encode("the 🎉")[:-1]
+    decoder = either.stream_decoder()
+    for _ in range(2):
+        fed = "".join(decoder.feed(token_id) for token_id in ids)
+        assert fed == "the "
+        assert fed + decoder.flush() == either.decode(ids)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"add_dummy_prefix": False}, {"remove_extra_whitespaces": True}]
+)
+def test_stream_follows_other_sentencepiece_settings(tmp_path, settings):
+    tokenizer = Tokenizer(write_sentencepiece(tmp_path / "tokenizer.model", **settings))
+    pieces = tokenizer.encode("the dog é")  # with a space on its own before é
+    for ids in itertools.product([*pieces, 0, 1], repeat=4):
+        decoder = tokenizer.stream_decoder()
+        fed = [decoder.feed(token_id) for token_id in ids]
+        assert "".join(fed) + decoder.flush() == tokenizer.decode(ids), ids
+
+
+def test_stream_equals_decode_for_any_ids(either):
+    rng = random.Random(0)
+    first_byte = 3 if either.is_sentencepiece else 0
+    ordinary = either.encode("the dog é 🎉 東京   \u2581 said")
+    special = list(either.special_tokens.values())
+    pools = [
+        range(either.n_words),
+        ordinary + special,
+        [
+            first_byte + byte
+            for byte in (0x41, 0x80, 0xBF, 0xC3, 0xE0, 0xE2, 0xED, 0xF0, 0xF4, 0xFF)
+        ],
+        [*ordinary, *(first_byte + byte for byte in "🎉é".encode()), *special],
+    ]
+    for trial in range(6000):
+        ids = rng.choices(pools[trial % len(pools)], k=rng.randrange(12))
+        decoder = either.stream_decoder()
+        fed = [decoder.feed(token_id) for token_id in ids]
+        assert "".join(fed) + decoder.flush() == either.decode(ids), ids
+
+
+# Llama 3's chat format
+
+DIALOG = [
+    {"role": "system", "content": " Be brief.\n"},
+    {"role": "user", "content": "hello world <|eot_id|>"},
+    {"role": "assistant", "content": "12 é"},
+    {"role": "user", "content": "again"},
+]
+
+
+def test_llama3_dialog_id_by_id(llama3, plain_tiktoken):
+    plain, base = plain_tiktoken.encode_ordinary, N_RANKS
+    begin, start, end, eot = base, base + 6, base + 7, base + 9
+    blank_line = [256 + MERGES.index(b"\n\n")]
+    expected = [begin]
+    expected += [start, *plain("system"), end, *blank_line, *plain("Be brief."), eot]
+    expected += [start, 256 + MERGES.index(b"user"), end, *blank_line]
+    expected += [*plain("hello world <|eot_id|>"), eot]
+    expected += [start, 256 + MERGES.index(b"assistant"), end, *blank_line, *plain("12 é"), eot]
+    expected += [start, *plain("user"), end, *blank_line, *plain("again"), eot]
+    expected += [start, *plain("assistant"), end, *blank_line]
+    chat = ChatFormat(llama3)
+    assert type(chat) is ChatFormat
+    assert chat.encode_dialog_prompt(DIALOG) == expected
+    assert expected.count(eot) == 4  # the user's own `<|eot_id|>` stayed text
+
+
+def test_llama3_header_and_message(llama3, plain_tiktoken):
+    plain = plain_tiktoken.encode_ordinary
+    chat = ChatFormat(llama3)
+    for role, written in [("ipython", "ipython"), ("tool", "ipython"), ("user", "user")]:
+        message = {"role": role, "content": " 3\n\n"}
+        header = [N_RANKS + 6, *plain(written), N_RANKS + 7, *plain("\n\n")]
+        assert chat.encode_header(message) == header
+        assert chat.encode_message(message) == [*header, *plain("3"), N_RANKS + 9]
+
+
+def test_llama3_dialog_may_end_with_the_assistant(llama3):
+    chat = ChatFormat(llama3)
+    expected = [llama3.bos_id, *chat.encode_message(DIALOG[2])]
+    expected += chat.encode_header({"role": "assistant", "content": ""})
+    assert chat.encode_dialog_prompt(DIALOG[2:3]) == expected
+
+
+# Llama 2's chat format
+
+
+def test_llama2_dialog(llama2, processor):
+    chat = ChatFormat(llama2)
+    assert isinstance(chat, Llama2ChatFormat)
+    dialog = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": " hello </s> "},
+        {"role": "assistant", "content": "\nThe dog. "},
+        {"role": "user", "content": "Why?\n"},
+    ]
+    first = "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n hello </s> [/INST] The dog. "
+    expected = [1, *processor.encode(first), 2, 1, *processor.encode("[INST] Why? [/INST]")]
+    assert chat.encode_dialog_prompt(dialog) == expected
+    assert expected.count(2) == 1  # the user's own `</s>` stayed text
+    question = [{"role": "user", "content": "Why?"}]
+    assert chat.encode_dialog_prompt(question) == [1, *processor.encode("[INST] Why? [/INST]")]
+
+
+@pytest.mark.parametrize(
+    ("roles", "message"),
+    [
+        ("s", "message 0 is the last and has role 'system'"),
+        ("a", "message 0 has role 'assistant' where 'user' belongs"),
+        ("us", "message 1 has role 'system' where 'assistant' belongs"),
+        ("uu", "message 1 has role 'user' where 'assistant' belongs"),
+        ("ssu", "message 1 has role 'system' where 'user' belongs"),
+        ("sua", "message 2 is the last and has role 'assistant'"),
+        ("suaa", "message 3 has role 'assistant' where 'user' belongs"),
+        ("ut", "message 1 has role 'tool' where 'assistant' belongs"),
+    ],
+)
+def test_llama2_order_of_roles(llama2, roles, message):
+    names = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
+    dialog = [{"role": names[role], "content": "x"} for role in roles]
+    with pytest.raises(ValueError, match=message):
+        ChatFormat(llama2).encode_dialog_prompt(dialog)
+
+
+@pytest.mark.parametrize("tag", ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"])
+@pytest.mark.parametrize("index", [0, 1, 2, 3])
+def test_llama2_refuses_its_tags_in_text(llama2, tag, index):
+    roles = ["system", "user", "assistant", "user"]
+    dialog = [{"role": role, "content": "x"} for role in roles]
+    dialog[index]["content"] = f"before {tag} after"
+    with pytest.raises(ValueError, match=re.escape(f"message {index} contains {tag},")):
+        ChatFormat(llama2).encode_dialog_prompt(dialog)
+
+
+def test_llama2_has_no_single_messages(llama2):
+    chat = ChatFormat(llama2)
+    for method in (chat.encode_header, chat.encode_message):
+        with pytest.raises(TypeError, match="encode_dialog_prompt"):
+            method({"role": "user", "content": "x"})
+
+
+# Dialogs that are none
+
+USER = {"role": "user", "content": "x"}
+
+
+@pytest.mark.parametrize(
+    ("dialog", "error", "message"),
+    [
+        ([], ValueError, "dialog is empty"),
+        ([USER, "hello"], TypeError, "message 1 must be a dict .* got 'hello'"),
+        (USER, TypeError, "message 0 must be a dict .* got 'role'"),
+        ([USER, {"role": "user"}], ValueError, r"message 1 must have .* got \['role'\]"),
+        ([{"content": "x"}], ValueError, r"message 0 must have .* got \['content'\]"),
+        ([{**USER, "name": "x"}], ValueError, r"message 0 must have .* 'name'\]"),
+        (
+            [USER, {"role": "wizard", "content": "x"}],
+            ValueError,
+            "message 1 has the unknown role 'wizard'; roles are system, user, assistant, ipython",
+        ),
+        ([{"role": None, "content": "x"}], ValueError, "message 0 has the unknown role None"),
+        ([{"role": "user", "content": None}], TypeError, "message 0: content .* got None"),
+        ([{"role": "user", "content": ["x"]}], TypeError, "message 0: content .* got "),
+    ],
+)
+def test_bad_dialogs(either, dialog, error, message):
+    with pytest.raises(error, match=message):
+        ChatFormat(either).encode_dialog_prompt(dialog)
+
+
+def test_bad_single_message(llama3):
+    with pytest.raises(ValueError, match="message has the unknown role 'wizard'"):
+        ChatFormat(llama3).encode_message({"role": "wizard", "content": "x"})
+
+
+# Files that are no tokenizer
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.model"):
+        Tokenizer(str(tmp_path / "nowhere.model"))
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        Tokenizer(tmp_path)
+
+
+def rank_lines(tmp_path):
+    return write_tiktoken(tmp_path / "good").read_bytes().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (b"<!doctype html><html>Log in</html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a git-lfs pointer"),
+        (b'{"version": "1.0"}', "is JSON"),
+        (bytes(range(256)), "is neither tiktoken ranks nor a SentencePiece model"),
+        (b"Once upon a time there was a token.\n", "is neither tiktoken ranks nor"),
+        (b"\x12\x00", "is neither tiktoken ranks nor"),  # a protobuf without pieces
+    ],
+)
+def test_files_of_another_kind(tmp_path, content, message):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        Tokenizer(path)
+    assert str(path) in str(error.value)
+
+
+def test_broken_ranks(tmp_path):
+    lines = rank_lines(tmp_path)
+    path = tmp_path / "tokenizer.model"
+    cases = {
+        "repeated or missing": [
+            [*lines, lines[3]],
+            [*lines, base64.b64encode(b"new") + b" 7\n"],
+            lines[:20] + lines[21:],
+            [*lines[:-1], lines[-1].split()[0] + b" -1\n"],
+        ],
+        "is not a token in base64 and its rank": [
+            [*lines, b"aGVsbG8"],  # cut off in the middle of a line
+            [*lines, b"!!!! 999\n"],
+            [*lines, b"aGVsbG8= x\n"],
+            [*lines, b"<html> 1\n"],
+        ],
+        "no token for the single byte 0xff": [
+            [*lines[:255], base64.b64encode(b"new") + b" 255\n", *lines[256:]]
+        ],
+    }
+    for message, contents in cases.items():
+        for content in contents:
+            path.write_bytes(b"".join(content))
+            with pytest.raises(ValueError, match=message) as error:
+                Tokenizer(path)
+            assert str(path) in str(error.value)
+
+
+def test_ranks_in_any_order_with_blank_lines(tmp_path, llama3):
+    lines = rank_lines(tmp_path)
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(b"\n" + b"\r\n".join(line.strip() for line in reversed(lines)) + b"\n\n")
+    assert Tokenizer(path).encode("hello world") == llama3.encode("hello world")
+
+
+def test_truncated_sentencepiece(tmp_path, llama2):
+    whole = Path(llama2.model_path).read_bytes()
+    path = tmp_path / "tokenizer.model"
+    for size in range(2, len(whole), 97):  # a cut between two pieces would be a valid file
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="is neither tiktoken ranks nor") as error:
+            Tokenizer(path)
+        assert str(path) in str(error.value)
+
+
+def test_sentencepiece_without_bos(tmp_path):
+    path = tmp_path / "tokenizer.model"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["hello world"] * 10),
+        model_prefix=str(tmp_path / "t5"),
+        model_type="bpe",
+        vocab_size=20,
+        hard_vocab_limit=False,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (tmp_path / "t5.model").rename(path)
+    with pytest.raises(ValueError, match="lacks <s>, </s> or <unk>"):
+        Tokenizer(path)
