@@ -49,6 +49,16 @@ class KVCache:
         window = (slice(None), slice(first_row, first_row + rows), slice(None), slice(length))
         return KVCache(self.k[window], self.v[window])
 
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Overwrites a row by the first `length` positions of another."""
+        for part in (self.k, self.v):
+            part[:, target, :, :length] = part[:, source, :, :length]
+
+    def copy_from(self, smaller: "KVCache") -> None:
+        """Takes over all rows and positions of a cache that is no larger."""
+        window = (slice(None), slice(smaller.batch_size), slice(None), slice(smaller.seq_len))
+        self.k[window], self.v[window] = smaller.k, smaller.v
+
     def layer(self, index: int) -> "KVCache":
         """One layer's part, (batch, n_kv_heads, seq, head_dim), as `Attention` takes it."""
         return KVCache(self.k[index], self.v[index])

@@ -156,7 +156,7 @@ class SamplerState:
         self._counts[token] = self._counts.get(token, 0) + 1
         line = torch.tensor([self._adjustment(token, seen=True)], dtype=torch.float64)
         place = self._places.setdefault(token, len(self.adjustments))
-        # A new tensor for one more token; at an old place the first part ends and the last begins.
+        # Replaces the line at `place`, or appends it: then nothing comes after.
         self.adjustments = torch.cat(
             (self.adjustments[:place], line, self.adjustments[place + 1 :])
         )

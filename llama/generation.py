@@ -1,0 +1,375 @@
+"""`Llama`: a checkpoint, ready to complete texts and to chat.
+
+    llama = Llama.build("params/tiny")
+    llama.chat_completion([[{"role": "user", "content": "Tell me a story."}]])
+    for chunk in llama.chat_completion_stream([[{"role": "user", "content": "Hi!"}]]):
+        print(chunk.text, end="")
+
+The calls are those of Meta's package and return what those return, with why each answer ended.
+Any number of prompts may be given at once: `max_batch_size` is how many run at a time.
+"""
+
+import random
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from typing_extensions import NotRequired, Unpack
+
+from llama import parallel
+from llama.checkpoint import find_shard, load_model, read_params
+from llama.engine import Engine, FinishReason, Sequence
+from llama.model import Transformer
+from llama.sampling import SamplingParams
+from llama.tokenizer import ChatFormat, Dialog, Message, Tokenizer
+
+
+class CompletionPrediction(TypedDict):
+    """What `text_completion` returns for a prompt."""
+
+    generation: str
+    tokens: NotRequired[list[str]]  # with logprobs: the text that each token completed
+    logprobs: NotRequired[list[float]]
+    finish_reason: FinishReason
+
+
+class ChatPrediction(TypedDict):
+    """What `chat_completion` returns for a dialog."""
+
+    generation: Message
+    tokens: NotRequired[list[str]]
+    logprobs: NotRequired[list[float]]
+    finish_reason: FinishReason
+
+
+class SamplingOptions(TypedDict, total=False):
+    """Settings that every call takes besides temperature and top_p; see `SamplingParams`.
+
+    `stop` is a string or several: an answer ends before the first of them.
+    """
+
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: dict[int, float]
+    seed: int | None
+    stop: str | Items[str]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """New text of the answer to prompt number `index`; `finish_reason` with its last."""
+
+    index: int
+    text: str
+    finish_reason: FinishReason | None
+
+
+class Generation(tuple[list[list[int]], list[list[float]] | None]):
+    """What `generate` returns: (tokens, logprobs), and `finish_reason` of each prompt beside it."""
+
+    finish_reason: list[FinishReason]
+
+
+class Llama:
+    """A model with its tokenizer."""
+
+    @staticmethod
+    def build(
+        ckpt_dir: str | Path,
+        tokenizer_path: str | Path | None = None,
+        max_seq_len: int | None = None,
+        max_batch_size: int | None = None,
+        model_parallel_size: int | None = None,
+        seed: int = 1,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> "Llama":
+        """Loads the checkpoint in the folder `ckpt_dir`, under torchrun or in plain python.
+
+        Defaults: the folder's own `tokenizer.model`, the model's own context, 8 prompts at a time,
+        all running processes, the best device, and bfloat16 where that device computes it. `seed`
+        is what the draws of all later calls follow from. Raises FileNotFoundError or ValueError,
+        naming the file and the values, for what is missing, damaged or does not fit.
+        """
+        find_shard(ckpt_dir)
+        chosen = parallel.select_device(device)
+        chosen_dtype = parallel.select_dtype(chosen, dtype)
+        parallel.initialize(model_parallel_size, chosen)
+        params = Path(ckpt_dir) / "params.json"
+        args = read_params(params)
+        if max_seq_len is not None and max_seq_len > args.max_seq_len:
+            warnings.warn(
+                f"max_seq_len={max_seq_len} is more than the {args.max_seq_len} positions that "
+                f"{ckpt_dir} was trained on; expect poor text beyond those",
+                stacklevel=2,
+            )
+        if tokenizer_path is None:
+            tokenizer_path = Path(ckpt_dir) / "tokenizer.model"
+            if not tokenizer_path.exists():
+                raise FileNotFoundError(f"{tokenizer_path} is not there; give tokenizer_path")
+        tokenizer = Tokenizer(str(tokenizer_path))
+        if args.vocab_size not in (-1, tokenizer.n_words):
+            raise ValueError(
+                f"{params} says vocab_size {args.vocab_size}, but {tokenizer_path} has "
+                f"{tokenizer.n_words} tokens; give the tokenizer that belongs to the checkpoint"
+            )
+        args = replace(
+            args,
+            vocab_size=tokenizer.n_words,
+            max_seq_len=args.max_seq_len if max_seq_len is None else max_seq_len,
+            max_batch_size=8 if max_batch_size is None else max_batch_size,
+        )
+        return Llama(load_model(ckpt_dir, args, chosen, chosen_dtype), tokenizer, seed)
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, seed: int = 1) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.formatter = ChatFormat(tokenizer)
+        args = model.params
+        self.engine = Engine(model, tokenizer, args.max_batch_size, args.max_seq_len)
+        self._seeds = random.Random(seed)
+
+    def generate(
+        self,
+        prompt_tokens: Items[Items[int]],
+        max_gen_len: int | None = None,
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        logprobs: bool = False,
+        echo: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> Generation:
+        """Tokens that follow each prompt, with `logprobs` also the logs of their probabilities.
+
+        An answer ends at a stop token or stop string, which is not part of it (`stop`), or after
+        `max_gen_len` tokens or at the end of the context (`length`); 0 generates nothing. `echo`
+        puts the prompt's tokens, and their logprobs, in front; the first token's is 0.0.
+        Probabilities are the model's own, before temperature and the other settings. An answer
+        does not depend on the other prompts. Raises ValueError or TypeError that names the prompt.
+        """
+        settings = _Settings.of(max_gen_len, temperature, top_p, logprobs, echo, options)
+        sequences = self._sequences("prompt_tokens", prompt_tokens, settings)
+        for _ in self._run(sequences):
+            pass
+        prompts = [s.prompt if echo else [] for s in sequences]
+        tokens = [prompt + s.tokens for prompt, s in zip(prompts, sequences, strict=True)]
+        scores = [s.prompt_logprobs + s.logprobs for s in sequences] if logprobs else None
+        result = Generation((tokens, scores))
+        result.finish_reason = [_reason(s) for s in sequences]
+        return result
+
+    def text_completion(
+        self,
+        prompts: Items[str],
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        max_gen_len: int | None = None,
+        logprobs: bool = False,
+        echo: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> list[CompletionPrediction]:
+        """The text that follows each prompt; arguments and errors as for `generate`.
+
+        With `logprobs` also its tokens' texts, which joined give `generation`, and logprobs.
+        """
+        settings = _Settings.of(max_gen_len, temperature, top_p, logprobs, echo, options)
+        sequences = self._text_sequences(prompts, settings)
+        for _ in self._run(sequences):
+            pass
+        return [
+            {"generation": s.text, **_details(s, logprobs), "finish_reason": _reason(s)}
+            for s in sequences
+        ]
+
+    def chat_completion(
+        self,
+        dialogs: Items[Dialog],
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        max_gen_len: int | None = None,
+        logprobs: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> list[ChatPrediction]:
+        """The assistant's next message in each dialog; otherwise as `text_completion`."""
+        settings = _Settings.of(max_gen_len, temperature, top_p, logprobs, False, options)
+        sequences = self._chat_sequences(dialogs, settings)
+        for _ in self._run(sequences):
+            pass
+        return [
+            {
+                "generation": {"role": "assistant", "content": s.text},
+                **_details(s, logprobs),
+                "finish_reason": _reason(s),
+            }
+            for s in sequences
+        ]
+
+    def generate_stream(
+        self,
+        prompt_tokens: Items[Items[int]],
+        max_gen_len: int | None = None,
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        echo: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[Chunk]:
+        """As `generate`, yielding the text of all answers as it comes.
+
+        The chunks of one answer, joined, are its whole text; each has at least one, and its last
+        has the `finish_reason`. Wrong arguments raise at the call, before the first chunk. A
+        stream that is closed early ends its answers.
+        """
+        settings = _Settings.of(max_gen_len, temperature, top_p, False, echo, options)
+        return self._run(self._sequences("prompt_tokens", prompt_tokens, settings))
+
+    def text_completion_stream(
+        self,
+        prompts: Items[str],
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        max_gen_len: int | None = None,
+        echo: bool = False,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[Chunk]:
+        """As `text_completion`, in chunks as `generate_stream` yields them."""
+        settings = _Settings.of(max_gen_len, temperature, top_p, False, echo, options)
+        return self._run(self._text_sequences(prompts, settings))
+
+    def chat_completion_stream(
+        self,
+        dialogs: Items[Dialog],
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        max_gen_len: int | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[Chunk]:
+        """As `chat_completion`, in chunks as `generate_stream` yields them."""
+        settings = _Settings.of(max_gen_len, temperature, top_p, False, False, options)
+        return self._run(self._chat_sequences(dialogs, settings))
+
+    def _text_sequences(self, prompts: Items[str], settings: "_Settings") -> list[Sequence]:
+        if isinstance(prompts, str):
+            raise TypeError("prompts should be a list of strings, not one string")
+        for i, prompt in enumerate(prompts):
+            if not isinstance(prompt, str):
+                raise TypeError(f"prompts[{i}] should be a string, not {type(prompt).__name__}")
+            if not prompt:
+                raise ValueError(
+                    f"prompts[{i}] is empty; for text out of nothing call "
+                    "generate([[tokenizer.bos_id]])"
+                )
+        ids = [self.tokenizer.encode(prompt, bos=True, eos=False) for prompt in prompts]
+        return self._sequences("prompts", ids, settings)
+
+    def _chat_sequences(self, dialogs: Items[Dialog], settings: "_Settings") -> list[Sequence]:
+        ids = []
+        for i, dialog in enumerate(dialogs):
+            try:
+                ids.append(self.formatter.encode_dialog_prompt(dialog))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"dialogs[{i}]: {error}") from error
+        return self._sequences("dialogs", ids, settings)
+
+    def _sequences(
+        self, name: str, prompts: Iterable[Items[int]], settings: "_Settings"
+    ) -> list[Sequence]:
+        """One checked sequence for each prompt, not yet running."""
+        # Fresh draws for each call and for repeated prompts, but the same ones for a prompt
+        # whatever else is asked with it.
+        seed = settings.params.seed
+        first_seed = self._seeds.getrandbits(32) if seed is None else seed
+        seen: Counter[tuple[int, ...]] = Counter()
+        sequences = []
+        for i, prompt in enumerate(prompts):
+            params = replace(settings.params, seed=first_seed + seen[tuple(prompt)])
+            seen[tuple(prompt)] += 1
+            sequence = Sequence(
+                list(prompt),
+                settings.max_gen_len,
+                params,
+                settings.stop,
+                settings.echo,
+                settings.echo and settings.logprobs,
+            )
+            try:
+                self.engine.check(sequence)
+            except ValueError as error:
+                raise ValueError(f"{name}[{i}] {error}") from error
+            sequences.append(sequence)
+        if not sequences:
+            raise ValueError(f"{name} is empty: give at least one")
+        return sequences
+
+    def _run(self, sequences: list[Sequence]) -> Iterator[Chunk]:
+        ended: set[int] = set()
+        try:
+            for sequence in sequences:
+                self.engine.add(sequence)
+            while len(ended) < len(sequences):
+                self.engine.step()
+                for i, sequence in enumerate(sequences):
+                    if i in ended:
+                        continue
+                    text, reason = sequence.take_text(), sequence.finish_reason
+                    if reason:
+                        ended.add(i)
+                    if text or reason:
+                        yield Chunk(i, text, reason)
+        finally:
+            for sequence in sequences:
+                self.engine.cancel(sequence)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What one call asks for all of its prompts."""
+
+    params: SamplingParams
+    max_gen_len: int | None
+    stop: tuple[str, ...]
+    logprobs: bool
+    echo: bool
+
+    @classmethod
+    def of(
+        cls,
+        max_gen_len: int | None,
+        temperature: float,
+        top_p: float,
+        logprobs: bool,
+        echo: bool,
+        options: SamplingOptions,
+    ) -> "_Settings":
+        others: dict[str, Any] = dict(options)
+        stop = others.pop("stop", ())
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        params = SamplingParams(temperature=temperature, top_p=top_p, **others)
+        return cls(params, max_gen_len, stops, logprobs, echo)
+
+
+def _reason(sequence: Sequence) -> FinishReason:
+    assert sequence.finish_reason is not None
+    return sequence.finish_reason
+
+
+class _Details(TypedDict, total=False):
+    tokens: list[str]
+    logprobs: list[float]
+
+
+def _details(sequence: Sequence, logprobs: bool) -> _Details:
+    if not logprobs:
+        return {}
+    return {
+        "tokens": sequence.prompt_pieces + sequence.pieces,
+        "logprobs": sequence.prompt_logprobs + sequence.logprobs,
+    }
