@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from llama import Message, Tokenizer
 from llama.model import ModelArgs
+from llama.tokenizer import Role
 from llama.training import (
     Document,
     TrainConfig,
@@ -199,9 +200,7 @@ def main(data: str, out: str = "params/tiny", seed: int = 1) -> None:
     if not tokenizer_path.exists():
         plain = [turn for dialog in kept(dialogs) for turn in dialog]
         spelled = [answer for word in words for _, answer in (spell(rng, word), count(rng, word))]
-        train_tokenizer(
-            kept(stories) * 3 + plain + spelled, SHAPE.vocab_size - 256, tokenizer_path
-        )
+        train_tokenizer(kept(stories) * 3 + plain + spelled, SHAPE.vocab_size - 256, tokenizer_path)
     tokenizer = Tokenizer(str(tokenizer_path))
 
     documents = mixture(rng, tokenizer, kept(stories), kept(dialogs), spelling, kept(words))
@@ -236,10 +235,10 @@ def mixture(
             else:
                 documents.append(text_document(tokenizer, story))
     for turns in dialogs:
-        roles = ("user", "assistant") * len(turns)
-        dialog: list[Message] = [
-            Message(role=role, content=turn) for role, turn in zip(roles, turns, strict=False)
-        ]
+        dialog = []
+        for i, turn in enumerate(turns):
+            role: Role = "assistant" if i % 2 else "user"
+            dialog.append(Message(role=role, content=turn))
         documents.append(dialog_document(tokenizer, dialog, ("user", "assistant")))
     for _ in range(SPELLING_PASSES):
         for prompt, response in spelling:

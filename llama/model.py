@@ -115,7 +115,7 @@ def rotary_frequencies(
     on turn `scaling_factor` times slower, waves shorter than a quarter of that stay as they are,
     and those in between are blended.
     """
-    freqs = theta ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    freqs = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)  # Meta's rounding
     if use_scaled:
         turns = 8192 * freqs / (2 * math.pi)  # within the original context
         keep = ((turns - 1) / (4 - 1)).clamp(0, 1)

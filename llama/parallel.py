@@ -154,6 +154,12 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def say(text: str = "", end: str = "\n") -> None:
+    """Prints, at once, in the process that speaks for all; the others stay silent."""
+    if is_main():
+        print(text, end=end, flush=True)
+
+
 def broadcast(tensor: torch.Tensor) -> torch.Tensor:
     """Gives every rank of a model the first one's `tensor`, in place, and returns it."""
     if model_parallel_size() > 1:

@@ -20,16 +20,12 @@ until one of `tokenizer.stop_tokens`.
 
 from __future__ import annotations
 
-import base64
 import operator
 import os
-import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal, TypedDict, get_args
 
-import sentencepiece
-import tiktoken
+from llama.vocabulary import SentencePieceVocabulary, open_vocabulary
 
 Role = Literal["system", "user", "assistant", "ipython", "tool"]
 
@@ -42,16 +38,6 @@ class Message(TypedDict):
 
 
 Dialog = Sequence[Message]
-
-# How Llama 3 cuts text into words before it merges bytes (as in its tokenizer.json).
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# tiktoken's regex engine overflows its stack on a run of about a million spaces. Where the text
-# is cut decides its ids, so these limits are those of Meta's package.
-_MAX_BLOCK_CHARS = 400_000
-_MAX_RUN_CHARS = 25_000
 
 
 class Tokenizer:
@@ -73,10 +59,8 @@ class Tokenizer:
 
     def __init__(self, model_path: str | os.PathLike[str]):
         self.model_path = os.fspath(model_path)
-        data = Path(model_path).read_bytes()
-        self.is_sentencepiece = not _RANK_LINE.match(data)
-        backend = _SentencePiece if self.is_sentencepiece else _Tiktoken
-        self._model: _SentencePiece | _Tiktoken = backend(self.model_path, data)
+        self._model = open_vocabulary(self.model_path)
+        self.is_sentencepiece = isinstance(self._model, SentencePieceVocabulary)
         self.n_words = self._model.n_words
         self.bos_id = self._model.bos_id
         self.eos_id = self._model.eos_id
@@ -198,76 +182,6 @@ class StreamDecoder:
                 text += "\ufffd"
 
 
-class _Tiktoken:
-    def __init__(self, path: str, data: bytes):
-        ranks = _parse_ranks(path, data)
-        self.special_tokens = special = _llama3_special_tokens(len(ranks))
-        self.n_words = len(ranks) + len(special)
-        self.bos_id = special["<|begin_of_text|>"]
-        self.eos_id = special["<|end_of_text|>"]
-        self.pad_id = special["<|finetune_right_pad_id|>"]
-        self.stop_tokens = {self.eos_id, special["<|eom_id|>"], special["<|eot_id|>"]}
-        self._encoding = tiktoken.Encoding(
-            Path(path).name,
-            pat_str=LLAMA3_PATTERN,
-            mergeable_ranks=ranks,
-            special_tokens=special,
-        )
-
-    def encode(self, s: str, allowed: set[str]) -> list[int]:
-        ids: list[int] = []
-        for part in _split_long(s):
-            ids += self._encoding.encode(part, allowed_special=allowed, disallowed_special=())
-        return ids
-
-    def decode(self, ids: list[int]) -> str:
-        return self._encoding.decode(ids, errors="replace")
-
-    def piece(self, token_id: int) -> bytes:
-        return self._encoding.decode_single_token_bytes(token_id)
-
-
-class _SentencePiece:
-    """Needs no cutting of long texts (a million spaces take it a quarter of a second), and must
-    not have it: each part would get a dummy space in front."""
-
-    def __init__(self, path: str, data: bytes):
-        if not data.strip():
-            raise ValueError(f"{path} is empty: download or copy it again")
-        self._processor = sp = sentencepiece.SentencePieceProcessor()
-        try:
-            sp.LoadFromSerializedProto(data)
-        except RuntimeError:
-            start = data[:1000].lstrip()
-            kind = next(text for head, text in _NOT_A_TOKENIZER.items() if start.startswith(head))
-            raise ValueError(f"{path} {kind}") from None
-        self.n_words = sp.vocab_size()
-        self.bos_id, self.eos_id, unk_id = sp.bos_id(), sp.eos_id(), sp.unk_id()
-        if min(self.bos_id, self.eos_id, unk_id) < 0:
-            raise ValueError(f"{path} is a SentencePiece model, but lacks <s>, </s> or <unk>")
-        self.pad_id = sp.pad_id() if sp.pad_id() >= 0 else unk_id
-        self.stop_tokens = {self.eos_id}
-        special_ids = (i for i in range(self.n_words) if sp.is_control(i) or sp.is_unknown(i))
-        self.special_tokens = {sp.id_to_piece(i): i for i in special_ids}
-
-    def encode(self, s: str, allowed: set[str]) -> list[int]:
-        # Half a surrogate pair is an error here; tiktoken makes it U+FFFD, in this way.
-        s = s.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return list(self._processor.encode(s))
-
-    def decode(self, ids: list[int]) -> str:
-        return str(self._processor.decode(ids))
-
-    def piece(self, token_id: int) -> bytes | str:
-        """A byte, or the text of a piece where it is not the first of its text."""
-        piece = self._processor.id_to_piece(token_id)
-        if self._processor.is_byte(token_id):
-            return bytes([int(piece[3:5], 16)])  # "<0xE2>"
-        if piece in self.special_tokens:
-            return self.decode([token_id])
-        return piece.replace("\u2581", " ")
-
-
 class ChatFormat:
     """Llama 3's chat layout; made from a SentencePiece tokenizer, Llama 2's (Llama2ChatFormat).
 
@@ -380,68 +294,3 @@ def _check_message(message: Message, name: str = "message") -> None:
         raise ValueError(f"{name} has the unknown role {message['role']!r}; roles are {roles}")
     if not isinstance(message["content"], str):
         raise TypeError(f"{name}: content must be a str, got {message['content']!r:.60}")
-
-
-def _llama3_special_tokens(first_id: int) -> dict[str, int]:
-    """Llama 3's 256 special tokens, with the names of Hugging Face's Llama 3.1 tokenizer.json.
-
-    One table serves 3.0 and 3.1 to 3.3. It has to: the file of ranks is the same in all, so it
-    cannot tell them apart. And it may: the five tokens that 3.0 uses have the same ids in all;
-    what is new in 3.1 (`eom_id`, `python_tag`, ...) was reserved in 3.0, whose models never saw
-    it. Only the numbers of the reserved names differ, and those nobody writes or reads.
-    """
-    reserved = [f"reserved_special_token_{n}" for n in range(248)]
-    names = ["begin_of_text", "end_of_text", *reserved[:2], "finetune_right_pad_id", reserved[2]]
-    names += ["start_header_id", "end_header_id", "eom_id", "eot_id", "python_tag", *reserved[3:]]
-    return {f"<|{name}|>": first_id + offset for offset, name in enumerate(names)}
-
-
-def _split_long(s: str) -> Iterator[str]:
-    """Cuts `s` into blocks, and a block wherever a run of white space, or of anything else, has
-    reached the limit. Joined, the parts are `s`; a text with nothing long in it is its only part.
-    """
-    half = _MAX_RUN_CHARS // 2
-    for block_start in range(0, len(s), _MAX_BLOCK_CHARS):
-        block = s[block_start : block_start + _MAX_BLOCK_CHARS]
-        start = 0
-        # Looking at every word would cost as much as encoding it. A run over the limit fills one
-        # of these chunks, and that is quick to see.
-        chunks = (block[i : i + half] for i in range(0, len(block), half))
-        if any(chunk.isspace() or chunk.split(maxsplit=1) == [chunk] for chunk in chunks):
-            for run in re.finditer(r"\s+|\S+", block):
-                for cut in range(run.start() + _MAX_RUN_CHARS, run.end(), _MAX_RUN_CHARS):
-                    yield block[start:cut]
-                    start = cut
-        yield block[start:]
-
-
-_RANK_LINE = re.compile(rb"\s*[A-Za-z0-9+/]+={0,2}[ \t]+\d+[ \t]*(?:[\r\n]|$)")
-_FETCH_AGAIN = "if the file was cut off or changed, download or copy it again"
-_NOT_A_TOKENIZER = {
-    b"version https://git-lfs": "is a git-lfs pointer, not the file itself: run `git lfs pull`",
-    b"<": "is a web page, of a failed download perhaps: download or copy it again",
-    b"{": "is JSON: give the tokenizer.model (on Hugging Face in the folder `original`)",
-    b"": f"is neither tiktoken ranks nor a SentencePiece model; {_FETCH_AGAIN}",
-}
-
-
-def _parse_ranks(path: str, data: bytes) -> dict[bytes, int]:
-    """tiktoken's format: on each line a token's bytes in base64 and its rank, 0 to n - 1."""
-    lines = [line for line in data.splitlines() if line.strip()]
-    ranks: dict[bytes, int] = {}
-    for line in lines:
-        try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except ValueError:
-            raise ValueError(
-                f"{path}: {line[:60]!r} is not a token in base64 and its rank; {_FETCH_AGAIN}"
-            ) from None
-    if sorted(ranks.values()) != list(range(len(lines))):
-        raise ValueError(
-            f"{path}: {len(lines)} lines should give as many tokens the ranks 0 to "
-            f"{len(lines) - 1}, each once, but some are repeated or missing; {_FETCH_AGAIN}"
-        )
-    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
-        raise ValueError(f"{path} has no token for the single byte {missing[0]:#04x}")
-    return ranks

@@ -1,13 +1,21 @@
-"""Small tokenizer files, made on the fly: tests download nothing."""
+"""Small tokenizer files, models and process groups, made on the fly: tests download nothing."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
+import torch
+
+from llama.model import ModelArgs
 
 MERGES = (
     *(b"th", b"he", b"the", b" the", b" a", b" t", b"er", b"or", b"in", b"ing", b"ll", b"lo"),
@@ -73,3 +81,40 @@ def write_sentencepiece(path: Path, vocab_size: int = 400, **settings: object) -
     )
     path.write_bytes(model.getvalue())
     return path
+
+
+def tiny_args(**overrides: Any) -> ModelArgs:
+    """A grouped-query model of 2 layers that is made in milliseconds and splits over two ranks."""
+    shape = dict(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=64, multiple_of=16)
+    return ModelArgs(**{**shape, "max_batch_size": 4, "max_seq_len": 32, **overrides})
+
+
+def run_ranks(count: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list:
+    """What `function(*args)` returns in each of `count` new processes, started as by torchrun.
+
+    `function` stands at the top level of a module and returns tensors and plain values. An
+    exception in one rank ends all of them and is raised here with that rank's traceback; so does
+    a rank that takes longer than `timeout` seconds.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = torch.multiprocessing.start_processes(
+            _run_rank, (function, args, env, folder), count, join=False, start_method="spawn"
+        )
+        deadline = time.monotonic() + timeout
+        while not ranks.join(timeout=1):
+            if time.monotonic() > deadline:
+                for process in ranks.processes:
+                    process.kill()
+                name = getattr(function, "__name__", function)
+                raise TimeoutError(f"{name} did not end within {timeout} s on {count} ranks")
+        return [torch.load(Path(folder, f"{rank}.pt")) for rank in range(count)]
+
+
+def _run_rank(rank: int, function: Callable[..., Any], args: tuple, env: dict, folder: str) -> None:
+    os.environ.update(env, RANK=str(rank), LOCAL_RANK=str(rank))
+    torch.set_num_threads(1)
+    torch.save(function(*args), Path(folder, f"{rank}.pt"))

@@ -25,6 +25,15 @@ class FixedState(SamplerState):
         return self.uniform
 
 
+@pytest.fixture
+def one_thread():
+    """Small tensors gain nothing from threads, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def random_logits(kind, vocab, seed):
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(vocab, generator=generator)
@@ -76,6 +85,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kind", ["peaked", "flat", "tied", "equal", "banned"])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_the_nucleus_and_the_draw_are_those_of_a_whole_sort(kind, settings):
@@ -111,6 +121,7 @@ def test_the_worked_example_of_the_module_docstring():
     assert drawn(logits, params, [0.0, 0.66, 0.67, 0.8, LAST]) == [0, 0, 1, 1, 1]
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("vocab", [400, 5000, 128256])
 def test_the_same_tokens_stay_as_in_transformers(vocab):
     hf = pytest.importorskip("transformers.generation.logits_process")

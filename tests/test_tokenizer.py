@@ -9,8 +9,9 @@ import sentencepiece
 import tiktoken
 from fixtures import MERGES, write_sentencepiece, write_tiktoken
 
-from llama import tokenizer as tokenizer_module
-from llama.tokenizer import ChatFormat, Llama2ChatFormat, Tokenizer, _split_long
+from llama import vocabulary
+from llama.tokenizer import ChatFormat, Llama2ChatFormat, Tokenizer
+from llama.vocabulary import _split_long
 
 N_RANKS = 256 + len(MERGES)
 # Written out again, not imported: the test has to notice if the module's copy changes.
@@ -161,7 +162,7 @@ def test_disallowed_all_spares_what_is_allowed(llama3):
 
 
 def test_disallowed_name_is_found_across_a_cut(llama3):
-    text = "a" * (tokenizer_module._MAX_RUN_CHARS - 3) + "<|eot_id|>"
+    text = "a" * (vocabulary._MAX_RUN_CHARS - 3) + "<|eot_id|>"
     with pytest.raises(ValueError, match="at character 24997"):
         llama3.encode(text, disallowed_special="all")
 
@@ -197,8 +198,8 @@ def naive_split(text, max_block, max_run):
 
 
 def test_split_equals_a_count_of_every_character(monkeypatch):
-    monkeypatch.setattr(tokenizer_module, "_MAX_BLOCK_CHARS", 50)
-    monkeypatch.setattr(tokenizer_module, "_MAX_RUN_CHARS", 5)
+    monkeypatch.setattr(vocabulary, "_MAX_BLOCK_CHARS", 50)
+    monkeypatch.setattr(vocabulary, "_MAX_RUN_CHARS", 5)
     rng = random.Random(0)
     for _ in range(3000):
         text = "".join(

@@ -4,7 +4,7 @@ import base64
 from collections.abc import Iterable
 from pathlib import Path
 
-from llama.tokenizer import LLAMA3_PATTERN
+from llama.vocabulary import LLAMA3_PATTERN
 
 
 def train_tokenizer(texts: Iterable[str], n_ranks: int, path: str | Path) -> None:

@@ -1,0 +1,70 @@
+"""Answers in some chats, with the bundled model or the checkpoint that the flags name.
+
+    python example_chat_completion.py
+    torchrun --nproc_per_node 1 example_chat_completion.py \
+        --ckpt_dir Meta-Llama-3-8B-Instruct \
+        --tokenizer_path Meta-Llama-3-8B-Instruct/tokenizer.model
+"""
+
+from pathlib import Path
+
+from llama import Dialog, Llama
+from llama.cli import run
+from llama.parallel import say
+
+TINY = str(Path(__file__).parent / "params" / "tiny")
+
+
+def main(
+    ckpt_dir: str = TINY,
+    tokenizer_path: str | None = None,
+    temperature: float = 0.6,
+    top_p: float = 0.9,
+    max_seq_len: int = 512,
+    max_batch_size: int = 4,
+    max_gen_len: int | None = None,
+) -> None:
+    """Continues some dialogs by the assistant's next message.
+
+    Args:
+        ckpt_dir: folder of the checkpoint; the bundled model's if not given.
+        tokenizer_path: the tokenizer's file; the one in ckpt_dir if not given.
+        temperature: 0 always takes the likeliest token, higher values vary more.
+        top_p: only the likeliest tokens that together have this probability are drawn from.
+        max_seq_len: most tokens of a dialog and its answer together.
+        max_batch_size: how many dialogs may run at a time.
+        max_gen_len: most tokens of an answer; up to max_seq_len if not given.
+    """
+    llama = Llama.build(
+        ckpt_dir=ckpt_dir,
+        tokenizer_path=tokenizer_path,
+        max_seq_len=max_seq_len,
+        max_batch_size=max_batch_size,
+    )
+    dialogs: list[Dialog] = [
+        [{"role": "user", "content": "Hi! How are you today?"}],
+        [{"role": "user", "content": "Tell me a short story about a dog."}],
+        [{"role": "user", "content": "How many n's are in banana?"}],
+        [
+            {"role": "user", "content": "What is your favorite movie?"},
+            {"role": "assistant", "content": "I love Star Wars. Have you seen it?"},
+            {"role": "user", "content": "Yes! Who is your favorite character?"},
+        ],
+        [
+            {"role": "system", "content": "You are a kind storyteller."},
+            {"role": "user", "content": "Please tell me a story about a girl named Lily."},
+        ],
+    ]
+    for dialog in dialogs:
+        for message in dialog:
+            say(f"{message['role'].capitalize()}: {message['content']}\n")
+        say("> Assistant: ", end="")
+        for chunk in llama.chat_completion_stream(
+            [dialog], max_gen_len=max_gen_len, temperature=temperature, top_p=top_p
+        ):
+            say(chunk.text, end="")
+        say("\n\n==================================\n")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,26 @@
+"""Packaging: `pip install .`, or `pip install -e .` to work on it."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="llama",
+    version="0.1.0",
+    description="The Llama text models in PyTorch: drop-in, readable, on any device",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["llama", "llama.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.5",
+        "fairscale>=0.4.13",
+        "numpy",
+        "tiktoken>=0.7",
+        "sentencepiece>=0.2",
+        "fire>=0.5",
+        "typing_extensions>=4.6",
+    ],
+    extras_require={"train": ["tokenizers>=0.20"]},
+)

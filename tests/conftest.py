@@ -1,0 +1,67 @@
+"""Small models that whole tests share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures import tiny_args, write_tiktoken
+
+from llama import Llama, Tokenizer, Transformer
+from llama.checkpoint import save_model
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer(write_tiktoken(tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in Meta's layout with a random float32 model that has clear preferences."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    args = tiny_args(vocab_size=tokenizer.n_words, max_seq_len=64)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Transformer(args)
+    for weight in model.parameters():
+        weight.data *= 6
+    save_model(model, folder, tokenizer.model_path, torch.float32)
+    return folder
+
+
+@pytest.fixture
+def llama(checkpoint: Path) -> Llama:
+    """That model with a batch of 3, so that four prompts have to wait for each other."""
+    return Llama.build(checkpoint, max_batch_size=3, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def chain(tokenizer: Tokenizer) -> Callable[..., Llama]:
+    """Makes a model that writes what it is told: after each token of `script` the next one.
+
+    The last one repeats. Nothing but the newest token counts: embeddings are one-hot, attention
+    and feed-forward layers add nothing, and the output layer points from a token to its successor.
+    """
+
+    def make(script: list[int], max_batch_size: int = 2, max_seq_len: int = 32) -> Llama:
+        size = tokenizer.n_words
+        model = Transformer(
+            tiny_args(
+                dim=size,
+                n_layers=1,
+                vocab_size=size,
+                max_batch_size=max_batch_size,
+                max_seq_len=max_seq_len,
+            )
+        )
+        for weight in model.parameters():
+            weight.data.zero_()
+        model.norm.weight.data.fill_(1)
+        model.tok_embeddings.weight.data.copy_(torch.eye(size))
+        for token, following in zip(script, [*script[1:], script[-1]], strict=True):
+            model.output.weight.data[:, token] = 0
+            model.output.weight.data[following, token] = 1
+        return Llama(model, tokenizer)
+
+    return make

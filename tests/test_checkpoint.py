@@ -1,0 +1,219 @@
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures import tiny_args
+
+from llama.checkpoint import find_shard, load_model, read_params, save_model
+from llama.model import ModelArgs, Transformer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(checkpoint: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(checkpoint, tmp_path / "copy")
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
+    return load_model(folder, read_params(folder / "params.json"), CPU, dtype)
+
+
+def change_weights(folder: Path, **changes: torch.Tensor | None) -> None:
+    path = folder / "consolidated.00.pth"
+    weights = torch.load(path)
+    for key, value in changes.items():
+        key = key.replace("__", ".")
+        if value is None:
+            del weights[key]
+        else:
+            weights[key] = value
+    torch.save(weights, path)
+
+
+def test_what_was_saved_is_loaded(tokenizer, tmp_path: Path) -> None:
+    args = tiny_args(vocab_size=tokenizer.n_words, rope_theta=500000.0, use_scaled_rope=True)
+    model = Transformer(args)
+    save_model(model, tmp_path, tokenizer.model_path, torch.float32)
+    loaded = load(tmp_path)
+    for key, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], weight)
+    assert loaded.params.max_seq_len == args.max_seq_len
+    tokens = torch.randint(0, tokenizer.n_words, (2, 9))
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens), model(tokens))
+
+
+def test_params_json_keeps_to_metas_keys(checkpoint: Path) -> None:
+    params = json.loads((checkpoint / "params.json").read_text())
+    assert {"dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of"} <= set(params)
+    assert not {"max_batch_size", "rope_scaling_factor", "use_scaled_rope"} & set(params)
+
+
+def test_tied_weights_are_stored_once(tokenizer, tmp_path: Path) -> None:
+    model = Transformer(tiny_args(vocab_size=tokenizer.n_words, dim=128))
+    save_model(model, tmp_path / "untied", tokenizer.model_path, torch.bfloat16)
+    model.output.weight = model.tok_embeddings.weight
+    save_model(model, tmp_path / "tied", tokenizer.model_path, torch.bfloat16)
+    sizes = [find_shard(tmp_path / name).stat().st_size for name in ("untied", "tied")]
+    assert sizes[0] - sizes[1] > 0.9 * 2 * model.output.weight.numel()
+    loaded = load(tmp_path / "tied", torch.bfloat16)
+    assert torch.equal(loaded.output.weight, loaded.tok_embeddings.weight)
+
+
+def test_weights_stay_mapped_and_are_never_made_a_second_time(folder: Path) -> None:
+    loaded = load(folder)
+    weights = torch.load(folder / "consolidated.00.pth", mmap=True)
+    offsets = {key: weight.untyped_storage().nbytes() for key, weight in weights.items()}
+    for key, weight in loaded.state_dict().items():
+        # A mapped weight shares one storage, as large as the file, with all the others.
+        assert weight.untyped_storage().nbytes() == offsets[key]
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert str(folder / "consolidated.00.pth") in maps.read_text()
+
+
+def test_a_dtype_asked_for_is_given(folder: Path) -> None:
+    loaded = load(folder, torch.bfloat16)
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.bfloat16}
+    assert loaded.freqs.dtype == torch.float32
+    assert not loaded.training
+
+
+@pytest.mark.parametrize(
+    ("params", "context", "theta"),
+    [
+        ({}, 4096, 10000.0),
+        ({"rope_theta": 500000.0}, 8192, 500000.0),
+        ({"rope_theta": 500000.0, "use_scaled_rope": True}, 131072, 500000.0),
+        ({"rope_theta": 500000, "max_seq_len": 77}, 77, 500000),
+    ],
+)
+def test_the_context_and_theta_that_a_file_leaves_out(
+    tmp_path: Path, params: dict, context: int, theta: float
+) -> None:
+    path = tmp_path / "params.json"
+    path.write_text(json.dumps({"dim": 64, "n_layers": 2, "n_heads": 4, **params}))
+    args = read_params(path, max_batch_size=3)
+    assert (args.max_seq_len, args.rope_theta, args.max_batch_size) == (context, theta, 3)
+
+
+def test_metas_own_params_json(tmp_path: Path) -> None:
+    path = tmp_path / "params.json"
+    path.write_text(
+        '{"dim": 4096, "multiple_of": 256, "n_heads": 32, "n_layers": 32, "norm_eps": 1e-05, '
+        '"vocab_size": -1}'
+    )
+    assert read_params(path) == ModelArgs(max_seq_len=4096, norm_eps=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"dim": 64, "n_layers": 2, "n_heads": 4, "n_head": 4, "foo": 1}', "foo, n_head"),
+        ('{"dim": 64, "n_heads": 4}', "lacks n_layers"),
+        ('{"dim": 64, "n_layers": 2, "n_heads": "4"}', "n_heads is '4'"),
+        ('{"dim": 64, "n_layers": true, "n_heads": 4}', "n_layers is True"),
+        ('{"dim": 64, "n_layers": 2, "n_heads": 5}', r"dim \(64\).*n_heads \(5\)"),
+        ('{"dim": 64, "n_layers": 0, "n_heads": 4}', "n_layers=0"),
+        ('{"dim": 64,', "is not a JSON file"),
+        ("<html>", "is not a JSON file"),
+        ("", "is not a JSON file"),
+        ("[1]", "JSON object, not a list"),
+    ],
+)
+def test_a_wrong_params_json(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "params.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        read_params(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_folder_file_or_shard(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere is not there"):
+        find_shard(folder / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"params.json is a file"):
+        find_shard(folder / "params.json")
+    (folder / "consolidated.01.pth").write_bytes(b"")
+    with pytest.raises(ValueError, match="holds 2 shards"):
+        find_shard(folder)
+    for shard in folder.glob("*.pth"):
+        shard.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no consolidated.00.pth.*params.json"):
+        find_shard(folder)
+    (folder / "params.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"params.json is not there"):
+        read_params(folder / "params.json")
+
+
+@pytest.mark.parametrize("kept", [0, 10, 1000, 0.5, -1])
+def test_a_truncated_file(folder: Path, kept: float) -> None:
+    path = folder / "consolidated.00.pth"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
+    with pytest.raises(ValueError, match=r"consolidated.00.pth.*download or copy it again"):
+        load(folder)
+
+
+def test_a_web_page_instead_of_weights(folder: Path) -> None:
+    (folder / "consolidated.00.pth").write_text("<!DOCTYPE html><html>Not found</html>")
+    with pytest.raises(ValueError, match=r"consolidated.00.pth"):
+        load(folder)
+
+
+class _Runs:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_that_would_run_code_is_not_opened(
+    folder: Path, tmp_path: Path, zipped: bool
+) -> None:
+    mark = tmp_path / "ran"
+    path = folder / "consolidated.00.pth"
+    if zipped:
+        torch.save({"output.weight": _Runs(mark)}, path)
+    else:
+        path.write_bytes(pickle.dumps({"output.weight": _Runs(mark)}))
+    with pytest.raises(ValueError, match=r"consolidated.00.pth"):
+        load(folder)
+    assert not mark.exists()
+
+
+def test_a_file_of_other_things_than_tensors(folder: Path) -> None:
+    torch.save({"model": {"a": torch.ones(2)}, "step": 3}, folder / "consolidated.00.pth")
+    with pytest.raises(ValueError, match="should hold a dictionary of tensors"):
+        load(folder)
+
+
+def test_missing_and_extra_weights_are_named(folder: Path) -> None:
+    change_weights(folder, norm__weight=None, norm__bias=torch.ones(3))
+    with pytest.raises(ValueError, match=r"lacks 1 .*norm.weight; has unexpected 1 .*norm.bias"):
+        load(folder)
+
+
+def test_a_wrong_number_of_layers_is_told(folder: Path) -> None:
+    params = json.loads((folder / "params.json").read_text())
+    (folder / "params.json").write_text(json.dumps({**params, "n_layers": 3}))
+    with pytest.raises(ValueError, match=r"n_layers=3.*lacks 9 .*layers\.2\.attention"):
+        load(folder)
+
+
+@pytest.mark.parametrize("shape", [(17,), (32, 1), (64,)])
+def test_a_wrong_shape_is_told_with_both(folder: Path, shape: tuple[int, ...]) -> None:
+    change_weights(folder, norm__weight=torch.ones(shape))
+    with pytest.raises(ValueError, match=r"norm.weight in .*shape \(.*asks for \(32,\)"):
+        load(folder)
+
+
+def test_rotary_frequencies_in_old_checkpoints_are_known(folder: Path) -> None:
+    change_weights(folder, rope__freqs=torch.ones(4))
+    load(folder)
