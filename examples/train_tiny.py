@@ -1,16 +1,15 @@
 """Trains the bundled model, from text to the finished folder.
 
-    python examples/train_tiny.py --data ../shared/data --out params/tiny
+    python -m examples.train_tiny --data DATA --out params/tiny
 
-`data` holds `tinystories.txt` (stories separated by a line `<|endoftext|>`), `selfdialogue.jsonl`
-(`{"turns": [str, ...]}`) and `math_spelling.jsonl` (`{"cat", "prompt", "response"}`). About an hour
-on two cores. Stopped with Ctrl-C, the same command goes on.
+`DATA` is a folder with `tinystories.txt` (stories separated by a line `<|endoftext|>`),
+`selfdialogue.jsonl` (`{"turns": [str, ...]}`) and `math_spelling.jsonl` (`{"cat", "prompt",
+"response"}`). About an hour on two cores. Stopped with Ctrl-C, the same command goes on.
 
 The mixture is one epoch of documents: every story `STORY_PASSES` times, in turn as plain text and
-as the answer to a request for it; a third of the small-talk dialogs once, both speakers
-learned; words
-spelled and their letters counted; and short chats in which greetings, questions about the model,
-stories and spelling follow each other.
+as the answer to a request for it; a third of the small-talk dialogs once, both speakers learned;
+words spelled and their letters counted; and short chats in which greetings, questions about the
+model, stories and spelling follow each other.
 """
 
 import json
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from llama import Message, Tokenizer
+from llama.cli import run
 from llama.model import ModelArgs
 from llama.tokenizer import Role
 from llama.training import (
@@ -357,6 +357,4 @@ def held_out(items: list[T]) -> list[T]:
 
 
 if __name__ == "__main__":
-    import fire
-
-    fire.Fire(main)
+    run(main)

@@ -36,12 +36,16 @@ class KVCache:
     def seq_len(self) -> int:
         return self.k.shape[-2]
 
+    def suits(self, like: Tensor) -> bool:
+        """Whether it has the dtype and the device of `like`."""
+        return (self.k.dtype, self.k.device) == (like.dtype, like.device)
+
     def view(self, first_row: int, rows: int, length: int) -> "KVCache":
         """`rows` rows from `first_row` on, and of each the first `length` positions.
 
         Raises ValueError where there are not that many.
         """
-        if first_row + rows > self.batch_size or length > self.seq_len:
+        if first_row + rows > self.batch_size or not 0 < length <= self.seq_len:
             raise ValueError(
                 f"{first_row + rows} rows of {length} positions do not fit a KV cache for "
                 f"{self.batch_size} (max_batch_size) of {self.seq_len} (max_seq_len)"
@@ -72,6 +76,6 @@ class KVCache:
         rows = torch.arange(len(xk), device=xk.device).unsqueeze(1)
         start = start_pos.unsqueeze(1) if isinstance(start_pos, Tensor) else start_pos
         positions = start + torch.arange(xk.shape[1], device=xk.device)  # (seq,) or (batch, seq)
-        self.k[rows, :, positions] = xk
-        self.v[rows, :, positions] = xv
+        self.k[rows, :, positions] = xk.type_as(self.k)
+        self.v[rows, :, positions] = xv.type_as(self.v)
         return self.k, self.v

@@ -54,28 +54,23 @@ class Sequence:
     prompt_logprobs: list[float] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)  # the text that each token completed
     prompt_pieces: list[str] = field(default_factory=list)  # with echo
+    text: str = ""  # all pieces; until the end it may still lose a stop string's beginning
     finish_reason: FinishReason | None = None  # None while it waits or runs
 
     _taken: int = 0  # characters that take_text has handed out
 
-    @property
-    def text(self) -> str:
-        """All text so far; it may still lose a stop string that it ends with part of."""
-        return "".join(self.prompt_pieces + self.pieces)
-
     def take_text(self) -> str:
         """Text that is certain and that an earlier call has not returned."""
-        text = self.text
-        certain = len(text) if self.finish_reason else len(text) - self._held_back(text)
-        new = text[self._taken : certain]
+        certain = len(self.text) - (0 if self.finish_reason else self._held_back())
+        new = self.text[self._taken : certain]
         self._taken = max(self._taken, certain)
         return new
 
-    def _held_back(self, text: str) -> int:
-        """How many characters at the end of `text` may turn out to begin a stop string."""
+    def _held_back(self) -> int:
+        """How many characters at the end of the answer may turn out to begin a stop string."""
         longest = max((len(stop) - 1 for stop in self.stop), default=0)
-        for size in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-size:]) for stop in self.stop):
+        for size in range(min(longest, len(self.text) - self._answer_start), 0, -1):
+            if any(stop.startswith(self.text[-size:]) for stop in self.stop):
                 return size
         return 0
 
@@ -84,6 +79,8 @@ class Sequence:
         self._sampler = SamplerState(self.params, self.prompt)
         if self.echo:
             self.prompt_pieces = [decoder.feed(token) for token in self.prompt]
+            self.text = "".join(self.prompt_pieces)
+        self._answer_start = len(self.text)
 
     def _append(self, token: int, logprob: float, stop_tokens: set[int]) -> None:
         """Takes a chosen token, and ends the sequence if it was the last."""
@@ -94,6 +91,7 @@ class Sequence:
         self.tokens.append(token)
         self.logprobs.append(logprob)
         self.pieces.append(self._decoder.feed(token))
+        self.text += self.pieces[-1]
         if self._cut_at_stop():
             self.finish_reason = "stop"  # what the decoder still holds lies after the cut
         elif len(self.tokens) == self.max_gen_len:
@@ -101,28 +99,28 @@ class Sequence:
 
     def _cut_at_stop(self) -> bool:
         """Ends the text before the first stop string in it and drops the tokens after that."""
-        if not self.stop:
-            return False
-        # A match ends in the newest piece, so it begins at most so far before it.
-        reach = max(map(len, self.stop)) + len(self.pieces[-1])
-        text = "".join(self.pieces)
-        near = max(0, len(text) - reach)
-        found = [at for stop in self.stop if (at := text.find(stop, near)) >= 0]
+        # A match ends in the newest piece, so it begins at most so far before its end.
+        reach = max(map(len, self.stop), default=0) + len(self.pieces[-1])
+        near = max(self._answer_start, len(self.text) - reach)
+        found = [at for stop in self.stop if (at := self.text.find(stop, near)) >= 0]
         if not found:
             return False
-        end, kept = min(found), len(text)
-        while self.pieces and kept - len(self.pieces[-1]) >= end:
-            kept -= len(self.pieces.pop())
+        surplus = len(self.text) - min(found)
+        self.text = self.text[: min(found)]
+        while self.pieces and len(self.pieces[-1]) <= surplus:
+            surplus -= len(self.pieces.pop())
             self.tokens.pop()
             self.logprobs.pop()
         if self.pieces:
-            self.pieces[-1] = self.pieces[-1][: len(self.pieces[-1]) - (kept - end)]
+            self.pieces[-1] = self.pieces[-1][: len(self.pieces[-1]) - surplus]
         return True
 
     def _finish(self, reason: FinishReason) -> None:
         self.finish_reason = reason
         if last := self.pieces or self.prompt_pieces:
-            last[-1] += self._decoder.flush()
+            rest = self._decoder.flush()
+            last[-1] += rest
+            self.text += rest
 
 
 class Engine:
@@ -175,7 +173,10 @@ class Engine:
         room = self.max_seq_len - len(sequence.prompt)
         wanted = room if sequence.max_gen_len is None else min(sequence.max_gen_len, room)
         sequence._start(self.tokenizer.stream_decoder(), wanted)
-        self.waiting.append(sequence)
+        if wanted or sequence.score_prompt:
+            self.waiting.append(sequence)
+        else:
+            sequence._finish("length")
         return sequence
 
     def cancel(self, sequence: Sequence) -> None:
@@ -204,15 +205,17 @@ class Engine:
             logits = self._decode()
         else:
             return []
-        alive = [i for i, s in enumerate(changed) if len(s.tokens) < (s.max_gen_len or 0)]
-        if alive:
-            tokens, logprobs = sample(logits[alive], [changed[i]._sampler for i in alive])
-            parallel.broadcast(tokens)
-            for i, token, logprob in zip(alive, tokens.tolist(), logprobs.tolist(), strict=True):
-                changed[i]._append(token, logprob, self.tokenizer.stop_tokens)
+        writing = [i for i, sequence in enumerate(changed) if sequence.max_gen_len]
         for sequence in changed:
-            if sequence.max_gen_len == 0:
+            if not sequence.max_gen_len:  # only scored
                 sequence._finish("length")
+        if writing:
+            if len(writing) < len(changed):
+                logits = logits[writing]
+            tokens, logprobs = sample(logits, [changed[i]._sampler for i in writing])
+            parallel.broadcast(tokens)
+            for i, token, logprob in zip(writing, tokens.tolist(), logprobs.tolist(), strict=True):
+                changed[i]._append(token, logprob, self.tokenizer.stop_tokens)
         self._release()
         return changed
 

@@ -313,8 +313,10 @@ class Transformer(nn.Module):
         (batch, seq), p = tokens.shape, self.params
         if start_pos is not None:
             if cache is None:
-                cache = self.cache or self.new_cache(p.max_batch_size, p.max_seq_len)
-                self.cache = cache
+                # The model may have been moved or cast since it was last used.
+                if self.cache is None or not self.cache.suits(self.norm.weight):
+                    self.cache = self.new_cache(p.max_batch_size, p.max_seq_len)
+                cache = self.cache
             length = start_pos + seq if isinstance(start_pos, int) else cache.seq_len
             cache = cache.view(0, batch, length)
         elif cache is None:

@@ -78,7 +78,9 @@ def select_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if device.type == "mps":
         return torch.bfloat16 if torch.backends.mps.is_macos_or_newer(14, 0) else torch.float16
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    mkldnn = torch.backends.mkldnn.is_available()
+    has_bf16 = mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if has_bf16 else torch.float32
 
 
 def initialize(model_parallel_size: int | None = None, device: torch.device | None = None) -> None:

@@ -1,6 +1,7 @@
 import json
 import math
 import random
+import signal
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -151,8 +152,8 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(
     update = loop._Run.update
 
     def interrupted(run: loop._Run, *batch: object) -> tuple[float, float]:
-        if run.step == 17:
-            raise KeyboardInterrupt
+        if run.step == 16:
+            signal.raise_signal(signal.SIGINT)  # Ctrl-C
         return update(run, *batch)
 
     with monkeypatch.context() as patch:

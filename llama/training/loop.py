@@ -4,9 +4,12 @@ import ctypes
 import json
 import math
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -78,7 +81,7 @@ def train(
     tokenizer = Tokenizer(str(tokenizer_path))
     batches = islice(epochs(documents, config.batch_tokens, config.seed), run.step, None)
     start, first, seen = time.monotonic(), run.step, 0
-    try:
+    with _interrupts_noted() as interrupted:
         while run.step < steps:
             inputs, targets = collate([documents[i] for i in next(batches)])
             rate = learning_rate(config, run.step, steps)
@@ -97,13 +100,11 @@ def train(
                 _report(f"step {run.step}: {line['bits_per_byte']:.4f} bits per byte", last=True)
             with (out / "metrics.jsonl").open("a") as metrics:
                 metrics.write(json.dumps(line) + "\n")
-            if run.step % config.save_every == 0:
+            if run.step % config.save_every == 0 or run.step == steps or interrupted():
                 run.save()
-    except KeyboardInterrupt:
-        run.save()
-        _report(f"stopped after step {run.step}; the same command goes on from there", last=True)
-        raise
-    run.save()
+            if interrupted():
+                _report(f"stopped after step {run.step}; the same call goes on there", last=True)
+                raise KeyboardInterrupt
     save_model(run.model, out, tokenizer_path, torch.bfloat16)
     return run.model
 
@@ -168,6 +169,27 @@ class _Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
+
+
+@contextmanager
+def _interrupts_noted() -> Iterator[Callable[[], bool]]:
+    """Lets Ctrl-C wait for the end of a step; a second one does not wait."""
+    noted = False
+
+    def note(*_: object) -> None:
+        nonlocal noted
+        if noted:
+            raise KeyboardInterrupt
+        noted = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # signals reach the main thread only
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: noted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _report(text: str, last: bool) -> None:
