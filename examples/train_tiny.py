@@ -6,20 +6,23 @@
 `selfdialogue.jsonl` (`{"turns": [str, ...]}`) and `math_spelling.jsonl` (`{"cat", "prompt",
 "response"}`). About an hour on two cores. Stopped with Ctrl-C, the same command goes on.
 
-The mixture is one epoch of documents: every story `STORY_PASSES` times, in turn as plain text and
-as the answer to a request for it; a third of the small-talk dialogs once, both speakers learned;
-words spelled and their letters counted; and short chats in which greetings, questions about the
-model, stories and spelling follow each other.
+It has two stages, each one epoch of documents (see `reading` and `tuning`). The first is mostly
+text: every story ten times, in turn as it is and as the answer to a request for it, every
+small-talk dialog, both speakers learned, some spelling, and short chats in which greetings,
+questions about the model, stories and spelling follow each other. The second is mostly answers:
+spelling and counting letters, requested stories, chats, and a little of the rest.
 """
 
 import json
 import random
 import re
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from llama import Message, Tokenizer
+from llama import Dialog, Llama, Message, Tokenizer
 from llama.cli import run
 from llama.model import ModelArgs
 from llama.tokenizer import Role
@@ -34,10 +37,6 @@ from llama.training import (
 
 T = TypeVar("T")
 
-STORY_PASSES = 10
-SPELLING_PASSES = 2
-DIALOG_SHARE = 3  # one small-talk dialog of so many
-CHATS = 5000
 HELD_OUT_EVERY = 20  # each 20th story, dialog and word is kept for measuring
 
 SHAPE = ModelArgs(
@@ -199,54 +198,101 @@ def main(data: str, out: str = "params/tiny", seed: int = 1) -> None:
     tokenizer_path = folder / "tokenizer.model"
     if not tokenizer_path.exists():
         plain = [turn for dialog in kept(dialogs) for turn in dialog]
-        spelled = [answer for word in words for _, answer in (spell(rng, word), count(rng, word))]
-        train_tokenizer(kept(stories) * 3 + plain + spelled, SHAPE.vocab_size - 256, tokenizer_path)
+        own = random.Random(seed)  # so that the documents are the same when this is skipped
+        letters = [reply for word in words for _, reply in (spell(own, word), count(own, word))]
+        train_tokenizer(kept(stories) * 3 + plain + letters, SHAPE.vocab_size - 256, tokenizer_path)
     tokenizer = Tokenizer(str(tokenizer_path))
 
-    documents = mixture(rng, tokenizer, kept(stories), kept(dialogs), spelling, kept(words))
-    sizes = sum(len(document) for document in documents)
+    sources = Sources(tokenizer, rng, kept(stories), kept(dialogs), spelling, kept(words))
+    stages = (
+        (folder / "stage1", reading(sources), 2e-3, None),
+        (folder, tuning(sources), 1e-3, folder / "stage1"),
+    )
+    for stage, documents, rate, start in stages:
+        tokens = sum(len(document) for document in documents)
+        print(f"{stage}: {len(documents):,} documents, {tokens:,} tokens", flush=True)
+        config = TrainConfig(seed=seed, batch_tokens=2048, learning_rate=rate)
+        train(SHAPE, tokenizer_path, documents, held_out(stories), stage, config, start)
+    asked = set(re.findall("[a-z]+", "\n".join(question for question, _ in spelling)))
+    new = [word for word in held_out(words) if word not in asked]
+    llama = Llama.build(folder)
     print(
-        f"{len(documents):,} documents, {sizes:,} tokens; {len(held_out(stories))} stories held out"
-    )
-    train(
-        SHAPE,
-        tokenizer_path,
-        documents,
-        held_out(stories),
-        folder,
-        TrainConfig(seed=seed, batch_tokens=2048, learning_rate=2e-3),
+        f"{len(new)} new words: {spelling_score(llama, rng, new, spell):.1%} spelled right, "
+        f"{spelling_score(llama, rng, new, count):.1%} counted right"
     )
 
 
-def mixture(
-    rng: random.Random,
-    tokenizer: Tokenizer,
-    stories: list[str],
-    dialogs: list[list[str]],
-    spelling: list[tuple[str, str]],
-    words: list[str],
-) -> list[Document]:
-    """All that one run sees, in no order."""
+@dataclass(frozen=True)
+class Sources:
+    """What documents are made of: the tokenizer, one source of randomness, and what is kept."""
+
+    tokenizer: Tokenizer
+    rng: random.Random
+    stories: list[str]
+    dialogs: list[list[str]]
+    spelling: list[tuple[str, str]]
+    words: list[str]
+
+
+def reading(sources: Sources) -> list[Document]:
+    """The first stage, in no order."""
+    documents = told(sources, 10)
+    documents += talked(sources, share=1)
+    documents += spelled(sources, 2)
+    return documents + chatted(sources, 5000)
+
+
+def tuning(sources: Sources) -> list[Document]:
+    """The second stage, in no order."""
+    documents = spelled(sources, 5)
+    documents += told(sources, 2)
+    documents += [
+        answer(sources, [(request_for(sources.rng, story), story)]) for story in sources.stories
+    ]
+    documents += talked(sources, share=20)
+    return documents + chatted(sources, 5000)
+
+
+def told(sources: Sources, passes: int) -> list[Document]:
+    """Every story so many times, in turn as plain text and as an answer."""
     documents = []
-    for number in range(STORY_PASSES):
-        for story in stories:
+    for number in range(passes):
+        for story in sources.stories:
             if number % 2:
-                documents.append(answer(tokenizer, rng, [(request_for(rng, story), story)]))
+                documents.append(answer(sources, [(request_for(sources.rng, story), story)]))
             else:
-                documents.append(text_document(tokenizer, story))
-    for turns in dialogs:
+                documents.append(text_document(sources.tokenizer, story))
+    return documents
+
+
+def talked(sources: Sources, share: int) -> list[Document]:
+    """One in `share` small-talk dialogs."""
+    documents = []
+    for turns in sources.dialogs[::share]:
         dialog = []
         for i, turn in enumerate(turns):
             role: Role = "assistant" if i % 2 else "user"
             dialog.append(Message(role=role, content=turn))
-        documents.append(dialog_document(tokenizer, dialog, ("user", "assistant")))
-    for _ in range(SPELLING_PASSES):
-        for prompt, response in spelling:
-            documents.append(answer(tokenizer, rng, [(prompt, response)]))
-        for word in words:
-            documents.append(answer(tokenizer, rng, [spell(rng, word)]))
-            documents.append(answer(tokenizer, rng, [count(rng, word)]))
-    for _ in range(CHATS):
+        documents.append(dialog_document(sources.tokenizer, dialog, ("user", "assistant")))
+    return documents
+
+
+def spelled(sources: Sources, passes: int) -> list[Document]:
+    """Every question about spelling and, twice, every word, so many times."""
+    documents = []
+    for _ in range(passes):
+        for prompt, response in sources.spelling:
+            documents.append(answer(sources, [(prompt, response)]))
+        for word in sources.words:
+            documents.append(answer(sources, [spell(sources.rng, word)]))
+            documents.append(answer(sources, [count(sources.rng, word)]))
+    return documents
+
+
+def chatted(sources: Sources, number: int) -> list[Document]:
+    """Chats of one to four questions of any kind."""
+    documents, rng = [], sources.rng
+    for _ in range(number):
         chat = []
         for _ in range(rng.randint(1, 4)):
             kind = rng.random()
@@ -254,17 +300,17 @@ def mixture(
                 questions, replies = rng.choice(SMALL_TALK)
                 chat.append((rng.choice(questions), rng.choice(replies)))
             elif kind < 0.8:
-                story = rng.choice(stories)
+                story = rng.choice(sources.stories)
                 chat.append((request_for(rng, story), story))
             else:
-                chat.append(rng.choice((spell, count))(rng, rng.choice(words)))
-        documents.append(answer(tokenizer, rng, chat))
+                chat.append(rng.choice((spell, count))(rng, rng.choice(sources.words)))
+        documents.append(answer(sources, chat))
     return documents
 
 
-def answer(tokenizer: Tokenizer, rng: random.Random, turns: list[tuple[str, str]]) -> Document:
+def answer(sources: Sources, turns: list[tuple[str, str]]) -> Document:
     """A dialog of questions and answers, now and then with a system prompt or sloppily typed."""
-    dialog = []
+    dialog, rng = [], sources.rng
     if rng.random() < 0.15:
         dialog.append(Message(role="system", content=rng.choice(SYSTEM_PROMPTS)))
     for question, reply in turns:
@@ -272,7 +318,7 @@ def answer(tokenizer: Tokenizer, rng: random.Random, turns: list[tuple[str, str]
             question = question[0].lower() + question[1:].rstrip(".!")
         dialog.append(Message(role="user", content=question))
         dialog.append(Message(role="assistant", content=reply))
-    return dialog_document(tokenizer, dialog)
+    return dialog_document(sources.tokenizer, dialog)
 
 
 def request_for(rng: random.Random, story: str) -> str:
@@ -309,6 +355,23 @@ def count(rng: random.Random, word: str) -> tuple[str, str]:
     if rng.random() < 0.5:
         question = rng.choice(SPELL_REQUESTS).format(word) + " " + question
     return question, f"{spelled}\nThe letter {letter} is found {number} time{'s' * (number > 1)}."
+
+
+def spelling_score(
+    llama: Llama,
+    rng: random.Random,
+    words: list[str],
+    ask: Callable[[random.Random, str], tuple[str, str]],
+) -> float:
+    """The share of questions about `words` that are answered word for word."""
+    questions, answers = zip(*(ask(rng, word) for word in words), strict=True)
+    dialogs: list[Dialog] = [[{"role": "user", "content": question}] for question in questions]
+    results = llama.chat_completion(dialogs, temperature=0, max_gen_len=80)
+    right = [
+        result["generation"]["content"] == answer
+        for result, answer in zip(results, answers, strict=True)
+    ]
+    return sum(right) / len(right)
 
 
 def read_stories(path: Path) -> list[str]:

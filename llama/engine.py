@@ -32,6 +32,11 @@ FinishReason = Literal["stop", "length", "cancelled"]
 # one part are 256 MB, those of a prompt of 8192 would be 4 GB.
 _SCORED_AT_ONCE = 512
 
+# Keys are attended to in whole blocks, those past a row's end masked. Kernels add up what they read
+# block by block, so a row's sums come out alike whatever the length of the rows beside it; with
+# lengths as they are, bfloat16 answers of the bundled model changed with the batch.
+_KEY_BLOCK = 64
+
 
 @dataclass(eq=False)
 class Sequence:
@@ -238,7 +243,7 @@ class Engine:
         if old is not None:
             rows = max(rows, min(2 * old.batch_size, self.max_batch_size))
             length = max(length, old.seq_len)
-        length = min(self.max_seq_len, 1 << (length - 1).bit_length())
+        length = _whole_blocks(min(self.max_seq_len, 1 << (length - 1).bit_length()))
         self._cache = self.model.new_cache(rows, length)
         if old is not None:
             self._cache.copy_from(old)
@@ -265,7 +270,7 @@ class Engine:
         device = self._cache.k.device
         newest = torch.tensor([[s.tokens[-1]] for s in self.running], device=device)  # (n, 1)
         positions = [len(s.prompt) + len(s.tokens) - 1 for s in self.running]
-        cache = self._cache.view(0, len(self.running), max(positions) + 1)
+        cache = self._cache.view(0, len(self.running), _whole_blocks(max(positions) + 1))
         return self.model(newest, torch.tensor(positions, device=device), cache=cache)[:, -1]
 
     def _release(self) -> None:
@@ -278,3 +283,7 @@ class Engine:
                 assert self._cache is not None
                 self.running[row] = last
                 self._cache.copy_row(len(self.running), row, len(last.prompt) + len(last.tokens))
+
+
+def _whole_blocks(length: int) -> int:
+    return -(-length // _KEY_BLOCK) * _KEY_BLOCK

@@ -89,7 +89,7 @@ def tiny_args(**overrides: Any) -> ModelArgs:
     return ModelArgs(**{**shape, "max_batch_size": 4, "max_seq_len": 32, **overrides})
 
 
-def run_ranks(count: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list:
+def run_ranks(count: int, function: Callable[..., Any], *args: Any, timeout: float = 300) -> list:
     """What `function(*args)` returns in each of `count` new processes, started as by torchrun.
 
     `function` stands at the top level of a module and returns tensors and plain values. An

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from llama import Engine, Llama, SamplingParams, Sequence
+from llama import engine as engine_module
+from llama.cache import KVCache
 
 
 def prompts(count: int) -> list[list[int]]:
@@ -89,6 +91,26 @@ def test_a_prompt_is_run_whole_and_then_a_token_at_a_time_for_all(
     assert shapes == [(1, 11), (1, 7), (2, 1), (2, 1)]
 
 
+def test_keys_are_read_in_whole_blocks_whatever_the_lengths(
+    llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = []
+    forward = llama.model.forward
+
+    def record(tokens: torch.Tensor, *args: object, cache: KVCache, **kwargs: object) -> object:
+        if tokens.shape[1] == 1:
+            lengths.append(cache.seq_len)
+        return forward(tokens, *args, cache=cache, **kwargs)
+
+    monkeypatch.setattr(llama.model, "forward", record)
+    monkeypatch.setattr(engine_module, "_KEY_BLOCK", 16)
+    engine = Engine(llama.model, llama.tokenizer, max_batch_size=1, max_seq_len=50)
+    params = SamplingParams(temperature=0, logit_bias={7: 1e4})
+    engine.add(Sequence([5] * 14, None, params))
+    finish(engine)
+    assert lengths == [16] * 2 + [32] * 16 + [48] * 16 + [64] * 1
+
+
 def test_cancelled_sequences_keep_what_they_have_and_others_go_on(llama: Llama) -> None:
     engine = engine_of(llama, rows=2)
     first, second, third = (
@@ -106,7 +128,10 @@ def test_cancelled_sequences_keep_what_they_have_and_others_go_on(llama: Llama) 
     assert second.finish_reason in ("stop", "length")
 
 
-def test_the_cache_grows_with_what_is_asked_and_keeps_what_it_holds(llama: Llama) -> None:
+def test_the_cache_grows_with_what_is_asked_and_keeps_what_it_holds(
+    llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "_KEY_BLOCK", 4)
     engine = engine_of(llama, rows=3)
     short = engine.add(request([1, 2, 3], 12, seed=1))
     engine.step()
@@ -118,7 +143,7 @@ def test_the_cache_grows_with_what_is_asked_and_keeps_what_it_holds(llama: Llama
     assert engine._cache.k.shape[1] > before[1]
     finish(engine)
     assert engine._cache.batch_size <= 3
-    assert engine._cache.seq_len <= 64
+    assert engine._cache.seq_len == 64
     for sequence in (short, longer):
         assert_same(sequence, alone(llama, sequence))
 

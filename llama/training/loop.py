@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama.checkpoint import save_model
+from llama.checkpoint import load_model, save_model
 from llama.model import ModelArgs, Transformer
 from llama.tokenizer import Tokenizer
 from llama.training.data import Document, collate, epoch, epochs, fit
@@ -61,9 +61,11 @@ def train(
     held_out: Sequence[str],
     out_dir: str | Path,
     config: TrainConfig | None = None,
+    start_from: str | Path | None = None,
 ) -> Transformer:
-    """Trains a new model on `documents` and writes it to `out_dir` as a checkpoint folder.
+    """Trains a model on `documents` and writes it to `out_dir` as a checkpoint folder.
 
+    It begins as the model in the checkpoint folder `start_from`, else with random weights.
     `held_out` are texts whose bits per byte are measured every `eval_every` steps. Progress goes
     to standard error and, a JSON object a line, to `out_dir`/metrics.jsonl. The state is kept in
     `out_dir`/training.pt: call it again with the same arguments to go on where it stopped, at
@@ -77,7 +79,7 @@ def train(
     _keep_freed_memory()
     documents = fit(documents, args.max_seq_len)
     steps = config.steps or len(epoch(documents, config.batch_tokens, config.seed))
-    run = _Run(args, config, len(documents), out / "training.pt")
+    run = _Run(args, config, len(documents), out / "training.pt", start_from)
     tokenizer = Tokenizer(str(tokenizer_path))
     batches = islice(epochs(documents, config.batch_tokens, config.seed), run.step, None)
     start, first, seen = time.monotonic(), run.step, 0
@@ -112,7 +114,14 @@ def train(
 class _Run:
     """Model, optimizer and step: what is saved and resumed."""
 
-    def __init__(self, args: ModelArgs, config: TrainConfig, documents: int, path: Path) -> None:
+    def __init__(
+        self,
+        args: ModelArgs,
+        config: TrainConfig,
+        documents: int,
+        path: Path,
+        start_from: str | Path | None,
+    ) -> None:
         self.path, self.config, self.step = path, config, 0
         self.made_by = f"{asdict(args)} {asdict(replace(config, save_every=0))} {documents}"
         with torch.random.fork_rng(devices=[]):
@@ -121,6 +130,9 @@ class _Run:
         for name, weight in self.model.named_parameters():
             if name.endswith(("wo.weight", "w2.weight")):  # what is added to the residual stream
                 weight.data /= math.sqrt(2 * args.n_layers)
+        if start_from is not None:
+            start = load_model(start_from, args, torch.device("cpu"), torch.float32)
+            self.model.load_state_dict(start.state_dict())
         if config.tie_embeddings:
             self.model.output.weight = self.model.tok_embeddings.weight
         matrices = [p for p in self.model.parameters() if p.dim() > 1]

@@ -169,7 +169,7 @@ def model_reference(args: dict, hidden: int, generator: torch.Generator) -> dict
     layer = model.model.layers[0]
     x = torch.randn(2, len(POSITIONS), args["dim"], generator=generator)
     wide = x.double()
-    turns = model.model.rotary_emb(wide, POSITIONS.unsqueeze(0).expand(2, -1))
+    turns = cos, sin = model.model.rotary_emb(wide, POSITIONS.unsqueeze(0).expand(2, -1))
     tokens = torch.randint(args["vocab_size"], (3, 17), generator=generator)
     long = torch.randint(args["vocab_size"], (1, LONG), generator=generator)
     outputs = {
@@ -180,7 +180,8 @@ def model_reference(args: dict, hidden: int, generator: torch.Generator) -> dict
         "logits": model(tokens).logits,
         "long_logits": model(long).logits[:, -4:],
     }
-    inputs = {"x": x, "positions": POSITIONS, "tokens": tokens, "long_tokens": long}
+    freqs_cis = torch.complex(cos[0], sin[0]).chunk(2, dim=-1)[0].to(torch.complex64)
+    inputs = {"x": x, "freqs_cis": freqs_cis, "tokens": tokens, "long_tokens": long}
     return (
         {"args": args, "hidden": hidden, "weights": weights}
         | inputs
