@@ -13,6 +13,7 @@ has to be what the model expects.
 import dataclasses
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -159,22 +160,19 @@ def _read_shard(path: Path) -> dict[str, Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
-            f"{path} holds something other than tensors, and opening it could run code, so it was "
-            f"not opened; get the checkpoint from a source that you trust ({_first_line(error)})"
+            f"{path} holds {found.group(1) if found else 'something'} beside tensors, and opening "
+            "that could run code, so it was not opened; use a checkpoint from a source you trust"
         ) from error
     except (RuntimeError, EOFError, ValueError) as error:
         raise ValueError(
             f"{path} ({path.stat().st_size:,} bytes) is no complete .pth file: it was cut off or "
-            f"is something else; {advice} ({_first_line(error)})"
+            f"is something else; {advice}"
         ) from error
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
         raise ValueError(f"{path} should hold a dictionary of tensors; {advice}")
     return weights
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:160]
 
 
 def _part(weight: Tensor, shape: torch.Size, name: str) -> Tensor:

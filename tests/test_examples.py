@@ -56,7 +56,7 @@ def test_metas_flags(script: str, checkpoint: Path) -> None:
 def test_two_ranks_print_once_what_one_prints() -> None:
     one = run(TEXT, "--temperature", "0")
     two = run(
-        *("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"),
+        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
         *(TEXT, "--temperature", "0"),
     )
     assert two[0] == 0, two[2]
