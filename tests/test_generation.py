@@ -189,6 +189,7 @@ def test_echoed_text_begins_with_the_prompt(llama: Llama) -> None:
         ("dhel", "bc", ["b", "c"]),
         (["zzz", "lo"], "bcdhel", ["b", "c", "d", "hel"]),
         (["hello", "cd"], "b", ["b"]),
+        (["lo", "el"], "bcdh", ["b", "c", "d", "h"]),
         ("hellx", "bcdhello", ["b", "c", "d", "hello"]),
         ("abc", "bcdhello", ["b", "c", "d", "hello"]),
     ],
@@ -203,6 +204,10 @@ def test_stop_strings(
     assert result["finish_reason"] == "stop"
     assert result["tokens"] == tokens
     assert len(result["logprobs"]) == len(tokens)
+    prompt = tokenizer.encode("a")
+    answers, logprobs = model.generate([prompt], temperature=0, stop=stop, logprobs=True)
+    assert answers == [script[1 : 1 + len(tokens)]]
+    assert logprobs == [result["logprobs"]]
     chunks = list(model.text_completion_stream(["a"], temperature=0, stop=stop))
     assert "".join(chunk.text for chunk in chunks) == text
     assert [chunk.finish_reason for chunk in chunks][-1] == "stop"
