@@ -306,7 +306,8 @@ class Transformer(nn.Module):
         there are no gradients; the model's own cache for `max_batch_size` rows of `max_seq_len`
         is made where none is handed in. `logits_at` (batch, n) picks the columns of `tokens`
         whose logits are wanted, (batch, n, vocab_size). Raises ValueError for tokens of another
-        rank than 2, or where the cache has too few rows or positions.
+        rank than 2, or where the cache has too few rows or positions (IndexError where only a
+        row of a tensor `start_pos` runs over its end).
         """
         if tokens.dim() != 2:
             raise ValueError(f"tokens should be (batch, seq), not {tuple(tokens.shape)}")

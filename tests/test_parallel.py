@@ -160,7 +160,6 @@ def test_initialize_in_plain_python_needs_no_environment_and_leaves_it_alone(no_
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads Linux's socket tables")
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="gloo listens even when alone")
 def test_initialize_in_plain_python_opens_no_port(no_groups):
     before = listening_ports()
     parallel.initialize()
