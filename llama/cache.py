@@ -58,6 +58,11 @@ class KVCache:
         for part in (self.k, self.v):
             part[:, target, :, :length] = part[:, source, :, :length]
 
+    def clear_row(self, row: int) -> None:
+        """Zeros a row, after values that are not finite: masking does not undo those."""
+        self.k[:, row] = 0
+        self.v[:, row] = 0
+
     def copy_from(self, smaller: "KVCache") -> None:
         """Takes over all rows and positions of a cache that is no larger."""
         window = (slice(None), slice(smaller.batch_size), slice(None), slice(smaller.seq_len))

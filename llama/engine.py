@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from llama import parallel
 from llama.cache import KVCache
 from llama.model import Transformer
-from llama.sampling import SamplerState, SamplingParams, sample
+from llama.sampling import NonFiniteLogitsError, SamplerState, SamplingParams, sample
 from llama.tokenizer import StreamDecoder, Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -217,7 +217,13 @@ class Engine:
         if writing:
             if len(writing) < len(changed):
                 logits = logits[writing]
-            tokens, logprobs = sample(logits, [changed[i]._sampler for i in writing])
+            try:
+                tokens, logprobs = sample(logits, [changed[i]._sampler for i in writing])
+            except NonFiniteLogitsError as error:
+                assert self._cache is not None
+                for row in error.rows:  # so that the next one there does not suffer
+                    self._cache.clear_row(len(self.running) - len(changed) + writing[row])
+                raise
             parallel.broadcast(tokens)
             for i, token, logprob in zip(writing, tokens.tolist(), logprobs.tolist(), strict=True):
                 changed[i]._append(token, logprob, self.tokenizer.stop_tokens)

@@ -312,6 +312,9 @@ class Transformer(nn.Module):
         if tokens.dim() != 2:
             raise ValueError(f"tokens should be (batch, seq), not {tuple(tokens.shape)}")
         (batch, seq), p = tokens.shape, self.params
+        shape = start_pos.shape if isinstance(start_pos, Tensor) else None
+        if shape not in (None, (batch,)) or (isinstance(start_pos, int) and start_pos < 0):
+            raise ValueError(f"start_pos should be 0 or more, or ({batch},) such: {start_pos}")
         if start_pos is not None:
             if cache is None:
                 # The model may have been moved or cast since it was last used.

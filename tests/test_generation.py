@@ -296,10 +296,15 @@ def test_an_interrupted_call_leaves_no_sequence_behind(
 
 
 def test_broken_weights_are_told_from_bad_luck(llama: Llama) -> None:
-    llama.model.norm.weight.data[0] = float("nan")
+    expected = llama.generate([[1, 2], [3]], 5, temperature=0)
+    weight = llama.model.tok_embeddings.weight.data
+    before = weight.clone()
+    weight[7] = float("nan")
     with pytest.raises(NonFiniteLogitsError, match=r"weights.*float16"):
-        llama.generate([[1, 2]], 5)
+        llama.generate([[1, 2], [7] * 40], 5)
     assert llama.engine.idle
+    weight.copy_(before)
+    assert llama.generate([[1, 2], [3]], 5, temperature=0) == expected
 
 
 def test_keys_and_shapes_are_those_of_metas_package(llama: Llama) -> None:

@@ -543,6 +543,13 @@ def test_more_than_the_models_cache_holds_is_refused(rows, seq, start_pos, messa
     assert model(torch.ones(4, 1, dtype=torch.long), 31).shape == (4, 1, 64)  # just fits
 
 
+@pytest.mark.parametrize("start_pos", [-1, torch.tensor(0), torch.zeros(3, dtype=torch.long)])
+def test_a_start_that_is_none_is_refused(start_pos):
+    model = Transformer(tiny_args())
+    with pytest.raises(ValueError, match="start_pos should be 0 or more"):
+        model(torch.ones(2, 3, dtype=torch.long), start_pos)
+
+
 def test_a_row_that_runs_over_the_end_of_the_cache_is_refused():
     model = Transformer(tiny_args())
     with pytest.raises(IndexError, match="32"):

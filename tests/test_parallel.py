@@ -1,3 +1,4 @@
+import atexit
 import os
 import time
 from pathlib import Path
@@ -246,16 +247,17 @@ def test_groups_that_someone_else_destroyed_are_made_anew(no_groups, start):
     assert not dist.is_initialized()
 
 
-def exit_with_groups_standing():
+def exit_with_groups_standing(folder):
+    # Registered first, it runs last at exit.
+    atexit.register(lambda: (folder / str(dist.is_initialized())).touch())
     Transformer(tiny_args())(TOKENS)
     return dist.get_world_size()
 
 
-def test_torchrun_with_one_process(capfd):
-    assert run_ranks(1, exit_with_groups_standing) == [1]
-    printed = capfd.readouterr()
-    assert printed.out == ""
-    assert "destroy_process_group" not in printed.err  # torch's complaint about groups left over
+def test_torchrun_with_one_process_and_its_end(tmp_path, capfd):
+    assert run_ranks(1, exit_with_groups_standing, tmp_path) == [1]
+    assert [file.name for file in tmp_path.iterdir()] == ["False"]
+    assert capfd.readouterr().out == ""
 
 
 def test_only_the_first_rank_speaks(no_groups, monkeypatch, capsys):
