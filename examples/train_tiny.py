@@ -254,9 +254,7 @@ def tuning(sources: Sources) -> list[Document]:
     """The second stage, in no order."""
     documents = spelled(sources, 5)
     documents += told(sources, 2)
-    documents += [
-        answer(sources, [(request_for(sources.rng, story), story)]) for story in sources.stories
-    ]
+    documents += [answer(sources, [tell(sources.rng, story)]) for story in sources.stories]
     documents += talked(sources, share=20)
     return documents + chatted(sources, 5000)
 
@@ -267,7 +265,7 @@ def told(sources: Sources, passes: int) -> list[Document]:
     for number in range(passes):
         for story in sources.stories:
             if number % 2:
-                documents.append(answer(sources, [(request_for(sources.rng, story), story)]))
+                documents.append(answer(sources, [tell(sources.rng, story)]))
             else:
                 documents.append(text_document(sources.tokenizer, story))
     return documents
@@ -308,8 +306,7 @@ def chatted(sources: Sources, number: int) -> list[Document]:
                 questions, replies = rng.choice(SMALL_TALK)
                 chat.append((rng.choice(questions), rng.choice(replies)))
             elif kind < 0.8:
-                story = rng.choice(sources.stories)
-                chat.append((request_for(rng, story), story))
+                chat.append(tell(rng, rng.choice(sources.stories)))
             else:
                 chat.append(rng.choice((spell, count))(rng, rng.choice(sources.words)))
         documents.append(answer(sources, chat))
@@ -329,8 +326,8 @@ def answer(sources: Sources, turns: list[tuple[str, str]]) -> Document:
     return dialog_document(sources.tokenizer, dialog)
 
 
-def request_for(rng: random.Random, story: str) -> str:
-    """A question that `story` answers: about a name or a thing in it, or just for a story."""
+def tell(rng: random.Random, story: str) -> tuple[str, str]:
+    """A question for a name or a thing in `story`, or just for a story, and the story."""
     found = Counter(re.findall(r"[a-z]+", story.lower()))
     topics = [
         ("an " if thing[0] in "aeiou" else "a ") + thing for thing in THINGS if found[thing] >= 3
@@ -342,8 +339,8 @@ def request_for(rng: random.Random, story: str) -> str:
             kind = re.search(rf"(?:a|an) [a-z ]{{3,20}} named {names[0]}", story)
             topics = [kind.group()] if kind else topics
     if not topics or rng.random() < 0.2:
-        return rng.choice(STORY_REQUESTS)
-    return rng.choice(STORY_REQUESTS_ABOUT).format(rng.choice(topics))
+        return rng.choice(STORY_REQUESTS), story
+    return rng.choice(STORY_REQUESTS_ABOUT).format(rng.choice(topics)), story
 
 
 def spell(rng: random.Random, word: str) -> tuple[str, str]:

@@ -15,8 +15,6 @@ import json
 import pickle
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +102,7 @@ def load_model(
     """
     shard = find_shard(ckpt_dir)
     weights = _read_shard(shard)
-    with _parallel_layers_on_meta():
+    with _ParallelLayersOnMeta():
         model = Transformer(args)
     expected = model.state_dict()
     missing = sorted(set(expected) - set(weights))
@@ -177,12 +175,12 @@ def _read_shard(path: Path) -> dict[str, Tensor]:
 
 def _part(weight: Tensor, shape: torch.Size, name: str) -> Tensor:
     """This rank's part of a whole weight: cut in the dimension in which it and `shape` differ."""
+    if weight.shape == shape:
+        return weight
     ranks, rank = parallel.model_parallel_size(), parallel.model_parallel_rank()
     cuts = [
         d for d in range(len(shape)) if weight.dim() == len(shape) and weight.shape[d] != shape[d]
     ]
-    if weight.shape == shape:
-        return weight
     if len(cuts) == 1 and weight.shape[cuts[0]] == shape[cuts[0]] * ranks:
         return weight.chunk(ranks, dim=cuts[0])[rank].contiguous()
     raise ValueError(
@@ -191,16 +189,14 @@ def _part(weight: Tensor, shape: torch.Size, name: str) -> Tensor:
     )
 
 
-@contextmanager
-def _parallel_layers_on_meta() -> Iterator[None]:
-    """Makes fairscale's layers without memory: they ignore torch's meta device, so that their
-    allocations are caught one level below, at the dispatcher. What else a module makes is real."""
+class _ParallelLayersOnMeta(TorchDispatchMode):
+    """Makes fairscale's layers without memory; what else a module makes is real.
 
-    class EmptyOnMeta(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            if func is torch.ops.aten.empty.memory_format:
-                kwargs = {**(kwargs or {}), "device": "meta"}
-            return func(*args, **(kwargs or {}))
+    They ignore torch's meta device, so their allocations are caught one level below, at the
+    dispatcher.
+    """
 
-    with EmptyOnMeta():
-        yield
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is torch.ops.aten.empty.memory_format:
+            kwargs = {**(kwargs or {}), "device": "meta"}
+        return func(*args, **(kwargs or {}))

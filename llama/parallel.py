@@ -96,10 +96,11 @@ def initialize(model_parallel_size: int | None = None, device: torch.device | No
         # fairscale's groups outlive torch's: what is left of them belongs to no one.
         fairscale_groups.destroy_model_parallel()
         if all(name in os.environ for name in _TORCHRUN):
-            nccl = device is not None and device.type == "cuda"
-            if device is not None and nccl:
+            backend = "gloo"
+            if device is not None and device.type == "cuda":
                 torch.cuda.set_device(device)
-            dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo")
+                backend = "cpu:gloo,cuda:nccl"
+            dist.init_process_group(backend)
         else:
             # gloo listens on a port even with nobody to talk to. torch's "fake" backend copies
             # what a collective is given to what it returns: for a group of one, the truth.
