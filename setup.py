@@ -20,7 +20,11 @@ setup(
         "tiktoken>=0.7",
         "sentencepiece>=0.2",
         "fire>=0.5",
+        "blobfile>=3.0",
+        "filelock>=3.12",
+        "tqdm>=4.66",
         "typing_extensions>=4.6",
     ],
+    entry_points={"console_scripts": ["llama = llama.cli:main"]},
     extras_require={"train": ["tokenizers>=0.20"]},
 )

@@ -27,7 +27,7 @@ from typing import TypeVar
 import torch
 
 from llama import Dialog, Llama, Message, Tokenizer
-from llama.checkpoint import load_model, read_params, save_model
+from llama.checkpoint import load_model, open_checkpoint, save_model
 from llama.cli import run
 from llama.model import ModelArgs
 from llama.tokenizer import Role
@@ -364,8 +364,10 @@ def count(rng: random.Random, word: str) -> tuple[str, str]:
 
 def blend(folder: Path, other: Path, share: float) -> None:
     """Replaces the checkpoint in `folder` by `share` of its weights and the rest of `other`'s."""
-    args, cpu = read_params(folder / "params.json"), torch.device("cpu")
-    model, first = (load_model(path, args, cpu, torch.float32) for path in (folder, other))
+    model, first = (
+        load_model(open_checkpoint(path), torch.device("cpu"), torch.float32)
+        for path in (folder, other)
+    )
     for weight, begun in zip(model.parameters(), first.parameters(), strict=True):
         weight.data = torch.lerp(begun.data, weight.data, share)
     model.output.weight = model.tok_embeddings.weight

@@ -1,18 +1,21 @@
-"""Checkpoints on disk, and how they become a model.
+"""Checkpoints on disk, and how they become a model on any number of ranks.
 
-Meta's layout: `params.json`, `consolidated.00.pth` (a pickled dictionary of tensors) and
-`tokenizer.model` in one folder. Weights are mapped from the file, each rank takes its part of
-each one, and they are assigned to a model that was made without memory, so that nothing stands in
-memory twice. A checkpoint is data: pickles are opened with `weights_only`, and every key and shape
-has to be what the model expects.
+Two layouts are known by what lies in the folder: Meta's (`params.json`, `consolidated.00.pth` and
+so on, each shard holding the same part of every weight) and Hugging Face's (`config.json`,
+`.safetensors` or `.bin` files, each holding some whole weights). Opened, both are the same: Meta's
+names, and for each whole weight the places where its parts lie.
 
-    args = read_params("params/tiny/params.json", max_batch_size=4)
-    model = load_model("params/tiny", args, torch.device("cpu"), torch.bfloat16)
+    checkpoint = open_checkpoint("Llama-3.3-70B-Instruct")        # reads headers only
+    model = load_model(checkpoint, torch.device("cpu"), torch.bfloat16, max_batch_size=4)
+
+Each rank reads its part of each weight, no more, from the mapped files; what lies there just as a
+CPU wants it is not even copied, so that nothing stands in memory twice. A checkpoint is data, never
+code, and nothing in it is skipped: every name, shape and dtype has to be what the model expects.
 """
 
 import dataclasses
 import json
-import pickle
+import math
 import re
 import shutil
 from pathlib import Path
@@ -22,104 +25,271 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llama import parallel
-from llama.model import ModelArgs, Transformer
+from llama import huggingface, parallel
+from llama.args import ModelArgs, weight_shapes
+from llama.files import Folder, read_json
+from llama.meta import place, read_params, shards_expected, write_params
+from llama.model import Transformer
+from llama.storage import Entry, StoredTensor, TensorFile, open_tensors, write_tensors
+from llama.tokenizer import Tokenizer
+from llama.weights import Weight, share
 
 # Llama 2's checkpoints store the rotary frequencies too; they follow from params.json.
-_DERIVED = ("rope.freqs",)
+_DERIVED = re.compile(r"rope\.freqs")
+_SHARD = re.compile(r"consolidated\.\d+\.pth")
 
 
-def read_params(path: str | Path, **overrides: Any) -> ModelArgs:
-    """Reads a `params.json`; `overrides` win over what it says.
+@dataclasses.dataclass(eq=False)
+class Checkpoint:
+    """A checkpoint whose headers have been read and found complete.
 
-    A file without `max_seq_len`, as Meta's are, gets the context its generation was trained with:
-    4096 (Llama 2), 8192 (3) or 131072 (3.1 and later, known by their scaled rotary). Raises
-    FileNotFoundError, or ValueError for a file that is no JSON object, an unknown or missing key,
-    or a value that does not fit.
+    weights     Meta's names, in the model's order. An output layer that is the embedding is the
+                same object
+    tokenizer   the path or address of its tokenizer, None where the folder has none
+    stop_ids    tokens that its generation_config.json adds to those that end an answer
     """
-    path = Path(path)
-    try:
-        params = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is not there; a checkpoint needs it") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
-    if not isinstance(params, dict):
-        raise ValueError(f"{path} should hold a JSON object, not a {type(params).__name__}")
-    fields = {field.name: field for field in dataclasses.fields(ModelArgs)}
-    if unknown := sorted(set(params) - set(fields)):
-        raise ValueError(
-            f"{path} has unknown key(s) {', '.join(unknown)}; known are {', '.join(fields)}"
-        )
-    if missing := [key for key in ("dim", "n_layers", "n_heads") if key not in params]:
-        raise ValueError(f"{path} lacks {', '.join(missing)}")
-    for key, value in params.items():
-        wanted = fields[key].type
-        fits = isinstance(value, wanted) or (isinstance(value, int) and "float" in str(wanted))  # type: ignore[arg-type]
-        if not fits or (isinstance(value, bool) and wanted is not bool):
-            raise ValueError(f"{path}: {key} is {value!r}, which is not of type {wanted}")
-    if "max_seq_len" not in params:
-        llama3 = 8192 if "rope_theta" in params else 4096
-        params["max_seq_len"] = 131072 if params.get("use_scaled_rope") else llama3
-    try:
-        return ModelArgs(**{**params, **overrides})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+
+    folder: Folder
+    layout: str  # meta or hf
+    params: str  # where its shape was read
+    args: ModelArgs
+    files: list[TensorFile]
+    weights: dict[str, Weight]
+    stop_ids: frozenset[int] = frozenset()
+
+    @property
+    def tied(self) -> bool:
+        return self.weights["output.weight"] is self.weights["tok_embeddings.weight"]
+
+    @property
+    def tokenizer(self) -> str | None:
+        found = [
+            name for name in ("tokenizer.model", "tokenizer.json") if name in self.folder.names
+        ]
+        return self.folder.where(found[0]) if found else None
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raises ValueError where it can't be this model's: it has other or more tokens."""
+        size, n_words = self.args.vocab_size, tokenizer.n_words
+        # Others than Meta round the size of the embedding up.
+        if n_words != size and not (self.layout == "hf" and n_words < size):
+            raise ValueError(
+                f"{self.params} says vocab_size {size}, but {tokenizer.model_path} has {n_words} "
+                "tokens; give the tokenizer that belongs to the checkpoint"
+            )
+        if unknown := sorted(i for i in self.stop_ids if i >= n_words):
+            raise ValueError(
+                f"answers of {self.folder.path} end with token {unknown[0]} (eos_token_id), but "
+                f"{tokenizer.model_path} has {n_words} tokens; give the tokenizer that has them all"
+            )
+
+    def check_shards(self) -> None:
+        """Raises ValueError where Meta's shards do not belong together, as only numbers can tell.
+
+        Norms are the same in all shards, and so are KV heads that shards share (nearly: in released
+        ones they may differ by rounding during training); the parts of a matrix are not.
+        """
+        if self.layout != "meta":
+            return
+        for name, weight in self.weights.items():
+            pieces = sorted(weight.pieces, key=lambda piece: piece[0])
+            for i, file in enumerate(self.files):
+                _, stored = pieces[i * len(pieces) // len(self.files)]
+                if stored.file is not file:
+                    rows = slice(None) if len(stored.shape) == 1 else slice(8)
+                    a, b = stored.map()[rows].float(), file.tensors[name].map()[rows].float()
+                    if not (a - b).norm() <= 0.1 * a.norm():
+                        raise ValueError(
+                            f"{file.where} is not of the same checkpoint as {stored.file.where}, "
+                            f"or {self.params} of another: their {name} differ; copy all of them "
+                            "again from one place"
+                        )
+        for i, file in enumerate(self.files):
+            for other in self.files[:i]:
+                names = ("layers.0.attention.wq.weight", "output.weight")
+                pairs = [(file.tensors[n].map()[:8], other.tensors[n].map()[:8]) for n in names]
+                if all(torch.equal(a, b) and a.any() for a, b in pairs):
+                    raise ValueError(
+                        f"{file.where} holds the same weights as {other.where}: one shard is there "
+                        "twice and another is missing; copy it again"
+                    )
 
 
-def find_shard(ckpt_dir: str | Path) -> Path:
-    """The one `consolidated.00.pth` of a checkpoint folder in Meta's layout.
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Opens the checkpoint in a folder, here or remote, of whichever layout.
 
-    Raises FileNotFoundError for a folder that is not there or has none, ValueError for several.
+    Raises FileNotFoundError or ValueError, naming the file, for a folder without a checkpoint, a
+    damaged file, one that holds anything but tensors, and missing, extra or misshapen weights.
     """
-    folder = Path(ckpt_dir)
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "is not there"
-        raise FileNotFoundError(f"checkpoint folder {folder} {what}; give the folder that holds it")
-    shards = sorted(folder.glob("consolidated.*.pth"))
-    if not shards:
-        lies_there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-        raise FileNotFoundError(
-            f"no consolidated.00.pth in {folder} (it holds {lies_there}); "
-            "give the folder of a checkpoint in Meta's layout"
-        )
-    if len(shards) > 1:
+    folder = Folder(path)
+    if any(_SHARD.fullmatch(name) for name in folder.names):
+        return _open_meta(folder)
+    if "config.json" in folder.names:
+        return _open_hugging_face(folder)
+    raise FileNotFoundError(
+        f"no checkpoint in {folder.path} (it holds {', '.join(folder.names[:8]) or 'nothing'}); "
+        "give a folder with consolidated.00.pth and params.json (Meta's layout), or with "
+        "config.json and .safetensors files (Hugging Face's)"
+    )
+
+
+def _open_meta(folder: Folder) -> Checkpoint:
+    params = folder.where("params.json")
+    args = read_params(params)
+    names = [name for name in folder.names if _SHARD.fullmatch(name)]
+    for i, name in enumerate(names):
+        if name != f"consolidated.{i:02d}.pth":
+            raise FileNotFoundError(
+                f"{folder.where(f'consolidated.{i:02d}.pth')} is not there, but {name} is; get all "
+                "shards of the checkpoint"
+            )
+    files = [open_tensors(folder, name) for name in names]
+    for file in files:
+        saved_as = file.saved_as or ""
+        if _SHARD.fullmatch(f"{saved_as}.pth") and f"{saved_as}.pth" != file.name:
+            raise ValueError(
+                f"{file.where} was written as {saved_as}.pth: shards were renamed or copied over "
+                "each other; give each its own name again, or download them again"
+            )
+    expected = shards_expected(files, args)
+    if len(files) != expected:
         raise ValueError(
-            f"{folder} holds {len(shards)} shards ({shards[0].name} to {shards[-1].name}); "
-            "only checkpoints of one shard can be read so far"
+            f"{folder.path} has {len(files)} shards, but each holds 1/{expected} of a weight of "
+            f"{params}; get all {expected} shards of the checkpoint, and no others"
         )
-    return shards[0]
+    if args.vocab_size == -1 and "output.weight" in files[0].tensors:
+        rows = files[0].tensors["output.weight"].shape[0]  # of Llama 2's 32000
+        args = dataclasses.replace(args, vocab_size=rows * len(files))
+    shapes = weight_shapes(args)
+    for file in files:
+        _check_names(file.where, params, args, set(file.tensors), set(shapes), _DERIVED)
+    weights = {
+        name: Weight(shape, place(name, shape, files, args, params))
+        for name, shape in shapes.items()
+    }
+    ends = ("tok_embeddings.weight", "output.weight")
+    if all(file.tensors[ends[0]] == file.tensors[ends[1]] for file in files):
+        weights["output.weight"] = weights["tok_embeddings.weight"]
+    return Checkpoint(folder, "meta", params, args, files, weights)
+
+
+def _open_hugging_face(folder: Folder) -> Checkpoint:
+    where = folder.where("config.json")
+    config = read_json(where)
+    args, tied = huggingface.read_config(config, where)
+    index, names = _hugging_face_files(folder)
+    files = [open_tensors(folder, name) for name in names]
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        for name, tensor in file.tensors.items():
+            if name in tensors:
+                other = tensors[name].file.where
+                raise ValueError(
+                    f"{name} is in {file.where} and in {other}; one of them is too many"
+                )
+            if index.get(name, file.name) != file.name:
+                raise ValueError(
+                    f"{name} is in {file.where}, where the index has it in {index[name]}: files "
+                    "were renamed or are of different checkpoints; download them again"
+                )
+            tensors[name] = tensor
+    shapes = weight_shapes(args)
+    expected = {huggingface.weight_name(name) for name in shapes}
+    if tied:  # some write the output layer nevertheless
+        expected -= {"lm_head.weight"} - set(tensors)
+    at = files[0].where if len(files) == 1 else folder.path
+    _check_names(at, where, args, set(tensors), expected, huggingface.DERIVED)
+    weights: dict[str, Weight] = {}
+    for name, shape in shapes.items():
+        stored = tensors.get(huggingface.weight_name(name))
+        if stored is None:
+            weights[name] = weights["tok_embeddings.weight"]
+            continue
+        if stored.shape != shape:
+            raise ValueError(
+                f"{huggingface.weight_name(name)} in {stored.file.where} has shape {stored.shape}, "
+                f"but {where} asks for {shape}"
+            )
+        head_dim = args.head_dim if huggingface.has_rotary_rows(name) else None
+        weights[name] = Weight(shape, [((0,) * len(shape), stored)], head_dim)
+    return Checkpoint(folder, "hf", where, args, files, weights, _stop_ids(folder, config))
+
+
+def _hugging_face_files(folder: Folder) -> tuple[dict[str, str], list[str]]:
+    """The files that hold the weights, and which weight is in which where an index says so."""
+    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        if f"{stem}{suffix}.index.json" in folder.names:
+            at = folder.where(f"{stem}{suffix}.index.json")
+            index = read_json(at).get("weight_map")
+            if not isinstance(index, dict) or not all(isinstance(n, str) for n in index.values()):
+                raise ValueError(f"{at} should have a weight_map; download it again")
+            names = sorted(set(index.values()))
+            if missing := [name for name in names if name not in folder.names]:
+                raise FileNotFoundError(
+                    f"{folder.where(missing[0])} is not there, and {at} lists it; get all files"
+                )
+            return index, names
+        if f"{stem}{suffix}" in folder.names:
+            return {}, [f"{stem}{suffix}"]
+    raise FileNotFoundError(
+        f"no weights in {folder.path} (it holds {', '.join(folder.names[:8])}); with config.json "
+        "belong model.safetensors, or several files and model.safetensors.index.json"
+    )
+
+
+def _stop_ids(folder: Folder, config: dict[str, Any]) -> frozenset[int]:
+    name = "generation_config.json" if "generation_config.json" in folder.names else "config.json"
+    found = read_json(folder.where(name)).get("eos_token_id", config.get("eos_token_id"))
+    ids = [found] if isinstance(found, int) else found or []
+    if not isinstance(ids, list) or not all(isinstance(i, int) and i >= 0 for i in ids):
+        raise ValueError(f"{folder.where(name)}: eos_token_id is {found!r}, not token ids")
+    return frozenset(ids)
+
+
+def _check_names(
+    where: str,
+    params: str,
+    args: ModelArgs,
+    found: set[str],
+    expected: set[str],
+    derived: re.Pattern[str],
+) -> None:
+    missing = sorted(expected - found)
+    extra = sorted(name for name in found - expected if not derived.fullmatch(name))
+    if missing or extra:
+        raise ValueError(
+            f"{where} does not fit {params} (n_layers={args.n_layers}): "
+            + "; ".join(
+                f"{word} {len(names)} weight(s): {', '.join(names[:4])}{' ...' * (len(names) > 4)}"
+                for word, names in (("lacks", missing), ("has unexpected", extra))
+                if names
+            )
+        )
 
 
 def load_model(
-    ckpt_dir: str | Path, args: ModelArgs, device: torch.device, dtype: torch.dtype
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, **overrides: Any
 ) -> Transformer:
-    """The model of a checkpoint folder, this rank's part of it, on `device` in `dtype`.
+    """The model of a checkpoint, this rank's part of it, on `device` in `dtype`.
 
-    Weights that are already in `dtype` stay mapped from the file on a CPU. Raises
-    FileNotFoundError or ValueError, naming the file, for a folder without a checkpoint, a damaged
-    file, one that holds anything but tensors, and missing, extra or misshapen weights.
+    `overrides` replace values of the checkpoint's ModelArgs, such as max_batch_size. On a CPU what
+    is in `dtype` already stays mapped from the file. Raises ValueError where the ranks can't share
+    the model or Meta's shards do not belong together.
     """
-    shard = find_shard(ckpt_dir)
-    weights = _read_shard(shard)
     with _ParallelLayersOnMeta():
-        model = Transformer(args)
-    expected = model.state_dict()
-    missing = sorted(set(expected) - set(weights))
-    extra = sorted(set(weights) - set(expected) - set(_DERIVED))
-    if missing or extra:
-        raise ValueError(
-            f"{shard} does not fit params.json (n_layers={args.n_layers}): "
-            + "; ".join(
-                f"{word} {len(keys)} weight(s): {', '.join(keys[:4])}{' ...' * (len(keys) > 4)}"
-                for word, keys in (("lacks", missing), ("has unexpected", extra))
-                if keys
-            )
-        )
-    mine = {}
-    for key, local in expected.items():
-        part = _part(weights[key], local.shape, f"{key} in {shard}")
-        mine[key] = part.to(device=device, dtype=dtype)
+        model = Transformer(dataclasses.replace(checkpoint.args, **overrides))
+    checkpoint.check_shards()
+    ranks, rank = parallel.model_parallel_size(), parallel.model_parallel_rank()
+    local = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    total = sum(math.prod(shape) for shape in local.values()) * dtype.itemsize
+    read: dict[Weight, Tensor] = {}
+    with parallel.progress(total, f"Loading {checkpoint.folder.path}") as bar:
+        for name, shape in local.items():
+            weight = checkpoint.weights[name]
+            if weight not in read:
+                read[weight] = weight.read(share(weight.shape, shape, rank, ranks), device, dtype)
+            bar.update(read[weight].nbytes)
+    mine = {name: read[checkpoint.weights[name]] for name in local}
     model.load_state_dict(mine, strict=True, assign=True)
     return model.eval()
 
@@ -134,59 +304,15 @@ def save_model(
     assert parallel.model_parallel_size() == 1, "only a whole model can be written"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    stored: dict[int, Tensor] = {}
-    weights = {}
-    for key, weight in model.state_dict().items():
-        cast = weight.detach().to(device="cpu", dtype=dtype)
-        weights[key] = stored.setdefault(weight.data_ptr(), cast)
-    defaults = {field.name: field.default for field in dataclasses.fields(ModelArgs)}
-    params = {
-        key: value
-        for key, value in dataclasses.asdict(model.params).items()
-        if key == "max_seq_len" or (key != "max_batch_size" and value != defaults[key])
-    }
-    if not model.params.use_scaled_rope:
-        params.pop("rope_scaling_factor", None)
-    (folder / "params.json").write_text(json.dumps(params, indent=2) + "\n")
-    torch.save(weights, folder / "consolidated.00.pth")
+    stored: dict[int, Entry] = {}
+    entries = {}
+    for name, weight in model.state_dict().items():
+        entry = Entry(dtype, tuple(weight.shape), lambda w=weight: [w.to("cpu", dtype)])  # type: ignore[misc]
+        entries[name] = stored.setdefault(weight.data_ptr(), entry)
+    (folder / "params.json").write_text(json.dumps(write_params(model.params), indent=2) + "\n")
+    write_tensors(folder / "consolidated.00.pth", entries)
     if Path(tokenizer_path) != folder / "tokenizer.model":
         shutil.copyfile(tokenizer_path, folder / "tokenizer.model")
-
-
-def _read_shard(path: Path) -> dict[str, Tensor]:
-    advice = "download or copy it again"
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        raise ValueError(
-            f"{path} holds {found.group(1) if found else 'something'} beside tensors, and opening "
-            "that could run code, so it was not opened; use a checkpoint from a source you trust"
-        ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) is no complete .pth file: it was cut off or "
-            f"is something else; {advice}"
-        ) from error
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
-        raise ValueError(f"{path} should hold a dictionary of tensors; {advice}")
-    return weights
-
-
-def _part(weight: Tensor, shape: torch.Size, name: str) -> Tensor:
-    """This rank's part of a whole weight: cut in the dimension in which it and `shape` differ."""
-    if weight.shape == shape:
-        return weight
-    ranks, rank = parallel.model_parallel_size(), parallel.model_parallel_rank()
-    cuts = [
-        d for d in range(len(shape)) if weight.dim() == len(shape) and weight.shape[d] != shape[d]
-    ]
-    if len(cuts) == 1 and weight.shape[cuts[0]] == shape[cuts[0]] * ranks:
-        return weight.chunk(ranks, dim=cuts[0])[rank].contiguous()
-    raise ValueError(
-        f"{name} has shape {tuple(weight.shape)}, but params.json asks for {tuple(shape)}"
-        + (f" on each of {ranks} ranks" if ranks > 1 else "")
-    )
 
 
 class _ParallelLayersOnMeta(TorchDispatchMode):
@@ -196,7 +322,13 @@ class _ParallelLayersOnMeta(TorchDispatchMode):
     dispatcher.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # skipping it, torch would import its compiler, for a second
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is torch.ops.aten.normal_.default:  # first values, for training
+            return args[0]
         if func is torch.ops.aten.empty.memory_format:
             kwargs = {**(kwargs or {}), "device": "meta"}
         return func(*args, **(kwargs or {}))

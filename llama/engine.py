@@ -210,6 +210,7 @@ class Engine:
             logits = self._decode()
         else:
             return []
+        logits = logits[:, : self.tokenizer.n_words]  # an embedding may be padded beyond
         writing = [i for i, sequence in enumerate(changed) if sequence.max_gen_len]
         for sequence in changed:
             if not sequence.max_gen_len:  # only scored

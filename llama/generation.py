@@ -22,7 +22,7 @@ import torch
 from typing_extensions import NotRequired, Unpack
 
 from llama import parallel
-from llama.checkpoint import find_shard, load_model, read_params
+from llama.checkpoint import load_model, open_checkpoint
 from llama.engine import Engine, FinishReason, Sequence
 from llama.model import Transformer
 from llama.sampling import SamplingParams
@@ -100,35 +100,30 @@ class Llama:
         is what the draws of all later calls follow from. Raises FileNotFoundError or ValueError,
         naming the file and the values, for what is missing, damaged or does not fit.
         """
-        find_shard(ckpt_dir)
         chosen = parallel.select_device(device)
         chosen_dtype = parallel.select_dtype(chosen, dtype)
         parallel.initialize(model_parallel_size, chosen)
-        params = Path(ckpt_dir) / "params.json"
-        args = read_params(params)
+        checkpoint = open_checkpoint(ckpt_dir)
+        args = checkpoint.args
         if max_seq_len is not None and max_seq_len > args.max_seq_len:
             warnings.warn(
                 f"max_seq_len={max_seq_len} is more than the {args.max_seq_len} positions that "
                 f"{ckpt_dir} was trained on; expect poor text beyond those",
                 stacklevel=2,
             )
-        if tokenizer_path is None:
-            tokenizer_path = Path(ckpt_dir) / "tokenizer.model"
-            if not tokenizer_path.exists():
-                raise FileNotFoundError(f"{tokenizer_path} is not there; give tokenizer_path")
-        tokenizer = Tokenizer(str(tokenizer_path))
-        if args.vocab_size not in (-1, tokenizer.n_words):
-            raise ValueError(
-                f"{params} says vocab_size {args.vocab_size}, but {tokenizer_path} has "
-                f"{tokenizer.n_words} tokens; give the tokenizer that belongs to the checkpoint"
-            )
-        args = replace(
-            args,
-            vocab_size=tokenizer.n_words,
+        if tokenizer_path is None and checkpoint.tokenizer is None:
+            raise FileNotFoundError(f"no tokenizer.model in {ckpt_dir}; give tokenizer_path")
+        tokenizer = Tokenizer(str(tokenizer_path or checkpoint.tokenizer))
+        checkpoint.check_tokenizer(tokenizer)
+        tokenizer.stop_tokens = tokenizer.stop_tokens | checkpoint.stop_ids
+        model = load_model(
+            checkpoint,
+            chosen,
+            chosen_dtype,
             max_seq_len=args.max_seq_len if max_seq_len is None else max_seq_len,
             max_batch_size=8 if max_batch_size is None else max_batch_size,
         )
-        return Llama(load_model(ckpt_dir, args, chosen, chosen_dtype), tokenizer, seed)
+        return Llama(model, tokenizer, seed)
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, seed: int = 1) -> None:
         self.model = model

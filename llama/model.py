@@ -17,7 +17,6 @@ a token each:
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -29,58 +28,8 @@ from fairscale.nn.model_parallel.layers import (
 from torch import Tensor, nn
 
 from llama import parallel
+from llama.args import ModelArgs, feed_forward_size
 from llama.cache import KVCache
-
-
-@dataclass
-class ModelArgs:
-    """The shape of a model, field for field what Meta's `params.json` calls it.
-
-    Raises ValueError where the numbers do not fit each other or the ranks that share the model.
-    """
-
-    dim: int = 4096
-    n_layers: int = 32
-    n_heads: int = 32
-    n_kv_heads: int | None = None  # None: as many as n_heads
-    vocab_size: int = -1  # -1 in Llama 2's files: the tokenizer knows it
-    multiple_of: int = 256  # the hidden size of FeedForward is rounded up to it
-    ffn_dim_multiplier: float | None = None
-    norm_eps: float = 1e-5
-    rope_theta: float = 10000.0  # Llama 2's, whose files do not state it; Llama 3 has 500000
-    use_scaled_rope: bool = False  # Llama 3.1's stretching of low rotary frequencies
-    rope_scaling_factor: float | None = None  # None: 32 for the shapes of Llama 3.2, else 8
-    max_batch_size: int = 32
-    max_seq_len: int = 2048
-
-    def __post_init__(self) -> None:
-        if self.n_kv_heads is None:
-            self.n_kv_heads = self.n_heads
-        if self.rope_scaling_factor is None:
-            # params.json says only use_scaled_rope for 3.1 (factor 8) and 3.2 (factor 32) alike.
-            llama32 = (self.dim, self.n_layers) in ((2048, 16), (3072, 28))
-            self.rope_scaling_factor = 32.0 if llama32 else 8.0
-        for name, value in vars(self).items():
-            unset = value is None or isinstance(value, bool) or (name, value) == ("vocab_size", -1)
-            if not unset and not value > 0:
-                raise ValueError(f"{name}={value} should be greater than 0")
-        ranks = parallel.model_parallel_size()
-        hidden = feed_forward_size(4 * self.dim, self.multiple_of, self.ffn_dim_multiplier)
-        for name, size, by, divisor in (
-            ("dim", self.dim, "n_heads", self.n_heads),
-            ("dim / n_heads", self.head_dim, "two, for rotary pairs", 2),
-            ("n_heads", self.n_heads, "n_kv_heads", self.n_kv_heads),
-            ("n_heads", self.n_heads, "the number of ranks", ranks),
-            ("n_kv_heads", self.n_kv_heads, "the number of ranks", ranks),
-            ("the feed-forward size", hidden, "the number of ranks", ranks),
-            ("vocab_size", max(self.vocab_size, 0), "the number of ranks", ranks),
-        ):
-            if size % divisor:
-                raise ValueError(f"{name} ({size}) is not divisible by {by} ({divisor})")
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.n_heads
 
 
 def _init_weight(weight: Tensor) -> Tensor:
@@ -107,18 +56,24 @@ class RMSNorm(nn.Module):
 
 
 def rotary_frequencies(
-    dim: int, theta: float, use_scaled: bool = False, scaling_factor: float = 8.0
+    dim: int,
+    theta: float,
+    use_scaled: bool = False,
+    scaling_factor: float = 8.0,
+    low_freq_factor: float = 1.0,
+    high_freq_factor: float = 4.0,
+    original_seq_len: float = 8192,
 ) -> Tensor:
     """Radians a position for each pair of a head of size `dim`: theta^(-2j / dim), (dim / 2,).
 
-    With `use_scaled`, as in Llama 3.1, waves longer than the 8192 positions it was first trained
-    on turn `scaling_factor` times slower, waves shorter than a quarter of that stay as they are,
-    and those in between are blended.
+    With `use_scaled`, as in Llama 3.1, pairs that turn less than `low_freq_factor` times within the
+    context it was first trained on turn `scaling_factor` times slower, those that turn more than
+    `high_freq_factor` times stay as they are, and those in between are blended.
     """
     freqs = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)  # Meta's rounding
     if use_scaled:
-        turns = 8192 * freqs / (2 * math.pi)  # within the original context
-        keep = ((turns - 1) / (4 - 1)).clamp(0, 1)
+        turns = original_seq_len * freqs / (2 * math.pi)
+        keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
         freqs = freqs * (keep + (1 - keep) / scaling_factor)
     return freqs
 
@@ -130,14 +85,10 @@ def rotations(positions: Tensor, freqs: Tensor) -> Tensor:
 
 
 def precompute_freqs_cis(
-    dim: int,
-    end: int,
-    theta: float = 10000.0,
-    use_scaled: bool = False,
-    scaling_factor: float = 8.0,
+    dim: int, end: int, theta: float = 10000.0, use_scaled: bool = False, **scaling: float
 ) -> Tensor:
     """The rotations of positions 0 to `end` - 1, complex64 (end, dim / 2)."""
-    return rotations(torch.arange(end), rotary_frequencies(dim, theta, use_scaled, scaling_factor))
+    return rotations(torch.arange(end), rotary_frequencies(dim, theta, use_scaled, **scaling))
 
 
 def apply_rotary_emb(xq: Tensor, xk: Tensor, freqs_cis: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,7 +124,9 @@ class Attention(nn.Module):
         super().__init__()
         parallel.initialize()
         self.head_dim = args.head_dim
-        q_dim, kv_dim = args.dim, (args.n_kv_heads or args.n_heads) * args.head_dim
+        ranks = parallel.model_parallel_size()
+        q_dim = args.n_heads * args.head_dim
+        kv_dim = ranks * args.kv_heads_on_each_of(ranks) * args.head_dim
         self.wq = ColumnParallelLinear(args.dim, q_dim, **_COLUMN)
         self.wk = ColumnParallelLinear(args.dim, kv_dim, **_COLUMN)
         self.wv = ColumnParallelLinear(args.dim, kv_dim, **_COLUMN)
@@ -207,14 +160,6 @@ class Attention(nn.Module):
             xq.transpose(1, 2), keys, values, attn_mask=mask, is_causal=causal, enable_gqa=True
         )
         return self.wo(out.transpose(1, 2).reshape(batch, seq, -1))  # (batch, seq, dim)
-
-
-def feed_forward_size(hidden_dim: int, multiple_of: int, ffn_dim_multiplier: float | None) -> int:
-    """The true hidden size: 2/3 of `hidden_dim` (for three matrices), scaled, then rounded up."""
-    size = int(2 * hidden_dim / 3)
-    if ffn_dim_multiplier is not None:
-        size = int(ffn_dim_multiplier * size)
-    return -(-size // multiple_of) * multiple_of
 
 
 class FeedForward(nn.Module):
@@ -280,14 +225,21 @@ class Transformer(nn.Module):
             params.dim, params.vocab_size, bias=False, init_method=_init_weight
         )
         # No buffer, so that .to(dtype) and checkpoints leave the frequencies alone.
-        scaling = params.use_scaled_rope, params.rope_scaling_factor or 1.0
-        self.freqs = rotary_frequencies(params.head_dim, params.rope_theta, *scaling)
+        self.freqs = rotary_frequencies(
+            params.head_dim,
+            params.rope_theta,
+            params.use_scaled_rope,
+            params.rope_scaling_factor or 1.0,
+            params.rope_low_freq_factor,
+            params.rope_high_freq_factor,
+            params.rope_original_seq_len,
+        )
         self.cache: KVCache | None = None
 
     def new_cache(self, batch_size: int, seq_len: int) -> KVCache:
         """An empty cache of this rank's heads, in the model's dtype and on its device."""
         p, like = self.params, self.norm.weight
-        heads = (p.n_kv_heads or p.n_heads) // parallel.model_parallel_size()
+        heads = p.kv_heads_on_each_of(parallel.model_parallel_size())
         shape = (p.n_layers, batch_size, heads, seq_len, p.head_dim)
         return KVCache.zeros(shape, like.dtype, like.device)
 

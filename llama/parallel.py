@@ -15,6 +15,7 @@ import os
 
 import torch
 import torch.distributed as dist
+import tqdm
 from fairscale.nn.model_parallel import initialize as fairscale_groups
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -165,6 +166,26 @@ def say(text: str = "", end: str = "\n") -> None:
     """Prints, at once, in the process that speaks for all; the others stay silent."""
     if is_main():
         print(text, end=end, flush=True)
+
+
+def progress(total: int, description: str, *, done: int = 0, any_rank: bool = False) -> tqdm.tqdm:
+    """A bar for work on `total` bytes, of which `done` were there before: `with` it, `update` it.
+
+    It is for someone who waits, so it shows after a second and leaves nothing behind, on standard
+    error and only where that is a terminal: a log or a pipe gets no bars. As with `say`, one
+    process draws; `any_rank` is for work that a single process does, whichever it is.
+    """
+    return tqdm.tqdm(
+        total=total,
+        initial=done,
+        desc=description,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1000,
+        delay=1,
+        leave=False,
+        disable=None if any_rank or is_main() else True,
+    )
 
 
 def broadcast(tensor: torch.Tensor) -> torch.Tensor:

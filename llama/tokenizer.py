@@ -1,10 +1,11 @@
 """Text to token ids and back, and the layout of a chat as token ids.
 
 Llama 2 ships a SentencePiece model, Llama 3 a list of tiktoken ranks, and both files are
-called `tokenizer.model`. `Tokenizer` looks inside and behaves alike for either; `ChatFormat`
-writes the prompt that the generation was trained on. Text never turns into a special token:
-only a chat format writes those. And a token is not a character, so text that is shown while
-it is generated goes through `Tokenizer.stream_decoder()`.
+called `tokenizer.model`; Hugging Face has Llama 3's as `tokenizer.json`. `Tokenizer` looks
+inside and behaves alike for each; `ChatFormat` writes the prompt that the generation was
+trained on. Text never turns into a special token: only a chat format writes those. And a token
+is not a character, so text that is shown while it is generated goes through
+`Tokenizer.stream_decoder()`.
 
     tokenizer = Tokenizer("tokenizer.model")                  # Llama 3's 128,000 ranks + 256
     tokenizer.encode("Hello world", bos=True)                 # [128000, 9906, 1917]
@@ -41,9 +42,10 @@ Dialog = Sequence[Message]
 
 
 class Tokenizer:
-    """The vocabulary in `model_path`: tiktoken ranks (Llama 3) or a SentencePiece model (Llama 2).
+    """The vocabulary in `model_path`: tiktoken ranks or Hugging Face's tokenizer.json (Llama 3),
+    or a SentencePiece model (Llama 2).
 
-    Which of the two, the file's content decides, not its name.
+    Which of them, the file's content decides, not its name.
 
     n_words          size of the vocabulary, special tokens included
     bos_id, eos_id   beginning and end of a text
@@ -59,14 +61,14 @@ class Tokenizer:
 
     def __init__(self, model_path: str | os.PathLike[str]):
         self.model_path = os.fspath(model_path)
-        self._model = open_vocabulary(self.model_path)
-        self.is_sentencepiece = isinstance(self._model, SentencePieceVocabulary)
-        self.n_words = self._model.n_words
-        self.bos_id = self._model.bos_id
-        self.eos_id = self._model.eos_id
-        self.pad_id = self._model.pad_id
-        self.stop_tokens = self._model.stop_tokens
-        self.special_tokens = self._model.special_tokens
+        self.vocabulary = open_vocabulary(self.model_path)
+        self.is_sentencepiece = isinstance(self.vocabulary, SentencePieceVocabulary)
+        self.n_words = self.vocabulary.n_words
+        self.bos_id = self.vocabulary.bos_id
+        self.eos_id = self.vocabulary.eos_id
+        self.pad_id = self.vocabulary.pad_id
+        self.stop_tokens = self.vocabulary.stop_tokens
+        self.special_tokens = self.vocabulary.special_tokens
 
     def encode(
         self,
@@ -97,7 +99,7 @@ class Tokenizer:
             if name in s:
                 where = s.index(name)
                 raise ValueError(f"the text has {name} (disallowed_special) at character {where}")
-        ids = self._model.encode(s, allowed)
+        ids = self.vocabulary.encode(s, allowed)
         return [self.bos_id] * bool(bos) + ids + [self.eos_id] * bool(eos)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -106,7 +108,7 @@ class Tokenizer:
         Special tokens are written out by name for Llama 3 and vanish for Llama 2, as in Meta's
         packages. Raises ValueError for an id outside the vocabulary.
         """
-        return self._model.decode([self._checked(i) for i in ids])
+        return self.vocabulary.decode([self._checked(i) for i in ids])
 
     def stream_decoder(self) -> StreamDecoder:
         """Decodes one text token by token."""
@@ -146,7 +148,7 @@ class StreamDecoder:
     def feed(self, token_id: int) -> str:
         """The text that this token completes. Raises ValueError for an id that does not exist."""
         token_id = self._tokenizer._checked(token_id)
-        piece = self._tokenizer._model.piece(token_id)
+        piece = self._tokenizer.vocabulary.piece(token_id)
         if isinstance(piece, bytes):
             self._begun = True
             self._bytes += piece
@@ -155,7 +157,7 @@ class StreamDecoder:
         if self._begun or not piece:
             return text + piece
         self._head.append(token_id)
-        text = self._tokenizer._model.decode(self._head)
+        text = self._tokenizer.vocabulary.decode(self._head)
         self._begun = text != ""
         return text
 
@@ -204,6 +206,9 @@ class ChatFormat:
         # Llama 3.1's prompt format knows a tool's result by the name ipython only.
         role = "ipython" if message["role"] == "tool" else message["role"]
         special = self.tokenizer.special_tokens
+        for name in ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"):
+            if name not in special:  # in a tokenizer.json of one's own
+                raise ValueError(f"{self.tokenizer.model_path} has no {name}, which chat needs")
         ids = [special["<|start_header_id|>"], *self.tokenizer.encode(role)]
         return [*ids, special["<|end_header_id|>"], *self.tokenizer.encode("\n\n")]
 

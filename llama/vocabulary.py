@@ -1,6 +1,8 @@
-"""The two kinds of file that are called `tokenizer.model`, and what each does with text.
+"""The kinds of tokenizer file, and what each does with text.
 
-`Tokenizer` is what they have in common; nothing else uses these classes.
+Two are called `tokenizer.model`: Llama 3's list of tiktoken ranks and Llama 2's SentencePiece
+model. The third, Hugging Face's `tokenizer.json`, holds the same tokenizer as Llama 3's ranks,
+id for id (`tokenizer_json.py`). `Tokenizer` is what they have in common.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from pathlib import Path
 
 import sentencepiece
 import tiktoken
+
+from llama import files
+from llama.tokenizer_json import FETCH_AGAIN, parse_tokenizer_json
 
 # How Llama 3 cuts text into words before it merges bytes (as in its tokenizer.json).
 LLAMA3_PATTERN = (
@@ -29,28 +34,48 @@ def open_vocabulary(path: str) -> TiktokenVocabulary | SentencePieceVocabulary:
 
     Raises FileNotFoundError or IsADirectoryError, or ValueError for what is no whole vocabulary.
     """
-    data = Path(path).read_bytes()
-    kind = TiktokenVocabulary if _RANK_LINE.match(data) else SentencePieceVocabulary
-    return kind(path, data)
+    data = files.read_bytes(path)
+    if _RANK_LINE.match(data):
+        ranks = _parse_ranks(path, data)
+        return TiktokenVocabulary(path, ranks, _llama3_special_tokens(len(ranks)), LLAMA3_PATTERN)
+    if problem := files.what_it_is(data[:1000]):
+        raise ValueError(f"{path} {problem}")
+    if data.lstrip().startswith(b"{"):
+        return TiktokenVocabulary(path, *parse_tokenizer_json(path, data))
+    return SentencePieceVocabulary(path, data)
 
 
 class TiktokenVocabulary:
-    """Byte-pair ranks, followed by Llama 3's special tokens."""
+    """Byte-pair ranks and special tokens: Llama 3's kind, read from either of its files.
 
-    def __init__(self, path: str, data: bytes):
-        ranks = _parse_ranks(path, data)
-        self.special_tokens = special = _llama3_special_tokens(len(ranks))
-        self.n_words = len(ranks) + len(special)
-        self.bos_id = special["<|begin_of_text|>"]
-        self.eos_id = special["<|end_of_text|>"]
-        self.pad_id = special["<|finetune_right_pad_id|>"]
-        self.stop_tokens = {self.eos_id, special["<|eom_id|>"], special["<|eot_id|>"]}
-        self._encoding = tiktoken.Encoding(
-            Path(path).name,
-            pat_str=LLAMA3_PATTERN,
-            mergeable_ranks=ranks,
-            special_tokens=special,
-        )
+    `pattern` cuts the text into words, within which bytes are merged. `name` stands in errors.
+    """
+
+    def __init__(
+        self, name: str, ranks: dict[bytes, int], special_tokens: dict[str, int], pattern: str
+    ):
+        if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+            raise ValueError(f"{name} has no token for the single byte {missing[0]:#04x}")
+        self.ranks = ranks
+        self.special_tokens = special_tokens
+        self.pattern = pattern
+        self.n_words = len(ranks) + len(special_tokens)
+        self.bos_id = special_tokens["<|begin_of_text|>"]
+        self.eos_id = special_tokens["<|end_of_text|>"]
+        self.pad_id = special_tokens.get("<|finetune_right_pad_id|>", self.eos_id)
+        stops = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+        self.stop_tokens = {special_tokens[stop] for stop in stops if stop in special_tokens}
+        whole = pattern
+        if pattern != LLAMA3_PATTERN:
+            # tiktoken drops what the pattern does not match. Llama 3's matches everything; what
+            # another one leaves over is a word too, as it is for Hugging Face.
+            whole = rf"{pattern}|(?:(?!{pattern})[\s\S])+"
+        try:
+            self._encoding = tiktoken.Encoding(
+                name, pat_str=whole, mergeable_ranks=ranks, special_tokens=special_tokens
+            )
+        except ValueError as error:
+            raise ValueError(f"{name}: {pattern!r} is no pattern for words: {error}") from None
 
     def encode(self, s: str, allowed: set[str]) -> list[int]:
         ids: list[int] = []
@@ -73,15 +98,14 @@ class SentencePieceVocabulary:
     """
 
     def __init__(self, path: str, data: bytes):
-        if not data.strip():
-            raise ValueError(f"{path} is empty: download or copy it again")
         self._processor = sp = sentencepiece.SentencePieceProcessor()
         try:
             sp.LoadFromSerializedProto(data)
         except RuntimeError:
-            start = data[:1000].lstrip()
-            kind = next(text for head, text in _NOT_A_TOKENIZER.items() if start.startswith(head))
-            raise ValueError(f"{path} {kind}") from None
+            raise ValueError(
+                f"{path} is neither tiktoken ranks nor a tokenizer.json nor a SentencePiece model; "
+                f"{FETCH_AGAIN}"
+            ) from None
         self.n_words = sp.vocab_size()
         self.bos_id, self.eos_id, unk_id = sp.bos_id(), sp.eos_id(), sp.unk_id()
         if min(self.bos_id, self.eos_id, unk_id) < 0:
@@ -143,13 +167,6 @@ def _split_long(s: str) -> Iterator[str]:
 
 
 _RANK_LINE = re.compile(rb"\s*[A-Za-z0-9+/]+={0,2}[ \t]+\d+[ \t]*(?:[\r\n]|$)")
-_FETCH_AGAIN = "if the file was cut off or changed, download or copy it again"
-_NOT_A_TOKENIZER = {
-    b"version https://git-lfs": "is a git-lfs pointer, not the file itself: run `git lfs pull`",
-    b"<": "is a web page, of a failed download perhaps: download or copy it again",
-    b"{": "is JSON: give the tokenizer.model (on Hugging Face in the folder `original`)",
-    b"": f"is neither tiktoken ranks nor a SentencePiece model; {_FETCH_AGAIN}",
-}
 
 
 def _parse_ranks(path: str, data: bytes) -> dict[bytes, int]:
@@ -162,13 +179,39 @@ def _parse_ranks(path: str, data: bytes) -> dict[bytes, int]:
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except ValueError:
             raise ValueError(
-                f"{path}: {line[:60]!r} is not a token in base64 and its rank; {_FETCH_AGAIN}"
+                f"{path}: {line[:60]!r} is not a token in base64 and its rank; {FETCH_AGAIN}"
             ) from None
     if sorted(ranks.values()) != list(range(len(lines))):
         raise ValueError(
             f"{path}: {len(lines)} lines should give as many tokens the ranks 0 to "
-            f"{len(lines) - 1}, each once, but some are repeated or missing; {_FETCH_AGAIN}"
+            f"{len(lines) - 1}, each once, but some are repeated or missing; {FETCH_AGAIN}"
         )
-    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
-        raise ValueError(f"{path} has no token for the single byte {missing[0]:#04x}")
     return ranks
+
+
+def write_tiktoken_ranks(vocabulary: TiktokenVocabulary, path: Path) -> None:
+    """Writes the file that Meta calls `tokenizer.model`.
+
+    It has room for neither special tokens nor a pattern: whoever reads it takes Llama 3's. Raises
+    ValueError where those are others.
+    """
+    llama3 = _llama3_special_tokens(len(vocabulary.ranks))
+    special = vocabulary.special_tokens
+    named = {t: i for t, i in special.items() if not t.startswith("<|reserved_special_token_")}
+    wrong = [f"{name} has id {i}" for name, i in named.items() if i != llama3.get(name)]
+    if set(special.values()) != set(llama3.values()):
+        wrong.append(f"there are {len(special)} special tokens, not 256 after all others")
+    if vocabulary.pattern != LLAMA3_PATTERN:
+        wrong.append(f"the pattern is {vocabulary.pattern!r:.60}")
+    if wrong:
+        raise ValueError(
+            f"{path}: a file of ranks implies the special tokens and the pattern of Llama 3, but "
+            f"here {wrong[0]}; write a tokenizer.json"
+        )
+    path.write_bytes(rank_lines(vocabulary.ranks))
+
+
+def rank_lines(ranks: dict[bytes, int]) -> bytes:
+    """The content of a file of ranks."""
+    by_rank = sorted(ranks.items(), key=lambda item: item[1])
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in by_rank)

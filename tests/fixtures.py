@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,45 @@ def tiny_args(**overrides: Any) -> ModelArgs:
     """A grouped-query model of 2 layers that is made in milliseconds and splits over two ranks."""
     shape = dict(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=64, multiple_of=16)
     return ModelArgs(**{**shape, "max_batch_size": 4, "max_seq_len": 32, **overrides})
+
+
+def write_shards(
+    folder: Path,
+    weights: Mapping[str, torch.Tensor],
+    params: Mapping[str, Any],
+    count: int = 1,
+    llama2: bool = False,
+) -> Path:
+    """A checkpoint of `count` shards as Meta's training wrote them, one head's rows whole in each.
+
+    Of more shards than KV heads, neighbours hold the same head. `llama2` cuts the embedding along
+    its other dimension. Returns `folder`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    heads = params.get("n_kv_heads") or params["n_heads"]
+    for i in range(count):
+        shard = {}
+        for name, weight in weights.items():
+            dim, parts, mine = 0, count, i
+            if name.endswith(("wo.weight", "w2.weight")) or (llama2 and "tok_" in name):
+                dim = 1
+            elif name.endswith(("wk.weight", "wv.weight")) and heads < count:
+                parts, mine = heads, i * heads // count
+            elif weight.dim() == 1:
+                parts, mine = 1, 0
+            shard[name] = weight.chunk(parts, dim)[mine].clone()
+        torch.save(shard, folder / f"consolidated.{i:02d}.pth")
+    (folder / "params.json").write_text(json.dumps(params))
+    return folder
+
+
+def is_mapped(tensor: torch.Tensor, file: Path) -> bool:
+    """Whether a tensor's memory is that of a file, by Linux's table of this process's mappings."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(part, 16) for part in line.split()[0].split("-"))
+        if line.endswith(str(file)) and start <= tensor.data_ptr() < end:
+            return True
+    return False
 
 
 def run_ranks(count: int, function: Callable[..., Any], *args: Any, timeout: float = 300) -> list:

@@ -7,6 +7,7 @@ import torch
 from fixtures import tiny_args
 from torch.testing import assert_close
 
+from llama.args import weight_shapes
 from llama.cache import KVCache
 from llama.model import (
     Attention,
@@ -480,12 +481,49 @@ def test_the_model_uses_its_own_scaling():
 
 
 @pytest.mark.parametrize(
+    ("shape", "ranks", "misfit"),
+    [
+        ({}, (1, 2, 4), None),
+        ({"n_heads": 8, "n_kv_heads": 2}, (1, 2, 4, 8), None),  # 4 and 8 ranks share KV heads
+        ({}, (3,), "n_heads (4) is not divisible by the number of ranks (3)"),
+        (
+            {"dim": 48, "n_heads": 6, "n_kv_heads": 2},
+            (3,),
+            "the number of ranks (3) is not divisible by n_kv_heads (2)",
+        ),
+        (
+            {"dim": 48, "n_heads": 12, "n_kv_heads": 6},
+            (4,),
+            "n_kv_heads (6) is not divisible by the number of ranks (4)",
+        ),
+        ({"multiple_of": 1}, (2,), "the feed-forward size (85) is not divisible by the number of"),
+        ({"vocab_size": 66}, (4,), "vocab_size (66) is not divisible by the number of ranks (4)"),
+    ],
+)
+def test_which_numbers_of_ranks_can_share_a_shape(shape, ranks, misfit):
+    for count in ranks:
+        found = tiny_args(**shape).misfit(count)
+        assert found == misfit or (found and misfit and found.startswith(misfit))
+
+
+@pytest.mark.parametrize("shape", [{}, {"n_kv_heads": None}, {"head_dim": 12}, {"n_kv_heads": 1}])
+def test_the_shapes_of_the_weights_are_those_of_the_model(shape):
+    args = tiny_args(**shape)
+    state = Transformer(args).state_dict()
+    assert weight_shapes(args) == {key: tuple(weight.shape) for key, weight in state.items()}
+    assert list(weight_shapes(args)) == list(state)
+
+
+@pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"n_heads": 5, "n_kv_heads": 5}, r"dim \(32\) is not divisible by n_heads \(5\)"),
         ({"n_kv_heads": 3}, r"n_heads \(4\) is not divisible by n_kv_heads \(3\)"),
         ({"n_kv_heads": 8}, r"n_heads \(4\) is not divisible by n_kv_heads \(8\)"),
-        ({"dim": 12}, r"dim / n_heads \(3\) is not divisible by two.*\(2\)"),
+        ({"dim": 12}, r"head_dim \(3\) is not divisible by two.*\(2\)"),
+        ({"head_dim": 5}, r"head_dim \(5\) is not divisible by two.*\(2\)"),
+        ({"head_dim": 0}, "head_dim=0 should"),
+        ({"rope_low_freq_factor": 4.0}, r"rope_low_freq_factor=4\.0 should be less than"),
         ({"dim": 0}, "dim=0 should"),
         ({"n_layers": 0}, "n_layers=0 should"),
         ({"n_heads": -4}, "n_heads=-4 should"),

@@ -11,7 +11,7 @@ from fixtures import run_ranks, tiny_args, write_tiktoken
 from torch.testing import assert_close
 
 from llama import parallel
-from llama.checkpoint import load_model, read_params, save_model
+from llama.checkpoint import load_model, open_checkpoint, save_model
 from llama.model import ModelArgs, Transformer
 
 CPU = torch.device("cpu")
@@ -86,12 +86,13 @@ def logits_every_way(model, tokens):
 def one_of_two_ranks(folder, tokens):
     main_before = parallel.is_main()
     parallel.initialize(2)
-    args = read_params(folder / "params.json", max_batch_size=3, max_seq_len=32)
-    model = load_model(folder, args, CPU, torch.float32)
+    checkpoint = open_checkpoint(folder)
+    model = load_model(checkpoint, CPU, torch.float32, max_batch_size=3, max_seq_len=32)
     with pytest.raises(ValueError, match="already runs models over 2 ranks"):
         parallel.initialize(1)
     refusals = []
-    for wrong in ({"n_kv_heads": 1}, {"vocab_size": 65}, {"n_heads": 1, "n_kv_heads": 1}):
+    three = {"n_heads": 9, "n_kv_heads": 3, "head_dim": 8}
+    for wrong in (three, {"vocab_size": 65}, {"n_heads": 1, "n_kv_heads": 1}):
         with pytest.raises(ValueError, match="is not divisible") as caught:
             tiny_args(**wrong)
         refusals.append(str(caught.value))
@@ -107,7 +108,7 @@ def one_of_two_ranks(folder, tokens):
     parallel.shutdown()
     parallel.initialize(1)  # two models of one rank each
     assert (parallel.model_parallel_size(), dist.get_world_size()) == (1, 2)
-    assert tiny_args(n_kv_heads=1).n_kv_heads == 1
+    assert tiny_args(**three).n_kv_heads == 3
     mine = torch.tensor([7 + dist.get_rank()])
     return results | {"own broadcast": parallel.broadcast(mine).item()}
 
@@ -131,7 +132,7 @@ def test_two_ranks_compute_what_one_does(tmp_path, capfd):
         assert rank["broadcast"] == 7
         assert rank["own broadcast"] == 7 + number
         assert rank["refusals"] == [
-            "n_kv_heads (1) is not divisible by the number of ranks (2)",
+            "n_heads (9) is not divisible by the number of ranks (2)",
             "vocab_size (65) is not divisible by the number of ranks (2)",
             "n_heads (1) is not divisible by the number of ranks (2)",
         ]

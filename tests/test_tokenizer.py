@@ -485,8 +485,8 @@ def rank_lines(tmp_path):
         (b" \n\n", "is empty"),
         (b"<!doctype html><html>Log in</html>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a git-lfs pointer"),
-        (b'{"version": "1.0"}', "is JSON"),
-        (bytes(range(256)), "is neither tiktoken ranks nor a SentencePiece model"),
+        (b'{"error": "Access denied"}', "is the error message of a server"),
+        (bytes(range(256)), "is neither tiktoken ranks nor .* nor a SentencePiece model"),
         (b"Once upon a time there was a token.\n", "is neither tiktoken ranks nor"),
         (b"\x12\x00", "is neither tiktoken ranks nor"),  # a protobuf without pieces
     ],

@@ -1,10 +1,10 @@
 """Training a byte-pair tokenizer of Llama 3's kind."""
 
-import base64
 from collections.abc import Iterable
 from pathlib import Path
 
-from llama.vocabulary import LLAMA3_PATTERN
+from llama.tokenizer_json import BYTES
+from llama.vocabulary import LLAMA3_PATTERN, rank_lines
 
 
 def train_tokenizer(texts: Iterable[str], n_ranks: int, path: str | Path) -> None:
@@ -35,20 +35,8 @@ def train_tokenizer(texts: Iterable[str], n_ranks: int, path: str | Path) -> Non
         raise ValueError(
             f"the texts give {tokenizer.get_vocab_size()} ranks, not {n_ranks}; use more text"
         )
-    byte_of = _byte_of_character()
-    lines = [
-        base64.b64encode(bytes(byte_of[character] for character in token)) + b" %d\n" % rank
-        for token, rank in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    ]
-    Path(path).write_bytes(b"".join(lines))
-
-
-def _byte_of_character() -> dict[str, int]:
-    """The byte for which each character stands in a byte-level vocabulary.
-
-    GPT-2's table: a printable byte is its own Latin-1 character, the n-th other one U+0100 + n.
-    """
-    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in own]
-    table = {chr(byte): byte for byte in own}
-    return table | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+    ranks = {
+        bytes(BYTES[character] for character in token): rank
+        for token, rank in tokenizer.get_vocab().items()
+    }
+    Path(path).write_bytes(rank_lines(ranks))

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama.checkpoint import load_model, save_model
+from llama.checkpoint import load_model, open_checkpoint, save_model
 from llama.model import ModelArgs, Transformer
 from llama.tokenizer import Tokenizer
 from llama.training.data import Document, collate, epoch, epochs, fit
@@ -131,7 +131,7 @@ class _Run:
             if name.endswith(("wo.weight", "w2.weight")):  # what is added to the residual stream
                 weight.data /= math.sqrt(2 * args.n_layers)
         if start_from is not None:
-            start = load_model(start_from, args, torch.device("cpu"), torch.float32)
+            start = load_model(open_checkpoint(start_from), torch.device("cpu"), torch.float32)
             self.model.load_state_dict(start.state_dict())
         if config.tie_embeddings:
             self.model.output.weight = self.model.tok_embeddings.weight

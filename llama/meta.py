@@ -1,0 +1,107 @@
+"""Meta's way of writing a Llama down: `params.json`, and shards that each hold a part of a weight.
+
+    args = read_params("params/Llama-3.2-1B/params.json", max_batch_size=4)
+
+Shard i of a checkpoint in 8 holds the i-th eighth of every matrix, along whichever dimension its
+shape says, and a copy of every norm.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from llama.args import ModelArgs
+from llama.files import read_json
+from llama.storage import StoredTensor, TensorFile
+from llama.weights import share
+
+
+def read_params(path: str | Path, **overrides: Any) -> ModelArgs:
+    """Reads a `params.json`, here or remote; `overrides` win over what it says.
+
+    A file without `max_seq_len`, as Meta's are, gets the context its generation was trained with:
+    4096 (Llama 2), 8192 (3) or 131072 (3.1 and later, known by their scaled rotary). Raises
+    FileNotFoundError, or ValueError for a file that is no JSON object, an unknown or missing key,
+    or a value that does not fit.
+    """
+    params = read_json(str(path))
+    fields = {field.name: field for field in dataclasses.fields(ModelArgs)}
+    if unknown := sorted(set(params) - set(fields)):
+        raise ValueError(
+            f"{path} has unknown key(s) {', '.join(unknown)}; known are {', '.join(fields)}"
+        )
+    if missing := [key for key in ("dim", "n_layers", "n_heads") if key not in params]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+    for key, value in params.items():
+        wanted = fields[key].type
+        fits = isinstance(value, wanted) or (isinstance(value, int) and "float" in str(wanted))  # type: ignore[arg-type]
+        if not fits or (isinstance(value, bool) and wanted is not bool):
+            raise ValueError(f"{path}: {key} is {value!r}, which is not of type {wanted}")
+    try:
+        return ModelArgs(**{"max_seq_len": _context(params), **params, **overrides})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _context(params: dict[str, Any]) -> int:
+    """The context that a generation was trained with, which Meta's files do not state."""
+    if params.get("use_scaled_rope"):
+        return 131072
+    return 8192 if "rope_theta" in params else 4096
+
+
+def write_params(args: ModelArgs) -> dict[str, Any]:
+    """The `params.json` of a model: Meta's keys, and others only where they say something new."""
+    derived = dataclasses.replace(args, rope_scaling_factor=None).rope_scaling_factor
+    defaults = {field.name: field.default for field in dataclasses.fields(ModelArgs)}
+    if args.head_dim * args.n_heads == args.dim:
+        defaults["head_dim"] = args.head_dim
+    if not args.use_scaled_rope or args.rope_scaling_factor == derived:
+        defaults["rope_scaling_factor"] = args.rope_scaling_factor
+    always = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "norm_eps")
+    params = {
+        key: value
+        for key, value in dataclasses.asdict(args).items()
+        if key in always or (not key.startswith("max_") and value != defaults[key])
+    }
+    # Meta's package takes the context as an argument, and then no file may state it as well.
+    if args.max_seq_len != _context(params):
+        params["max_seq_len"] = args.max_seq_len
+    return params
+
+
+def shards_expected(files: list[TensorFile], args: ModelArgs) -> int:
+    """How many shards there should be, by the part of a feed-forward layer that one holds."""
+    stored = files[0].tensors.get("layers.0.feed_forward.w1.weight")
+    rows = stored.shape[0] if stored and stored.shape else 0
+    # Where the sizes make no sense, another message will say so.
+    return args.hidden_dim // rows if rows and args.hidden_dim % rows == 0 else len(files)
+
+
+def place(
+    name: str, whole: tuple[int, ...], files: list[TensorFile], args: ModelArgs, params: str
+) -> list[tuple[tuple[int, ...], StoredTensor]]:
+    """Where the parts that Meta's shards hold lie in the whole weight."""
+    count, stored = len(files), [file.tensors[name] for file in files]
+    local, dtype = stored[0].shape, stored[0].dtype
+    for tensor in stored:
+        if (tensor.shape, tensor.dtype) != (local, dtype):
+            raise ValueError(
+                f"{name} in {tensor.file.where} is {tensor.dtype} of shape {tensor.shape}, but in "
+                f"{files[0].name} {dtype} of shape {local}: these are not shards of one checkpoint"
+            )
+    if len(local) == len(whole) and not any(n % m for n, m in zip(whole, local, strict=True)):
+        parts = [n // m for n, m in zip(whole, local, strict=True)]
+        cut = math.prod(parts)
+        repeated = len(whole) == 1 and cut == 1
+        kv_rows = args.kv_heads * args.head_dim
+        shared_heads = whole[0] == kv_rows and cut == parts[0] == args.kv_heads < count
+        if max(parts) == cut and (cut == count or repeated or shared_heads):
+            regions = [share(whole, local, i, count) for i in range(count)]
+            starts = [tuple(part.start for part in region) for region in regions]
+            return list({s: t for s, t in zip(starts[::-1], stored[::-1], strict=True)}.items())
+    raise ValueError(
+        f"{name} in {files[0].where} has shape {local}, but {params} asks for {whole}"
+        + (f" in {count} parts" if count > 1 else "")
+    )
