@@ -1,0 +1,237 @@
+"""`llama convert`: a checkpoint from any layout into any other, in little memory.
+
+    llama convert Llama-3.2-1B Llama-3.2-1B-hf --to hf
+    llama convert Llama-3.3-70B-Instruct 70B-4 --to meta --shards 4
+
+Weights go from file to file in blocks of rows. All of it is written to DESTINATION.incomplete,
+which gets its name when it is whole: a conversion that was killed leaves nothing that looks
+finished.
+"""
+
+import errno
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llama import huggingface, parallel
+from llama.args import weight_shapes
+from llama.checkpoint import Checkpoint, open_checkpoint
+from llama.files import read_bytes
+from llama.meta import write_params
+from llama.storage import Entry, write_tensors
+from llama.tokenizer import Tokenizer
+from llama.tokenizer_json import write_tokenizer_json
+from llama.vocabulary import TiktokenVocabulary, write_tiktoken_ranks
+from llama.weights import Region, Weight, share
+
+_FILE_BYTES = 5e9  # Hugging Face's files are about this large unless a number is given
+# What transformers needs to write Llama 3's dialogs as ChatFormat does.
+_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + "
+    "'<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+    "{% endif %}"
+)
+
+Plan = dict[str, dict[str, Entry]]  # what goes into which file
+
+
+def convert(
+    source: str,
+    destination: str,
+    to: str,
+    shards: int | None = None,
+    dtype: str | None = None,
+) -> None:
+    """Writes the checkpoint in one folder into another.
+
+    Args:
+        source: folder of a checkpoint in Meta's or Hugging Face's layout, here or remote.
+        destination: folder that is to be made.
+        to: meta (consolidated.NN.pth, params.json) or hf (config.json, .safetensors).
+        shards: meta: how many shards, 1 if not given; hf: how many files, else one for each 5 GB.
+        dtype: bfloat16, float16 or float32; what each weight has if not given.
+    """
+    if to not in ("meta", "hf"):
+        raise ValueError(f"--to {to}: it should be meta or hf")
+    if shards is not None and (
+        isinstance(shards, bool) or not isinstance(shards, int) or shards < 1
+    ):
+        raise ValueError(f"--shards {shards}: it should be 1 or more")
+    target = Path(destination)
+    if "://" in destination:
+        raise ValueError(
+            f"{destination} is remote: convert to a folder on this machine, then copy it"
+        )
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} is there already; give the name of a new folder")
+    wanted = None if dtype is None else parallel.select_dtype(torch.device("cpu"), dtype)
+    checkpoint = open_checkpoint(source)
+    checkpoint.check_shards()
+    tokenizer = Tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None
+    if tokenizer:
+        checkpoint.check_tokenizer(tokenizer)
+    plan = (_plan_meta if to == "meta" else _plan_hugging_face)(checkpoint, shards, wanted)
+    incomplete = target.with_name(f"{target.name}.incomplete")
+    total = sum(e.nbytes for entries in plan.values() for e in dict.fromkeys(entries.values()))
+    shutil.rmtree(incomplete, ignore_errors=True)
+    incomplete.mkdir(parents=True)
+    try:
+        free = shutil.disk_usage(incomplete).free
+        if total > free:
+            raise OSError(
+                f"{target} takes {total / 1e9:.1f} GB, and its disk has {free / 1e9:.1f} GB left; "
+                "make room or convert to another disk"
+            )
+        with parallel.progress(total, f"Converting {source}") as bar:
+            for name, entries in plan.items():
+                write_tensors(incomplete / name, entries, bar.update)
+        (_finish_meta if to == "meta" else _finish_hugging_face)(
+            incomplete, checkpoint, tokenizer, plan
+        )
+        incomplete.rename(target)
+    except BaseException as error:
+        shutil.rmtree(incomplete, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(f"the disk of {target} is full: {error.strerror}; make room") from error
+        raise
+    parallel.say(f"{target}: {len(plan)} file(s) of weights, {total / 1e9:.2f} GB")
+
+
+def _entry(
+    weight: Weight,
+    region: Region,
+    dtype: torch.dtype | None,
+    name: str,
+    change: Callable[[Tensor], Tensor] = lambda rows: rows,
+    multiple: int = 1,
+) -> Entry:
+    """A part of a weight as it is to be written; `change` gets a `multiple` of rows each time."""
+    to = dtype or weight.dtype
+
+    def blocks() -> Iterator[Tensor]:
+        for rows in weight.blocks(region, to, multiple):
+            if torch.finfo(to).max < torch.finfo(weight.dtype).max and rows.isinf().any():
+                raise ValueError(f"{name} has values that {to} can't hold; convert to bfloat16")
+            yield change(rows)
+
+    return Entry(to, tuple(cut.stop - cut.start for cut in region), blocks)
+
+
+def _plan_meta(checkpoint: Checkpoint, shards: int | None, dtype: torch.dtype | None) -> Plan:
+    count = shards or 1
+    plan: Plan = {}
+    for i in range(count):
+        made: dict[Weight, Entry] = {}
+        for name, local in weight_shapes(checkpoint.args, count).items():
+            weight = checkpoint.weights[name]
+            if weight not in made:
+                made[weight] = _entry(weight, share(weight.shape, local, i, count), dtype, name)
+            plan.setdefault(f"consolidated.{i:02d}.pth", {})[name] = made[weight]
+    return plan
+
+
+def _plan_hugging_face(
+    checkpoint: Checkpoint, shards: int | None, dtype: torch.dtype | None
+) -> Plan:
+    head_dim = checkpoint.args.head_dim
+    entries = {}
+    for name, weight in checkpoint.weights.items():
+        if name == "output.weight" and checkpoint.tied:
+            continue
+        everything = tuple(slice(0, size) for size in weight.shape)
+        entries[huggingface.weight_name(name)] = (
+            _entry(
+                weight,
+                everything,
+                dtype,
+                name,
+                lambda rows: huggingface.rows_from_meta(rows, head_dim),
+                head_dim,
+            )
+            if huggingface.has_rotary_rows(name)
+            else _entry(weight, everything, dtype, name)
+        )
+    total = sum(entry.nbytes for entry in entries.values())
+    count = shards or math.ceil(total / _FILE_BYTES)
+    if count > len(entries):
+        raise ValueError(f"--shards {count}: there are only {len(entries)} weights to divide")
+    if count == 1:
+        return {"model.safetensors": entries}
+    plan: Plan = {f"model-{i + 1:05d}-of-{count:05d}.safetensors": {} for i in range(count)}
+    files, before = list(plan.values()), 0
+    for left, (name, entry) in zip(range(len(entries), 0, -1), entries.items(), strict=True):
+        # By size, but so that no file stays empty.
+        by_size = int(before / total * count)
+        filled = sum(1 for file in files if file)
+        i = max(min(by_size, filled), count - left if filled == count - left else 0)
+        files[i][name] = entry
+        before += entry.nbytes
+    return plan
+
+
+def _finish_meta(
+    folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer | None, plan: Plan
+) -> None:
+    _write_json(folder / "params.json", write_params(checkpoint.args))
+    if tokenizer is None:
+        return
+    if tokenizer.n_words != checkpoint.args.vocab_size:
+        raise ValueError(
+            f"{checkpoint.params} says vocab_size {checkpoint.args.vocab_size}, and its tokenizer "
+            f"has {tokenizer.n_words} tokens; Meta's layout has no place for a padded embedding"
+        )
+    if more := sorted(checkpoint.stop_ids - tokenizer.stop_tokens):
+        parallel.say(f"note: Meta's layout can't say that tokens {more} end an answer as well")
+    vocabulary = tokenizer.vocabulary
+    if tokenizer.model_path.endswith(".json") and isinstance(vocabulary, TiktokenVocabulary):
+        write_tiktoken_ranks(vocabulary, folder / "tokenizer.model")
+    else:
+        (folder / "tokenizer.model").write_bytes(read_bytes(tokenizer.model_path))
+
+
+def _finish_hugging_face(
+    folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer | None, plan: Plan
+) -> None:
+    if len(plan) > 1:
+        total = sum(entry.nbytes for entries in plan.values() for entry in entries.values())
+        weight_map = {name: file for file, entries in plan.items() for name in entries}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        _write_json(folder / "model.safetensors.index.json", index)
+    dtype = next(iter(next(iter(plan.values())).values())).dtype
+    stop_ids = checkpoint.stop_ids | (tokenizer.stop_tokens if tokenizer else set())
+    ends = {
+        "bos_token_id": tokenizer.bos_id if tokenizer else None,
+        "eos_token_id": sorted(stop_ids) or None,
+    }
+    config = huggingface.write_config(checkpoint.args, checkpoint.tied, dtype)
+    _write_json(folder / "config.json", config | ends)
+    _write_json(folder / "generation_config.json", ends)
+    if tokenizer is None:
+        return
+    settings: dict[str, Any] = {"model_max_length": checkpoint.args.max_seq_len}
+    vocabulary = tokenizer.vocabulary
+    if isinstance(vocabulary, TiktokenVocabulary):
+        path = folder / "tokenizer.json"
+        write_tokenizer_json(path, vocabulary.ranks, vocabulary.special_tokens, vocabulary.pattern)
+        settings |= {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "<|begin_of_text|>",
+            "eos_token": "<|end_of_text|>",
+            "chat_template": _CHAT_TEMPLATE,
+        }
+    else:
+        (folder / "tokenizer.model").write_bytes(read_bytes(tokenizer.model_path))
+        settings |= {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": True}
+        settings |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    _write_json(folder / "tokenizer_config.json", settings)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

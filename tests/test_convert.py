@@ -1,0 +1,289 @@
+"""From every layout into every other, with what transformers makes of it."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fixtures import tiny_args, write_sentencepiece, write_shards, write_tiktoken
+
+from llama import ChatFormat, Llama, Tokenizer, Transformer, storage
+from llama.checkpoint import load_model, open_checkpoint
+from llama.convert import convert
+
+transformers = pytest.importorskip("transformers")
+CPU = torch.device("cpu")
+SHAPES: dict[str, dict[str, Any]] = {
+    "Llama 2": {"n_kv_heads": 4},
+    "Llama 3.1": {"use_scaled_rope": True, "rope_theta": 500000.0},
+    "head_dim 12": {"head_dim": 12, "rope_theta": 500000.0},
+}
+
+
+def make(folder: Path, shape: str, tied: bool = False, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """A checkpoint in Meta's layout, written without the project's own writer."""
+    folder.mkdir(parents=True)
+    write = write_sentencepiece if shape == "Llama 2" else write_tiktoken
+    tokenizer = Tokenizer(write(folder / "tokenizer.model"))
+    torch.manual_seed(0)
+    args = tiny_args(vocab_size=tokenizer.n_words, **SHAPES[shape])
+    weights = {
+        name: (weight + 0.2 * torch.randn(weight.shape)).to(dtype)
+        for name, weight in Transformer(args).state_dict().items()
+    }
+    if tied:
+        weights["output.weight"] = weights["tok_embeddings.weight"]
+    keys = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "norm_eps")
+    write_shards(folder, weights, {key: getattr(args, key) for key in keys} | SHAPES[shape])
+    if tied:
+        torch.save(weights, folder / "consolidated.00.pth")
+    return folder
+
+
+def logits(folder: Path) -> torch.Tensor:
+    model = load_model(open_checkpoint(folder), CPU, torch.float32)
+    with torch.no_grad():
+        return model(torch.arange(40).view(2, 20))
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    checkpoint = open_checkpoint(folder)
+    whole = {n: tuple(slice(0, s) for s in w.shape) for n, w in checkpoint.weights.items()}
+    return {n: w.read(whole[n], CPU, w.dtype) for n, w in checkpoint.weights.items()}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_meta_to_hugging_face_and_back_is_bit_for_bit(
+    shape: str, tied: bool, tmp_path: Path
+) -> None:
+    meta = make(tmp_path / "meta", shape, tied)
+    convert(str(meta), str(tmp_path / "hf"), "hf")
+    convert(str(tmp_path / "hf"), str(tmp_path / "again"), "meta")
+    first = torch.load(meta / "consolidated.00.pth")
+    again = torch.load(tmp_path / "again" / "consolidated.00.pth", weights_only=True)
+    assert list(again) == list(first)
+    for name, weight in first.items():
+        assert again[name].dtype == weight.dtype
+        assert torch.equal(again[name], weight), name
+    tied_in_file = again["output.weight"].data_ptr() == again["tok_embeddings.weight"].data_ptr()
+    assert tied_in_file == tied
+    args, args_again = (open_checkpoint(folder).args for folder in (meta, tmp_path / "again"))
+    assert args_again.hidden_dim == args.hidden_dim  # said by the size, so perhaps otherwise
+    same = {"multiple_of": 1, "ffn_dim_multiplier": None}
+    assert vars(args_again) | same == vars(args) | same
+    tokenizers = [Tokenizer(folder / "tokenizer.model") for folder in (meta, tmp_path / "again")]
+    assert tokenizers[0].special_tokens == tokenizers[1].special_tokens
+    text = "Hello  world 123, don't!\n\n\u00e9\U0001f600"
+    assert tokenizers[0].encode(text) == tokenizers[1].encode(text)
+
+
+@pytest.mark.parametrize("files", [None, 1, 3])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_transformers_computes_the_same_from_what_was_written(
+    shape: str, tied: bool, files: int | None, tmp_path: Path
+) -> None:
+    meta = make(tmp_path / "meta", shape, tied, torch.float32)
+    convert(str(meta), str(tmp_path / "hf"), "hf", shards=files)
+    assert len(list((tmp_path / "hf").glob("*.safetensors"))) == (files or 1)
+    theirs, told = transformers.LlamaForCausalLM.from_pretrained(
+        tmp_path / "hf", output_loading_info=True, attn_implementation="sdpa"
+    )
+    assert not any(told.values()), told
+    with torch.no_grad():
+        expected = theirs(torch.arange(40).view(2, 20)).logits
+    found = logits(meta)
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+    assert torch.equal(logits(tmp_path / "hf"), found)
+
+
+def test_the_tokenizer_goes_along(tmp_path: Path) -> None:
+    meta = make(tmp_path / "meta", "Llama 3.1")
+    convert(str(meta), str(tmp_path / "hf"), "hf")
+    ours = Tokenizer(meta / "tokenizer.model")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    dialog = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": " Hello world, the 123 \n"},
+    ]
+    expected = ChatFormat(ours).encode_dialog_prompt(dialog)
+    assert theirs.encode("Hello world") == ours.encode("Hello world", bos=True)
+    chat = theirs.apply_chat_template(dialog, add_generation_prompt=True, return_dict=False)
+    assert chat == expected
+    answers = [
+        Llama.build(folder, device="cpu", dtype="float32").chat_completion([dialog], seed=1)
+        for folder in (meta, tmp_path / "hf")
+    ]
+    assert answers[0] == answers[1]
+    config = transformers.GenerationConfig.from_pretrained(tmp_path / "hf")
+    assert set(config.eos_token_id) == ours.stop_tokens
+    assert config.bos_token_id == ours.bos_id
+
+
+def test_a_sentencepiece_tokenizer_goes_along(tmp_path: Path) -> None:
+    pytest.importorskip("google.protobuf")  # with which transformers reads it
+    meta = make(tmp_path / "meta", "Llama 2")
+    convert(str(meta), str(tmp_path / "hf"), "hf")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    for text in ("Hello world", "the dog  played 123 \u00e9"):
+        assert theirs.encode(text) == Tokenizer(meta / "tokenizer.model").encode(text, bos=True)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4])
+def test_shards_are_cut_as_meta_cuts_them(shards: int, tmp_path: Path) -> None:
+    meta = make(tmp_path / "meta", "Llama 3.1")
+    whole = torch.load(meta / "consolidated.00.pth")
+    params = json.loads((meta / "params.json").read_text())
+    write_shards(tmp_path / "expected", whole, params, shards)
+    convert(str(meta), str(tmp_path / "cut"), "meta", shards=shards)
+    names = sorted(path.name for path in (tmp_path / "expected").glob("*.pth"))
+    assert names == sorted(path.name for path in (tmp_path / "cut").glob("*.pth"))
+    for name in names:
+        expected, found = (torch.load(tmp_path / f / name) for f in ("expected", "cut"))
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+    convert(str(tmp_path / "cut"), str(tmp_path / "whole"), "meta")
+    again = torch.load(tmp_path / "whole" / "consolidated.00.pth")
+    assert all(torch.equal(again[key], whole[key]) for key in whole)
+
+
+def test_params_json_is_one_that_metas_package_takes(tmp_path: Path) -> None:
+    meta = make(tmp_path / "meta", "Llama 3.1")
+    convert(str(meta), str(tmp_path / "cut"), "meta")
+    written = json.loads((tmp_path / "cut" / "params.json").read_text())
+    assert written == json.loads((meta / "params.json").read_text())
+    hf = tmp_path / "hf"
+    convert(str(meta), str(hf), "hf")
+    config = json.loads((hf / "config.json").read_text())
+    (hf / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 77}))
+    convert(str(hf), str(tmp_path / "short"), "meta")
+    assert open_checkpoint(tmp_path / "short").args.max_seq_len == 77
+
+
+@pytest.mark.parametrize("to", ["meta", "hf"])
+def test_another_dtype(to: str, tmp_path: Path) -> None:
+    meta = make(tmp_path / "meta", "Llama 3.1", dtype=torch.float32)
+    convert(str(meta), str(tmp_path / "small"), to, dtype="bfloat16")
+    expected = weights_of(meta)
+    for name, weight in weights_of(tmp_path / "small").items():
+        assert torch.equal(weight, expected[name].bfloat16()), name
+    if to == "hf":
+        config = json.loads((tmp_path / "small" / "config.json").read_text())
+        assert config["torch_dtype"] == "bfloat16"
+
+
+def test_values_that_a_dtype_cannot_hold_are_an_error(tmp_path: Path) -> None:
+    meta = make(tmp_path / "meta", "Llama 3.1", dtype=torch.float32)
+    weights = torch.load(meta / "consolidated.00.pth")
+    weights["layers.1.attention.wo.weight"][3, 3] = 1e6
+    torch.save(weights, meta / "consolidated.00.pth")
+    with pytest.raises(ValueError, match=r"layers\.1\.attention\.wo\.weight .*float16 can't hold"):
+        convert(str(meta), str(tmp_path / "small"), "meta", dtype="float16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["meta"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"to": "gguf"}, "--to gguf: it should be meta or hf"),
+        ({"to": "meta", "shards": 0}, "--shards 0"),
+        ({"to": "meta", "shards": 3}, r"n_heads \(4\) is not divisible by the number of ranks \(3"),
+        ({"to": "hf", "shards": 1000}, "--shards 1000: there are only 21 weights"),
+        ({"to": "meta", "dtype": "int3"}, "dtype 'int3' is none of"),
+    ],
+)
+def test_wrong_arguments(options: dict, message: str, tmp_path: Path) -> None:
+    meta = make(tmp_path / "meta", "Llama 3.1")
+    with pytest.raises(ValueError, match=message):
+        convert(str(meta), str(tmp_path / "new"), **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["meta"]
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    meta = make(tmp_path / "meta", "Llama 3.1")
+    with pytest.raises(FileExistsError, match="meta is there already"):
+        convert(str(meta), str(meta), "hf")
+    (tmp_path / "empty").mkdir()
+    convert(str(meta), str(tmp_path / "empty"), "hf")
+    assert (tmp_path / "empty" / "config.json").exists()
+
+
+def test_a_padded_vocabulary_has_no_place_in_metas_layout(tmp_path: Path) -> None:
+    meta = make(tmp_path / "meta", "Llama 3.1")
+    convert(str(meta), str(tmp_path / "hf"), "hf")
+    small = write_tiktoken(tmp_path / "small", merges=[b"ab"])
+    (tmp_path / "hf" / "tokenizer.json").unlink()
+    shutil.copy(small, tmp_path / "hf" / "tokenizer.model")
+    config = tmp_path / "hf" / "generation_config.json"
+    config.write_text(json.dumps({"eos_token_id": 3}))
+    with pytest.raises(ValueError, match="has 513 tokens; Meta's layout has no place for a padded"):
+        convert(str(tmp_path / "hf"), str(tmp_path / "again"), "meta")
+    assert not (tmp_path / "again").exists()
+    built = Llama.build(tmp_path / "hf", device="cpu")
+    tokens = built.generate([[1, 2, 3]], 30, temperature=50.0, top_p=1.0, seed=3)[0][0]
+    assert max(tokens) < 513 < built.model.vocab_size
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = make(tmp_path / "meta", "Llama 3.1")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))
+    with pytest.raises(OSError, match=r"takes 0.0 GB, and its disk has 0.0 GB left"):
+        convert(str(meta), str(tmp_path / "new"), "hf")
+    monkeypatch.undo()
+
+    def full(self: Any, stream: Any, written: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(storage.Entry, "write", full)
+    with pytest.raises(OSError, match=r"the disk of .*new is full"):
+        convert(str(meta), str(tmp_path / "new"), "hf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["meta"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_conversion_that_is_stopped_leaves_nothing_that_looks_finished(
+    how: signal.Signals, tmp_path: Path
+) -> None:
+    meta = make(tmp_path / "meta", "Llama 3.1")
+    script = f"""
+import time
+from llama import cli, convert, storage
+write = storage.Entry.write
+def slow(*args):
+    print("writing", flush=True)
+    time.sleep(60)
+storage.Entry.write = slow
+cli.run(lambda: convert.convert({str(meta)!r}, {str(tmp_path / "new")!r}, "meta", shards=2))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    time.sleep(0.1)
+    process.send_signal(how)
+    process.communicate(timeout=60)
+    left = {path.name for path in tmp_path.iterdir()} - {"meta"}
+    assert left == ({"new.incomplete"} if how == signal.SIGKILL else set())
+    for name in left:
+        with pytest.raises((FileNotFoundError, ValueError)):
+            open_checkpoint(tmp_path / name)
+    convert(str(meta), str(tmp_path / "new"), "meta", shards=2)  # the rest is cleared away
+    assert {path.name for path in tmp_path.iterdir()} == {"meta", "new"}
