@@ -62,6 +62,11 @@ class Checkpoint:
         return self.weights["output.weight"] is self.weights["tok_embeddings.weight"]
 
     @property
+    def parameters(self) -> int:
+        """How many parameters the model has, an output layer that is the embedding counted once."""
+        return sum(math.prod(weight.shape) for weight in dict.fromkeys(self.weights.values()))
+
+    @property
     def tokenizer(self) -> str | None:
         found = [
             name for name in ("tokenizer.model", "tokenizer.json") if name in self.folder.names

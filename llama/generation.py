@@ -96,14 +96,15 @@ class Llama:
         """Loads the checkpoint in the folder `ckpt_dir`, under torchrun or in plain python.
 
         Defaults: the folder's own `tokenizer.model`, the model's own context, 8 prompts at a time,
-        all running processes, the best device, and bfloat16 where that device computes it. `seed`
+        all running processes, the best device, and bfloat16 where that device computes it (float32
+        for a small model on a CPU; see `select_dtype`). `seed`
         is what the draws of all later calls follow from. Raises FileNotFoundError or ValueError,
         naming the file and the values, for what is missing, damaged or does not fit.
         """
         chosen = parallel.select_device(device)
-        chosen_dtype = parallel.select_dtype(chosen, dtype)
         parallel.initialize(model_parallel_size, chosen)
         checkpoint = open_checkpoint(ckpt_dir)
+        chosen_dtype = parallel.select_dtype(chosen, dtype, checkpoint.parameters)
         args = checkpoint.args
         if max_seq_len is not None and max_seq_len > args.max_seq_len:
             warnings.warn(

@@ -152,7 +152,7 @@ def info(path: str, max_batch_size: int = 1, max_seq_len: int | None = None) -> 
     batch, context = max_batch_size, max_seq_len or facts.args.max_seq_len
     lines = [*_describe(facts), "", *_table(facts, batch, context), ""]
     lines += ["With 10 % and 0.5 GB more for activations and torch itself:"]
-    lines += verdict(facts, this_machine(), batch, context)
+    lines += verdict(facts, this_machine(facts.parameters()), batch, context)
     parallel.say("\n".join(lines))
 
 
@@ -193,11 +193,12 @@ def need(facts: Facts, dtype: str, ranks: int, batch: int, context: int) -> Need
     return Need(facts.parameters(ranks) * weight_bytes, numbers * cache_bytes)
 
 
-def this_machine() -> list[Place]:
-    """Where this machine can run a model, the place that Llama.build takes first."""
+def this_machine(parameters: int) -> list[Place]:
+    """Where this machine can run a model of so many, the place that Llama.build takes first."""
 
     def place(device: str, name: str, memory: float, devices: int = 1) -> Place:
-        dtype = str(parallel.select_dtype(torch.device(device))).removeprefix("torch.")
+        taken = parallel.select_dtype(torch.device(device), parameters=parameters)
+        dtype = str(taken).removeprefix("torch.")
         return Place(f"this machine's {name}", memory, dtype, devices)
 
     places = []

@@ -20,6 +20,7 @@ from fairscale.nn.model_parallel import initialize as fairscale_groups
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _started = False
+_FEW_PARAMETERS = 2**24  # 64 MB of float32
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -65,11 +66,15 @@ def select_device(device: str | torch.device | None = None) -> torch.device:
     return chosen
 
 
-def select_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -> torch.dtype:
+def select_dtype(
+    device: torch.device, dtype: str | torch.dtype | None = None, parameters: int | None = None
+) -> torch.dtype:
     """The dtype to compute in: the one asked for, else bfloat16 where `device` computes it.
 
-    Without bfloat16 a GPU takes float16 and a CPU float32. Raises ValueError for a dtype that is
-    none of bfloat16, float16 and float32.
+    Without bfloat16 a GPU takes float16 and a CPU float32. So does a CPU for a model of few
+    `parameters`: where the weights stay in its cache, half as many bytes gain nothing, and without
+    bfloat16's rounding the answers are the same on any number of ranks. Raises ValueError for a
+    dtype that is none of bfloat16, float16 and float32.
     """
     if dtype is not None:
         chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
@@ -80,6 +85,8 @@ def select_dtype(device: torch.device, dtype: str | torch.dtype | None = None) -
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if device.type == "mps":
         return torch.bfloat16 if torch.backends.mps.is_macos_or_newer(14, 0) else torch.float16
+    if parameters is not None and parameters <= _FEW_PARAMETERS:
+        return torch.float32
     mkldnn = torch.backends.mkldnn.is_available()
     has_bf16 = mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if has_bf16 else torch.float32

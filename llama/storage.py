@@ -23,6 +23,7 @@ import pickle
 import struct
 import sys
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -149,7 +150,10 @@ def open_tensors(folder: Folder, name: str) -> TensorFile:
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek before byte 0
                 raise
             stream.seek(0)
-            trouble = what_it_is(stream.read(1000))
+            head = stream.read(1000)
+            if head.startswith(b"PK\x03\x04") and str(error) == "File is not a zip file":
+                error = ValueError("it was cut off, since a .pth ends with a list of its parts")
+            trouble = what_it_is(head)
             trouble = trouble or f"is no complete {kind} file: {error}; {_AGAIN}"
             raise ValueError(f"{file.where} ({file.size:,} bytes) {trouble}") from error
     return file
@@ -161,7 +165,8 @@ class _Refused(Exception):
 
 _MALFORMED = (
     *(struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError),
-    *(zipfile.BadZipFile, pickle.UnpicklingError, NotImplementedError, RecursionError),
+    *(zipfile.BadZipFile, pickle.UnpicklingError, zlib.error),
+    *(NotImplementedError, RuntimeError, OverflowError, MemoryError),  # encrypted, nested, huge
 )
 
 
@@ -178,7 +183,9 @@ def _read_safetensors(file: TensorFile, stream: BinaryIO) -> None:
         shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
         dtype = _SAFETENSORS[entry["dtype"]]
         tensor = StoredTensor(file, 8 + length + begin, 0, dtype, shape, _contiguous(shape))
-        if begin < 0 or tensor.nbytes != end - begin:
+        if any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
+            raise ValueError(f"{name} has shape {shape} at {begin} to {end}")
+        if tensor.nbytes != end - begin:
             raise ValueError(f"{name} of shape {shape} has {end - begin:,} bytes")
         if 8 + length + end > file.size:
             raise ValueError(f"{name} should end at byte {8 + length + end:,}: it was cut off")

@@ -226,7 +226,7 @@ def _wrong_values(tensor: StoredTensor) -> str | None:
             first = first or f"{value} at {[start + row, *others]}"
             count += len(places)
     if count:
-        return f"has {count:,} values that are no finite numbers, the first of them {first}"
+        return f"has {count:,} NaN or infinite value(s), the first is {first}"
     return None if any_set else f"holds nothing but zeros; {_AGAIN}"
 
 

@@ -359,3 +359,14 @@ def test_a_cpu_computes_in_bfloat16_or_float32(monkeypatch):
     assert parallel.select_dtype(CPU) in (torch.bfloat16, torch.float32)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert parallel.select_dtype(CPU) == torch.float32
+
+
+def test_a_small_model_is_float32_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    assert parallel.select_dtype(CPU, parameters=6_000_000) == torch.float32
+    assert parallel.select_dtype(CPU, parameters=100_000_000) == torch.bfloat16
+    assert parallel.select_dtype(CPU, "bf16", parameters=6_000_000) == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    cuda = torch.device("cuda", 0)
+    assert parallel.select_dtype(cuda, parameters=6_000_000) == torch.bfloat16
