@@ -41,8 +41,10 @@ class ModelArgs:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             unset = value is None or (name, value) in (("vocab_size", -1), ("head_dim", -1))
-            if not unset and not isinstance(value, bool) and not value > 0:
-                raise ValueError(f"{name}={value} should be greater than 0")
+            if not unset and not isinstance(value, bool) and not 0 < value < 2**53:
+                raise ValueError(f"{name}={value!r:.40} should be greater than 0, and a sane size")
+        if self.n_layers > 10_000:
+            raise ValueError(f"n_layers={self.n_layers} should be at most 10000")
         if self.n_kv_heads is None:
             self.n_kv_heads = self.n_heads
         if self.rope_scaling_factor is None:

@@ -64,6 +64,7 @@ def convert(
         isinstance(shards, bool) or not isinstance(shards, int) or shards < 1
     ):
         raise ValueError(f"--shards {shards}: it should be 1 or more")
+    source, destination = str(source), str(destination)  # fire makes a number of a name like 8
     target = Path(destination)
     if "://" in destination:
         raise ValueError(

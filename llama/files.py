@@ -53,7 +53,7 @@ def read_json(path: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} is not there; a checkpoint needs it") from None
     try:
         content = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} {what_it_is(data[:1000]) or f'is not JSON: {error}'}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} should hold a JSON object, not a {type(content).__name__}")

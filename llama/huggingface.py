@@ -113,11 +113,11 @@ def read_config(config: dict[str, Any], where: str) -> tuple[ModelArgs, bool]:
     `where` is its path, for messages. Raises ValueError for what is missing, wrong, or asks for
     something that this model does not compute.
     """
-    architectures = config.get("architectures") or [f"model type {config.get('model_type')}"]
-    if config.get("model_type") != "llama" or architectures != ["LlamaForCausalLM"]:
+    found = [config.get("architectures"), config.get("model_type")]
+    if found != [["LlamaForCausalLM"], "llama"]:
         raise ValueError(
-            f"{where} describes a {', '.join(map(str, architectures))}; only LlamaForCausalLM "
-            "(model_type llama) can be run"
+            f"{where} has architectures={found[0]!r:.80} and model_type={found[1]!r:.40}; only "
+            "LlamaForCausalLM (model_type llama) can be run"
         )
     if missing := [key for key in (*_SHAPE, "intermediate_size") if key not in config]:
         raise ValueError(f"{where} lacks {', '.join(missing)}")
@@ -150,8 +150,8 @@ _FRACTIONS = {"rms_norm_eps", "rope_theta", "factor", "low_freq_factor", "high_f
 def _number(config: dict[str, Any], key: str, where: str) -> Any:
     value = config[key]
     wanted = (int, float) if key in _FRACTIONS else int
-    if isinstance(value, bool) or not isinstance(value, wanted) or not value > 0:
-        raise ValueError(f"{where}: {key} is {value!r}, which is not a number of its kind")
+    if isinstance(value, bool) or not isinstance(value, wanted) or not 0 < value < 2**53:
+        raise ValueError(f"{where}: {key} is {value!r:.40}, which is not a number of its kind")
     return value
 
 

@@ -91,7 +91,8 @@ def place(
                 f"{name} in {tensor.file.where} is {tensor.dtype} of shape {tensor.shape}, but in "
                 f"{files[0].name} {dtype} of shape {local}: these are not shards of one checkpoint"
             )
-    if len(local) == len(whole) and not any(n % m for n, m in zip(whole, local, strict=True)):
+    fits = len(local) == len(whole) and all(local)
+    if fits and not any(n % m for n, m in zip(whole, local, strict=True)):
         parts = [n // m for n, m in zip(whole, local, strict=True)]
         cut = math.prod(parts)
         repeated = len(whole) == 1 and cut == 1

@@ -56,8 +56,8 @@ class NonFiniteLogitsError(FloatingPointError):
     def __str__(self) -> str:
         return (
             f"the logits of batch rows {self.rows} are not finite. Likely causes: NaN in the "
-            "weights (a damaged or wrongly converted checkpoint), or float16 overflow (use "
-            "bfloat16 or float32)"
+            "weights (a damaged or wrongly converted checkpoint: `llama verify` finds them), or "
+            "float16 overflow (use bfloat16 or float32)"
         )
 
 

@@ -233,6 +233,8 @@ class _Unpickler(pickle.Unpickler):
             return _STORAGES[name]
         if module == "torch" and name.endswith("Storage"):
             raise _Refused(f"holds a {name}; {_COMPUTED}")
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v3"):
+            raise _Refused(f"holds a tensor of a dtype that is newer; {_COMPUTED}")
         known = {
             "collections.OrderedDict": OrderedDict,
             "torch._utils._rebuild_tensor_v2": self._tensor,

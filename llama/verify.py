@@ -67,8 +67,8 @@ def examine(path: str) -> Iterator[Finding]:
         yield _trouble(failure)
         yield Finding("note", "more may be wrong behind this: see again when it is mended")
     else:
-        count = sum(math.prod(weight.shape) for weight in set(checkpoint.weights.values()))
-        yield _fine(checkpoint.params.removeprefix(folder.where("")), f"{count:,} numbers")
+        params = checkpoint.params.removeprefix(folder.where(""))
+        yield _fine(params, f"{checkpoint.parameters:,} parameters")
     weights = _weight_files(folder, checkpoint)
     listed, wrong_lines = _read_lists(folder)
     yield from map(_trouble, wrong_lines)

@@ -531,7 +531,7 @@ def test_wrong_paths_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"other\.json has unknown key\(s\) dimension"):
         info(str(tmp_path / "other.json"))
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
-    with pytest.raises(ValueError, match=r"config\.json describes a model type mamba"):
+    with pytest.raises(ValueError, match=r"config\.json has .*mamba"):
         info(str(tmp_path))
 
 

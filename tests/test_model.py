@@ -526,6 +526,8 @@ def test_the_shapes_of_the_weights_are_those_of_the_model(shape):
         ({"rope_low_freq_factor": 4.0}, r"rope_low_freq_factor=4\.0 should be less than"),
         ({"dim": 0}, "dim=0 should"),
         ({"n_layers": 0}, "n_layers=0 should"),
+        ({"n_layers": 2**40}, "n_layers=1099511627776 should be at most 10000"),
+        ({"rope_theta": 10**400}, "rope_theta=1000"),
         ({"n_heads": -4}, "n_heads=-4 should"),
         ({"n_kv_heads": 0}, "n_kv_heads=0 should"),
         ({"vocab_size": 0}, "vocab_size=0 should"),
