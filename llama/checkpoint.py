@@ -332,8 +332,11 @@ class _ParallelLayersOnMeta(TorchDispatchMode):
         return False  # skipping it, torch would import its compiler, for a second
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        if func is torch.ops.aten.normal_.default:  # first values, for training
+        # First values, and this rank's part of them: there is nothing to fill.
+        if func is torch.ops.aten.normal_.default:
             return args[0]
+        if func is torch.ops.aten.cat.out:
+            return kwargs["out"]
         if func is torch.ops.aten.empty.memory_format:
             kwargs = {**(kwargs or {}), "device": "meta"}
         return func(*args, **(kwargs or {}))

@@ -28,7 +28,8 @@ import filelock
 import pytest
 import tqdm
 
-from llama import files, parallel
+from llama import Llama, files, parallel
+from llama.checkpoint import open_checkpoint
 from llama.files import Folder, read_bytes, what_it_is
 
 BUCKET = "gs://bucket/models/tiny"
@@ -646,3 +647,20 @@ def test_what_was_done_before_counts_for_the_share_and_not_for_the_speed(monkeyp
     rank(0)
     text = shown(monkeypatch, Terminal(), seconds=5, done=500_000)
     assert "1.00M/1.00M [00:05<00:00, 100kB/s]" in text
+
+
+def test_a_checkpoint_behind_an_address(store, cache):
+    tiny, address = Path(__file__).parents[1] / "params" / "tiny", "gs://bucket/llamas/tiny"
+    for path in tiny.iterdir():
+        if path.is_file():
+            store.files[f"{address}/{path.name}"] = (path.read_bytes(), TIME)
+    assert open_checkpoint(address).parameters == 5_770_496
+    assert sum(store.fetched.values()) < 50_000  # headers, of 11.6 MB
+    assert not cache.parents[1].exists()
+    remote, local = (Llama.build(folder, device="cpu") for folder in (address, tiny))
+    assert store.fetched[f"{address}/consolidated.00.pth"] > 11_000_000
+    prompts = [[1, 2, 3]]
+    assert remote.generate(prompts, 9, temperature=0) == local.generate(prompts, 9, temperature=0)
+    before = store.fetched[f"{address}/consolidated.00.pth"]
+    Llama.build(address, f"{address}/tokenizer.model", device="cpu")
+    assert store.fetched[f"{address}/consolidated.00.pth"] < before + 50_000

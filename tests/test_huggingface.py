@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures import is_mapped
+from fixtures import is_mapped, write_tiktoken
 
+from llama import Llama, Tokenizer
 from llama.checkpoint import load_model, open_checkpoint
+from llama.convert import convert
 from llama.huggingface import read_config, rows_from_meta, rows_to_meta, weight_name, write_config
 from llama.model import ModelArgs
 
@@ -86,6 +88,13 @@ def test_what_transformers_wrote_computes_the_same(name: str, tmp_path: Path) ->
     assert (ends - expected[:, 40:]).norm() < 1e-4 * expected[:, 40:].norm()
     tied = ours.output.weight.data_ptr() == ours.tok_embeddings.weight.data_ptr()
     assert tied == ("tied" in name)
+    meta, again = tmp_path / "meta", tmp_path / "again"
+    convert(str(tmp_path), str(meta), "meta")
+    convert(str(meta), str(again), "hf", shards=2)
+    from_ours, told = transformers.LlamaForCausalLM.from_pretrained(again, output_loading_info=True)
+    assert not any(told.values()), told
+    with torch.no_grad():
+        assert torch.equal(from_ours(tokens).logits, expected)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's table of mappings")
@@ -244,6 +253,18 @@ def test_stop_tokens_come_from_the_generation_config(tmp_path: Path) -> None:
     change_config(tmp_path, eos_token_id="</s>")
     with pytest.raises(ValueError, match=r"config.json: eos_token_id is '</s>'"):
         open_checkpoint(tmp_path)
+
+
+def test_answers_end_at_those_stop_tokens_too(tmp_path: Path) -> None:
+    words = Tokenizer(write_tiktoken(tmp_path / "tokenizer.model")).n_words
+    write_model(tmp_path, vocab_size=words, eos_token_id=[5, 7])
+    built = Llama.build(tmp_path, device="cpu")
+    assert {5, 7, built.tokenizer.eos_id} < built.tokenizer.stop_tokens
+    out = built.generate([[1, 2, 3]], 30, temperature=0, logit_bias={7: 1e4})
+    assert (out[0], out.finish_reason) == ([[]], ["stop"])
+    change_config(tmp_path, "generation_config.json", eos_token_id=words)
+    with pytest.raises(ValueError, match=rf"end with token {words} \(eos_token_id\)"):
+        Llama.build(tmp_path, device="cpu")
 
 
 def test_an_output_layer_beside_a_tied_embedding_is_used(tmp_path: Path) -> None:
