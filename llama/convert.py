@@ -22,7 +22,7 @@ from torch import Tensor
 from llama import huggingface, parallel
 from llama.args import weight_shapes
 from llama.checkpoint import Checkpoint, open_checkpoint
-from llama.files import read_bytes
+from llama.files import read_bytes, short_size
 from llama.meta import write_params
 from llama.storage import Entry, write_tensors
 from llama.tokenizer import Tokenizer
@@ -87,7 +87,7 @@ def convert(
         free = shutil.disk_usage(incomplete).free
         if total > free:
             raise OSError(
-                f"{target} takes {total / 1e9:.1f} GB, and its disk has {free / 1e9:.1f} GB left; "
+                f"{target} takes {short_size(total)}, and its disk has {short_size(free)} left; "
                 "make room or convert to another disk"
             )
         with parallel.progress(total, f"Converting {source}") as bar:
@@ -102,7 +102,7 @@ def convert(
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OSError(f"the disk of {target} is full: {error.strerror}; make room") from error
         raise
-    parallel.say(f"{target}: {len(plan)} file(s) of weights, {total / 1e9:.2f} GB")
+    parallel.say(f"{target}: {len(plan)} file(s) of weights, {short_size(total)}")
 
 
 def _entry(

@@ -60,6 +60,11 @@ def read_json(path: str) -> dict[str, Any]:
     return content
 
 
+def short_size(nbytes: float) -> str:
+    """Bytes for people: `2.5 GB` (of 10^9), `11.6 MB`."""
+    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 0.99995e9 else f"{nbytes / 1e6:.1f} MB"
+
+
 def what_it_is(head: bytes) -> str | None:
     """What a file is whose first 1000 bytes make no sense to its reader; None if nothing known.
 
@@ -300,8 +305,8 @@ def _download(path: str, remote: blobfile.Stat, target: Path) -> None:
     free = shutil.disk_usage(target.parent).free
     if size - done > free:
         raise OSError(
-            f"{path} needs {(size - done) / 1e9:.1f} GB in {target.parent}, where "
-            f"{free / 1e9:.1f} GB are free; make room, or set LLAMA_CACHE to a folder elsewhere"
+            f"{path} needs {short_size(size - done)} in {target.parent}, where "
+            f"{short_size(free)} are free; make room, or set LLAMA_CACHE to a folder elsewhere"
         )
     bar = parallel.progress(size, target.name, done=done, any_rank=True)
     with _RemoteFile(path) as source, open(part, "ab") as file, bar:

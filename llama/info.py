@@ -23,7 +23,7 @@ import torch
 from llama import huggingface, parallel
 from llama.args import ModelArgs, weight_shapes
 from llama.checkpoint import Checkpoint, open_checkpoint
-from llama.files import Folder, read_json
+from llama.files import Folder, read_json, short_size
 from llama.meta import read_params
 from llama.tokenizer import Tokenizer
 
@@ -250,7 +250,7 @@ def verdict(facts: Facts, places: list[Place], batch: int, context: int) -> list
             changes += [f"dtype={best.dtype}"] * (best.dtype != asked.dtype)
             changes += [f"max_batch_size={best.batch}"] * (best.batch != batch)
             changes += [f"max_seq_len={best.context}"] * (best.context != context)
-        where = f"{place.name} of {_size(place.memory)}" + " each" * (place.devices > 1)
+        where = f"{place.name} of {short_size(place.memory)}" + " each" * (place.devices > 1)
         if best and not changes:
             lines.append(f"Fits {where}: it takes {_in_words(best)}.")
             continue
@@ -267,7 +267,7 @@ def verdict(facts: Facts, places: list[Place], batch: int, context: int) -> list
 
 def _in_words(setting: Setting) -> str:
     ranks = "1 rank" if setting.ranks == 1 else f"each of {setting.ranks} ranks"
-    return f"{_size(setting.need.with_room)} in {setting.dtype} on {ranks}"
+    return f"{short_size(setting.need.with_room)} in {setting.dtype} on {ranks}"
 
 
 def _describe(facts: Facts) -> list[str]:
@@ -318,7 +318,7 @@ def _weights(facts: Facts) -> str:
     meta = facts.checkpoint.layout == "meta"
     layout, kind = ("Meta's", "shard") if meta else ("Hugging Face's", "file")
     count = f"{len(files)} {kind}" + "s" * (len(files) > 1)
-    size = _size(sum(file.size for file in files))
+    size = short_size(sum(file.size for file in files))
     return f"{' and '.join(dtypes)} in {count}, {size}, in {layout} layout"
 
 
@@ -349,13 +349,15 @@ def _table(facts: Facts, batch: int, context: int) -> list[str]:
     for size in dict.fromkeys(FORMATS.values()):
         names = [name for name in FORMATS if FORMATS[name] == size]
         needs = [need(facts, names[0], ranks, batch, context) for ranks in facts.ranks]
-        lines.append(_row(", ".join(names), "weights", (_size(each.weights) for each in needs)))
-        lines.append(_row("", "KV cache", (_size(each.cache) for each in needs)))
-        lines.append(_row("", "both", (_size(each.both) for each in needs)))
+        lines.append(
+            _row(", ".join(names), "weights", (short_size(each.weights) for each in needs))
+        )
+        lines.append(_row("", "KV cache", (short_size(each.cache) for each in needs)))
+        lines.append(_row("", "both", (short_size(each.both) for each in needs)))
         if context > _SHORT:
             needs = [need(facts, names[0], ranks, batch, _SHORT) for ranks in facts.ranks]
             label = f"at max_seq_len={_SHORT}"
-            lines.append(_row("", label, (_size(each.both) for each in needs)))
+            lines.append(_row("", label, (short_size(each.both) for each in needs)))
     if others := [ranks for ranks in _RANKS if ranks not in facts.ranks]:
         which = " or ".join(str(ranks) for ranks in others)
         lines += ["", f"Not on {which} ranks: {facts.args.misfit(others[0])}."]
@@ -364,10 +366,6 @@ def _table(facts: Facts, batch: int, context: int) -> list[str]:
 
 def _row(first: str, second: str, cells: Iterable[object]) -> str:
     return f"  {first:<19}{second:<20}" + "".join(f"{cell:>11}" for cell in cells)
-
-
-def _size(nbytes: float) -> str:
-    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 0.99995e9 else f"{nbytes / 1e6:.1f} MB"
 
 
 def short_count(count: int) -> str:

@@ -23,7 +23,7 @@ import tqdm
 
 from llama import parallel
 from llama.checkpoint import Checkpoint, open_checkpoint
-from llama.files import Folder, what_it_is
+from llama.files import Folder, short_size, what_it_is
 from llama.storage import StoredTensor, TensorFile, open_tensors
 from llama.tokenizer import Tokenizer
 
@@ -135,7 +135,7 @@ def _look_through(
     """Troubles with a file, and what there is to tell where there are none."""
     if name not in folder.names:
         return [f"{folder.where(name)} is not there, and {sums[0][1]} lists it"], ""
-    told = [f"{folder.size(name) / 1e6:,.1f} MB"]
+    told = [short_size(folder.size(name))]
     try:
         file = open_tensors(folder, name) if holds_weights else None
         total = folder.size(name) * (bool(file) + len(sums))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures import is_mapped, tiny_args
+from fixtures import is_mapped, tiny_args, write_shards
 
 from llama.checkpoint import load_model, open_checkpoint, read_params, save_model
 from llama.model import ModelArgs, Transformer
@@ -212,6 +212,23 @@ def test_a_wrong_number_of_layers_is_told(folder: Path) -> None:
     (folder / "params.json").write_text(json.dumps({**params, "n_layers": 3}))
     with pytest.raises(ValueError, match=r"n_layers=3.*lacks 9 .*layers\.2\.attention"):
         load(folder)
+
+
+@pytest.mark.parametrize("name", ["attention.wq.weight", "feed_forward.w2.weight"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_matrix_in_fewer_parts_than_shards(parts: int, name: str, tmp_path: Path) -> None:
+    """Only KV heads may be shared; here there are two, and what has two parts is no KV head."""
+    args = tiny_args()
+    keys = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of")
+    params, weights = {key: getattr(args, key) for key in keys}, Transformer(args).state_dict()
+    load(write_shards(tmp_path, weights, params, 4))
+    name = f"layers.1.{name}"
+    for i in range(4):
+        path = tmp_path / f"consolidated.{i:02d}.pth"
+        part = weights[name].chunk(parts, int("w2" in name))[i * parts // 4].clone()
+        torch.save({**torch.load(path), name: part}, path)
+    with pytest.raises(ValueError, match=rf"{name} in .*00.pth has shape .* in 4 parts"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("shape", [(17,), (32, 1), (64,), (0,)])

@@ -16,6 +16,7 @@ import torch
 from fixtures import tiny_args, write_sentencepiece, write_shards, write_tiktoken
 
 from llama import ChatFormat, Llama, Tokenizer, Transformer, storage
+from llama import weights as weights_module
 from llama.checkpoint import load_model, open_checkpoint
 from llama.convert import convert
 
@@ -138,6 +139,32 @@ def test_a_sentencepiece_tokenizer_goes_along(tmp_path: Path) -> None:
         assert theirs.encode(text) == Tokenizer(meta / "tokenizer.model").encode(text, bos=True)
 
 
+@pytest.mark.parametrize("block", [1, 700, 5000])
+def test_weights_go_block_by_block(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = make(tmp_path / "meta", "head_dim 12")
+    convert(str(meta), str(tmp_path / "hf"), "hf")
+    sizes = []
+    write = storage.Entry.write
+
+    def noting(self: Any, stream: Any, written: Any) -> None:
+        write(self, stream, lambda count: (sizes.append(count), written(count)))
+
+    monkeypatch.setattr(storage.Entry, "write", noting)
+    monkeypatch.setattr(weights_module, "_BLOCK", block)
+    convert(str(meta), str(tmp_path / "hf in blocks"), "hf")
+    head = 12 * 32 * 2  # bytes of a head, which stays whole
+    assert max(sizes) <= max(block, head)
+    same = [tmp_path / name / "model.safetensors" for name in ("hf", "hf in blocks")]
+    assert same[0].read_bytes() == same[1].read_bytes()
+    convert(str(tmp_path / "hf"), str(tmp_path / "again"), "meta")
+    first, again = (
+        torch.load(folder / "consolidated.00.pth") for folder in (meta, tmp_path / "again")
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
 @pytest.mark.parametrize("shards", [1, 2, 4])
 def test_shards_are_cut_as_meta_cuts_them(shards: int, tmp_path: Path) -> None:
     meta = make(tmp_path / "meta", "Llama 3.1")
@@ -239,7 +266,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(
     meta = make(tmp_path / "meta", "Llama 3.1")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))
-    with pytest.raises(OSError, match=r"takes 0.0 GB, and its disk has 0.0 GB left"):
+    with pytest.raises(OSError, match=r"takes 0.1 MB, and its disk has 0.0 MB left"):
         convert(str(meta), str(tmp_path / "new"), "hf")
     monkeypatch.undo()
 

@@ -428,7 +428,7 @@ def test_a_file_that_changes_meanwhile_is_not_kept(store, cache, monkeypatch):
 def test_too_little_room_is_said_beforehand(store, cache, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=200_000))
-    with pytest.raises(OSError, match=r"weights.pth needs 0.0 GB in .*tiny, where 0.0 GB are free"):
+    with pytest.raises(OSError, match=r"weights.pth needs 0.3 MB in .*tiny, where 0.2 MB are"):
         Folder(BUCKET).local("weights.pth")
     assert not store.fetched
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=300_000))
