@@ -1,6 +1,7 @@
 import json
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,17 @@ def test_a_truncated_file(folder: Path, kept: float) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
     with pytest.raises(ValueError, match=r"consolidated.00.pth.*download or copy it again"):
+        load(folder)
+
+
+def test_bytes_that_would_lie_behind_the_end(folder: Path) -> None:
+    path = folder / "consolidated.00.pth"
+    with zipfile.ZipFile(path) as archive:
+        last = max(info.header_offset for info in archive.infolist() if "/data/" in info.filename)
+    data = bytearray(path.read_bytes())
+    data[last + 28 : last + 30] = b"\xff\xff"  # the length of a field before the bytes
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"consolidated.00.pth should have .* bytes and more"):
         load(folder)
 
 
