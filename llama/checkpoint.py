@@ -16,6 +16,7 @@ code, and nothing in it is skipped: every name, shape and dtype has to be what t
 import dataclasses
 import json
 import math
+import mmap
 import re
 import shutil
 from pathlib import Path
@@ -162,9 +163,10 @@ def _open_meta(folder: Folder) -> Checkpoint:
             f"{folder.path} has {len(files)} shards, but each holds 1/{expected} of a weight of "
             f"{params}; get all {expected} shards of the checkpoint, and no others"
         )
-    if args.vocab_size == -1 and "output.weight" in files[0].tensors:
-        rows = files[0].tensors["output.weight"].shape[0]  # of Llama 2's 32000
-        args = dataclasses.replace(args, vocab_size=rows * len(files))
+    if args.vocab_size == -1:
+        output = files[0].tensors.get("output.weight")
+        rows = output.shape[0] if output and output.shape else 1  # of Llama 2's 32000
+        args = dataclasses.replace(args, vocab_size=max(rows, 1) * len(files))
     shapes = weight_shapes(args)
     for file in files:
         _check_names(file.where, params, args, set(file.tensors), set(shapes), _DERIVED)
@@ -223,6 +225,8 @@ def _open_hugging_face(folder: Folder) -> Checkpoint:
 def _hugging_face_files(folder: Folder) -> tuple[dict[str, str], list[str]]:
     """The files that hold the weights, and which weight is in which where an index says so."""
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+        if f"{stem}{suffix}" in folder.names:
+            return {}, [f"{stem}{suffix}"]
         if f"{stem}{suffix}.index.json" in folder.names:
             at = folder.where(f"{stem}{suffix}.index.json")
             index = read_json(at).get("weight_map")
@@ -234,8 +238,6 @@ def _hugging_face_files(folder: Folder) -> tuple[dict[str, str], list[str]]:
                     f"{folder.where(missing[0])} is not there, and {at} lists it; get all files"
                 )
             return index, names
-        if f"{stem}{suffix}" in folder.names:
-            return {}, [f"{stem}{suffix}"]
     raise FileNotFoundError(
         f"no weights in {folder.path} (it holds {', '.join(folder.names[:8])}); with config.json "
         "belong model.safetensors, or several files and model.safetensors.index.json"
@@ -292,7 +294,11 @@ def load_model(
         for name, shape in local.items():
             weight = checkpoint.weights[name]
             if weight not in read:
-                read[weight] = weight.read(share(weight.shape, shape, rank, ranks), device, dtype)
+                part = weight.read(share(weight.shape, shape, rank, ranks), device, dtype)
+                if device.type == "cpu":
+                    # Mapped, it would come from the disk at its first use: a byte of each page now.
+                    part.flatten().view(torch.uint8)[:: mmap.PAGESIZE].sum()
+                read[weight] = part
             bar.update(read[weight].nbytes)
     mine = {name: read[checkpoint.weights[name]] for name in local}
     model.load_state_dict(mine, strict=True, assign=True)
