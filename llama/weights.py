@@ -10,7 +10,7 @@ shards of (4, 6) and is wanted by 3 ranks, whose layers say (8, 2):
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -38,10 +38,6 @@ class Weight:
     @property
     def dtype(self) -> torch.dtype:
         return self.pieces[0][1].dtype
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, region: Region, device: torch.device, dtype: torch.dtype) -> Tensor:
         """A part of the weight: the mapped file where that is the same, else its only copy."""
@@ -83,15 +79,18 @@ class Weight:
     def _overlaps(self, region: Region) -> Iterator[tuple[Region, Region, StoredTensor]]:
         """Which part of `region` lies where in which piece."""
         for start, stored in self.pieces:
-            lows = [max(cut.start, s) for cut, s in zip(region, start, strict=True)]
-            ends = zip(region, start, stored.shape, strict=True)
-            highs = [min(cut.stop, s + size) for cut, s, size in ends]
-            if all(low < high for low, high in zip(lows, highs, strict=True)):
-                bounds = list(zip(lows, highs, strict=True))
-                offsets = zip(bounds, region, strict=True)
-                target = tuple(slice(a - cut.start, b - cut.start) for (a, b), cut in offsets)
-                starts = zip(bounds, start, strict=True)
-                yield target, tuple(slice(a - s, b - s) for (a, b), s in starts), stored
+            common = [
+                slice(max(cut.start, at), min(cut.stop, at + size))
+                for cut, at, size in zip(region, start, stored.shape, strict=True)
+            ]
+            if all(cut.start < cut.stop for cut in common):
+                begin = [cut.start for cut in region]
+                yield _moved(common, begin), _moved(common, start), stored
+
+
+def _moved(region: Sequence[slice], origin: Sequence[int]) -> Region:
+    """The same part, counted from `origin`."""
+    return tuple(slice(c.start - o, c.stop - o) for c, o in zip(region, origin, strict=True))
 
 
 def share(whole: tuple[int, ...], local: tuple[int, ...], rank: int, ranks: int) -> Region:
