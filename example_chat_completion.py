@@ -23,6 +23,7 @@ def main(
     max_seq_len: int = 512,
     max_batch_size: int = 4,
     max_gen_len: int | None = None,
+    quantize: str | None = None,
 ) -> None:
     """Continues some dialogs by the assistant's next message.
 
@@ -34,12 +35,14 @@ def main(
         max_seq_len: most tokens of a dialog and its answer together.
         max_batch_size: how many dialogs may run at a time.
         max_gen_len: most tokens of an answer; up to max_seq_len if not given.
+        quantize: int8 or int4 weights, on a CPU; as they are stored if not given.
     """
     llama = Llama.build(
         ckpt_dir=ckpt_dir,
         tokenizer_path=tokenizer_path,
         max_seq_len=max_seq_len,
         max_batch_size=max_batch_size,
+        quantize=quantize,
     )
     dialogs: list[Dialog] = [
         [{"role": "user", "content": "Hi! How are you today?"}],

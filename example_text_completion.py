@@ -22,6 +22,7 @@ def main(
     max_seq_len: int = 256,
     max_gen_len: int = 64,
     max_batch_size: int = 4,
+    quantize: str | None = None,
 ) -> None:
     """Writes on where each of some prompts ends, as a model does that was not tuned to chat.
 
@@ -33,12 +34,14 @@ def main(
         max_seq_len: most tokens of a prompt and its answer together.
         max_gen_len: most tokens of an answer.
         max_batch_size: how many prompts may run at a time.
+        quantize: int8 or int4 weights, on a CPU; as they are stored if not given.
     """
     llama = Llama.build(
         ckpt_dir=ckpt_dir,
         tokenizer_path=tokenizer_path,
         max_seq_len=max_seq_len,
         max_batch_size=max_batch_size,
+        quantize=quantize,
     )
     prompts = [
         "Once upon a time, there was a little dog named Max. One day,",

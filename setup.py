@@ -12,6 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["llama", "llama.*"]),
+    package_data={"llama.kernels": ["*.c"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.5",

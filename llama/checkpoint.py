@@ -310,11 +310,14 @@ def save_model(
 ) -> None:
     """Writes a one-rank model as a checkpoint folder in Meta's layout, its tokenizer with it.
 
-    Weights that share memory (an output layer tied to the embedding) are stored once.
+    Weights that share memory (an output layer tied to the embedding) are stored once. Raises
+    ValueError for a quantized model.
     """
     assert parallel.model_parallel_size() == 1, "only a whole model can be written"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if missing := set(weight_shapes(model.params)) - set(model.state_dict()):
+        raise ValueError(f"{sorted(missing)[0]} is quantized; save the model that it was made from")
     stored: dict[int, Entry] = {}
     entries = {}
     for name, weight in model.state_dict().items():

@@ -123,7 +123,7 @@ class Folder:
     def local(self, name: str) -> Path:
         """The path on this machine: the file itself, or a copy in the cache that equals it.
 
-        The cache is `$LLAMA_CACHE`, else `llama` in `$XDG_CACHE_HOME` or in `~/.cache`.
+        The cache is in `cache_root()`.
         """
         if self._is_remote:
             return _fetch(self.where(name), _cache_folder(self.path) / _quoted(name))
@@ -242,12 +242,16 @@ class _RemoteFile(io.RawIOBase):
         super().close()
 
 
+def cache_root() -> Path:
+    """`$LLAMA_CACHE`, else `llama` in `$XDG_CACHE_HOME` or in `~/.cache`."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "llama")
+    return Path(os.environ.get("LLAMA_CACHE") or default).expanduser()
+
+
 def _cache_folder(path: str) -> Path:
     """Where the files of a remote folder go: `gs://b/x y/` to `<cache>/gs/b/x%20y`."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "llama")
-    root = Path(os.environ.get("LLAMA_CACHE") or default).expanduser()
     scheme, _, rest = path.removesuffix("/").partition("://")
-    return root.joinpath(scheme, *(_quoted(segment) for segment in rest.split("/")))
+    return cache_root().joinpath(scheme, *(_quoted(segment) for segment in rest.split("/")))
 
 
 def _quoted(segment: str) -> str:

@@ -25,6 +25,7 @@ from llama import parallel
 from llama.checkpoint import load_model, open_checkpoint
 from llama.engine import Engine, FinishReason, Sequence
 from llama.model import Transformer
+from llama.quantize import check_format, use_format
 from llama.sampling import SamplingParams
 from llama.tokenizer import ChatFormat, Dialog, Message, Tokenizer
 
@@ -92,19 +93,25 @@ class Llama:
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        quantize: str | None = None,
     ) -> "Llama":
         """Loads the checkpoint in the folder `ckpt_dir`, under torchrun or in plain python.
 
         Defaults: the folder's own `tokenizer.model`, the model's own context, 8 prompts at a time,
         all running processes, the best device, and bfloat16 where that device computes it (float32
-        for a small model on a CPU; see `select_dtype`). `seed`
-        is what the draws of all later calls follow from. Raises FileNotFoundError or ValueError,
-        naming the file and the values, for what is missing, damaged or does not fit.
+        for a small model on a CPU; see `select_dtype`). `quantize` is int8 or int4, on a CPU; see
+        `quantize.py`. `seed` is what the draws of all later calls follow from. Raises
+        FileNotFoundError or ValueError, naming the file and the values, for what is missing,
+        damaged or does not fit.
         """
         chosen = parallel.select_device(device)
         parallel.initialize(model_parallel_size, chosen)
         checkpoint = open_checkpoint(ckpt_dir)
+        if quantize and dtype is None:
+            dtype = torch.bfloat16
         chosen_dtype = parallel.select_dtype(chosen, dtype, checkpoint.parameters)
+        if quantize:
+            check_format(quantize, chosen, chosen_dtype)
         args = checkpoint.args
         if max_seq_len is not None and max_seq_len > args.max_seq_len:
             warnings.warn(
@@ -124,6 +131,8 @@ class Llama:
             max_seq_len=args.max_seq_len if max_seq_len is None else max_seq_len,
             max_batch_size=8 if max_batch_size is None else max_batch_size,
         )
+        if quantize or (chosen.type, chosen_dtype) == ("cpu", torch.bfloat16):
+            use_format(model, quantize or "bfloat16")
         return Llama(model, tokenizer, seed)
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, seed: int = 1) -> None:

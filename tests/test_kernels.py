@@ -1,0 +1,181 @@
+"""Native kernels beside plain torch, in float64 where that is the judge."""
+
+import ctypes
+import shutil
+
+import pytest
+import torch
+
+from llama import kernels
+from llama.kernels import Packed, linear, linear_packed, pack, unpack
+
+MATRICES = [(16, 32), (48, 96), (256, 768), (4096, 64)]
+RAGGED = [(1, 1), (3, 7), (5, 33), (18, 100)]
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler"
+)
+
+
+@pytest.fixture(params=["native", "plain C", "torch"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The library for this processor, what any processor can run of it, or none."""
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "_library", lambda: None)
+    elif not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        pytest.skip("needs a C compiler")
+    elif request.param == "plain C":
+        if kernels.platform.machine() != "x86_64":
+            pytest.skip("names an architecture without vectors of its own on x86 only")
+        library = kernels.bind(kernels.compiled("x86-64"))
+        monkeypatch.setattr(kernels, "_library", lambda: library)
+    return request.param
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """Inputs as int8 in groups of 32 leaves them: rounded as float32, for ties, then in float64."""
+    groups = x.float().unflatten(-1, (-1, 32))
+    most = groups.abs().amax(-1, keepdim=True)
+    inverse = torch.tensor(127.0) / most  # torch takes 127 / most for two roundings
+    return ((groups * inverse).round().double() * (most / 127)).flatten(-2)
+
+
+@needs_compiler
+def test_there_is_a_library_where_there_is_a_compiler() -> None:
+    assert isinstance(kernels._library(), ctypes.CDLL)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8, 13])
+@pytest.mark.parametrize(("n", "k"), MATRICES + RAGGED)
+def test_bfloat16(kind: str, n: int, k: int, rows: int) -> None:
+    x, weight = numbers(rows, k), numbers(n, k, seed=1)
+    expected = x.double() @ weight.double().T
+    assert difference(linear(x, weight, as_float=True), expected) < 1e-6
+    y = linear(x, weight)
+    assert y.dtype == torch.bfloat16
+    assert difference(y, expected) < 4e-3
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8, 13])
+@pytest.mark.parametrize(("n", "k"), MATRICES)
+def test_packed(kind: str, n: int, k: int, rows: int, bits: int) -> None:
+    x, packed = numbers(rows, k), pack(numbers(n, k, seed=1), bits)
+    assert (packed.bits, packed.shape) == (bits, (n, k))
+    expected = rounded(x) @ unpack(packed, torch.float64).T
+    assert difference(linear_packed(x, packed, as_float=True), expected) < 1e-6
+    y = linear_packed(x, packed)
+    assert y.dtype == torch.bfloat16
+    assert difference(y, expected) < 4e-3
+
+
+@pytest.mark.parametrize(("bits", "error"), [(8, 0.006), (4, 0.09)])
+def test_rounding_errs_by_so_much(kind: str, bits: int, error: float) -> None:
+    weight = numbers(64, 512)
+    assert 0.5 * error < difference(unpack(pack(weight, bits), torch.float32), weight) < error
+
+
+@needs_compiler
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_twin_packs_alike(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = numbers(64, 512)
+    weight[3, 32:64] = 0
+    ours = pack(weight, bits)
+    monkeypatch.setattr(kernels, "_library", lambda: None)
+    twin = pack(weight, bits)
+    # Of two int4 scales that err alike, sums in another order may choose the other.
+    same = (ours.scales == twin.scales).float().mean()
+    assert same == 1 if bits == 8 else same > 0.999
+    assert (ours.data == twin.data).float().mean() > 0.999
+    assert torch.equal(unpack(ours)[3, 32:64], torch.zeros(32, dtype=torch.bfloat16))
+
+
+def test_int4_uses_all_sixteen_values(kind: str) -> None:
+    weight = torch.arange(-8, 8).repeat(16, 2).bfloat16()  # exactly what int4 can say
+    assert torch.equal(unpack(pack(weight, 4)), weight)
+    assert torch.equal(unpack(pack(-weight, 4)), -weight)
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_a_row_depends_on_no_other(kind: str, bits: int) -> None:
+    if kind == "torch" and bits == 16:
+        pytest.skip("torch's product of bfloat16 rounds by the number of rows")
+    x, weight = numbers(13, 256), numbers(64, 256, seed=1)
+    packed = pack(weight, bits) if bits < 16 else None
+
+    def product(rows: torch.Tensor) -> torch.Tensor:
+        y = linear_packed(rows, packed, True) if packed else linear(rows, weight, True)
+        return y if kind != "torch" else y.bfloat16()  # its float32 differs by rounding
+
+    alone = torch.cat([product(x[i : i + 1]) for i in range(13)])
+    together = product(x)
+    if kind == "torch":
+        assert difference(together, alone) < 1e-3
+    else:
+        assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so_in_its_row(kind: str, bits: int, wrong: float) -> None:
+    x, weight = numbers(3, 64), numbers(32, 64, seed=1)
+    x[1, 5] = wrong
+    y = linear(x, weight) if bits == 16 else linear_packed(x, pack(weight, bits))
+    assert not y[1].isfinite().any()
+    assert y[[0, 2]].isfinite().all()
+
+
+def test_zeros(kind: str) -> None:
+    zeros = torch.zeros(2, 64, dtype=torch.bfloat16)
+    packed = pack(torch.zeros(32, 64, dtype=torch.bfloat16), 8)
+    assert not linear_packed(zeros, packed).any()
+    assert not linear_packed(numbers(2, 64), packed).any()
+
+
+@pytest.mark.parametrize(("n", "k"), [(8, 32), (16, 48)])
+def test_what_fills_no_tile_is_refused(n: int, k: int) -> None:
+    with pytest.raises(ValueError, match=rf"a matrix of {n} x {k} can't be packed"):
+        pack(numbers(n, k), 8)
+
+
+@pytest.mark.parametrize("compiler", ["", "false", "no-such-compiler"])
+def test_without_a_compiler_one_line_says_so(
+    compiler: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setattr(kernels, "_library", kernels.functools.cache(kernels._library.__wrapped__))
+    x, weight = numbers(2, 32), numbers(16, 32)
+    for _ in range(2):
+        assert difference(linear(x, weight), x.double() @ weight.double().T) < 4e-3
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("no native kernels, decoding is slower: ")
+    assert err.count("\n") == 1
+
+
+@needs_compiler
+def test_a_library_is_compiled_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_CACHE", str(tmp_path))
+    path = kernels.compiled()
+    made = path.stat().st_mtime_ns
+    assert kernels.compiled() == path
+    assert path.stat().st_mtime_ns == made
+    assert [other.name for other in path.parent.iterdir()] == [path.name]
+    monkeypatch.setattr(kernels, "_processor", lambda: "another one")
+    assert kernels.compiled() != path
+
+
+def test_packed_is_made_of_what_it_says() -> None:
+    packed = pack(numbers(32, 64), 4)
+    assert isinstance(packed, Packed)
+    assert packed.data.shape == (2, 2, 256)
+    assert packed.scales.shape == (2, 2, 16)
+    assert packed.scales.dtype == torch.float16
