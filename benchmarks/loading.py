@@ -9,7 +9,6 @@ files included, after the load and again after a token has been generated, when 
 been touched. The last line is one JSON object. Needs 10 GB of disk, and transformers.
 """
 
-import base64
 import json
 import os
 import statistics
@@ -23,6 +22,7 @@ import fire
 import torch
 
 ROOT = Path(__file__).parents[1]
+ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 PEAK = """
 def peak():
     lines = open("/proc/self/status").read().splitlines()
@@ -73,22 +73,6 @@ convert(*sys.argv[1:3], **json.loads(sys.argv[3]))
 print(json.dumps({"load": time.perf_counter() - start, "peak": peak()}))
 """
 )
-MAKE = """
-import json, sys, torch
-from pathlib import Path
-from llama.args import weight_shapes
-from llama.meta import read_params
-params = json.loads(Path("params/Llama-3.2-1B/params.json").read_text())
-folder = Path(sys.argv[1])
-(folder / "params.json").write_text(json.dumps(params))
-torch.manual_seed(0)
-shapes = weight_shapes(read_params(folder / "params.json"))
-torch.save(
-    {n: torch.ones(s).bfloat16() if len(s) == 1 else torch.randn(s, dtype=torch.bfloat16) * 0.02
-     for n, s in shapes.items()},
-    folder / "consolidated.00.pth",
-)
-"""
 
 
 def run(script: str, *args: object, ranks: int = 1) -> dict[str, float]:
@@ -100,7 +84,7 @@ def run(script: str, *args: object, ranks: int = 1) -> dict[str, float]:
         done = subprocess.run(
             [sys.executable, *(launcher if ranks > 1 else ()), file.name, *map(str, args)],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env=ENV,
             stdout=subprocess.PIPE,
             text=True,
             check=True,
@@ -114,11 +98,8 @@ def main(folder: str | None = None, rounds: int = 3) -> None:
         root = Path(folder or temporary)
         meta, hf = root / "meta", root / "hf"
         if not meta.exists():
-            meta.mkdir(parents=True)
-            tokens = [bytes([i]) for i in range(256)] + [b"%06d" % i for i in range(127744)]
-            lines = (b"%s %d\n" % (base64.b64encode(t), i) for i, t in enumerate(tokens))
-            (meta / "tokenizer.model").write_bytes(b"".join(lines))
-            run(MAKE + "print({})", meta)
+            script = str(ROOT / "benchmarks" / "random_checkpoint.py")
+            subprocess.run([sys.executable, script, str(meta)], cwd=ROOT, env=ENV, check=True)
         conversions = {
             "meta to hf": (meta, root / "hf", {"to": "hf"}),
             "hf to meta in 4 shards, float16": (

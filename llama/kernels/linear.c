@@ -26,7 +26,6 @@
 
 #define TILE 16
 #define GROUP 32
-#define MOST_ROWS 4 /* of x at a time, as many sums as fit the registers; w stays in the cache */
 #define OUTPUTS 4
 
 static inline float from_bf16(uint16_t v) {
@@ -51,14 +50,28 @@ static inline void put(void *y, int64_t at, float value, int as_float) {
         ((uint16_t *)y)[at] = to_bf16(value);
 }
 
-/* A function for each number of rows, in which loops over rows are unrolled into registers. */
+/* A function for each number of rows, in which loops over rows are unrolled into registers. As many
+   rows go at a time as their sums fit there; the weights stay in the cache for the next. */
+#define BF16_ROWS 4
+#define PACKED_ROWS 8
 #define INLINE static inline __attribute__((always_inline))
-#define FOR_EACH_NUMBER_OF_ROWS(rows, call)                                                        \
+#define UP_TO_4_ROWS(rows, call)                                                                   \
     switch (rows) {                                                                                \
         case 1: call(1); break;                                                                    \
         case 2: call(2); break;                                                                    \
         case 3: call(3); break;                                                                    \
         default: call(4); break;                                                                   \
+    }
+#define UP_TO_8_ROWS(rows, call)                                                                   \
+    switch (rows) {                                                                                \
+        case 1: call(1); break;                                                                    \
+        case 2: call(2); break;                                                                    \
+        case 3: call(3); break;                                                                    \
+        case 4: call(4); break;                                                                    \
+        case 5: call(5); break;                                                                    \
+        case 6: call(6); break;                                                                    \
+        case 7: call(7); break;                                                                    \
+        default: call(8); break;                                                                   \
     }
 
 /* ---- bfloat16: w is (n, k), as it lies in the file -------------------------------------------- */
@@ -67,19 +80,22 @@ static inline void put(void *y, int64_t at, float value, int as_float) {
 #if defined(__AVX512BF16__)
 INLINE void bf16_block(const int rows, const int outputs, const uint16_t *x, const uint16_t *w,
                        void *y, int64_t n, int64_t k, int64_t at, int as_float) {
-    __m512 sums[OUTPUTS][MOST_ROWS];
+    __m512 sums[OUTPUTS][BF16_ROWS];
+    /* Four short rows are too short for the processor to see where they lead: to the next four. */
+    int64_t ahead = k <= 4096 ? 2 * outputs * k : 1024;
 #pragma GCC unroll 4
     for (int r = 0; r < outputs; r++)
 #pragma GCC unroll 4
         for (int b = 0; b < rows; b++) sums[r][b] = _mm512_setzero_ps();
     for (int64_t i = 0; i < k; i += 32) {
         __mmask32 in = k - i < 32 ? ((__mmask32)1 << (k - i)) - 1 : ~(__mmask32)0;
-        __m512bh xs[MOST_ROWS];
+        __m512bh xs[BF16_ROWS];
 #pragma GCC unroll 4
         for (int b = 0; b < rows; b++)
             xs[b] = (__m512bh)_mm512_maskz_loadu_epi16(in, x + b * k + i);
 #pragma GCC unroll 4
         for (int r = 0; r < outputs; r++) {
+            _mm_prefetch((const char *)(w + (at + r) * k + i) + ahead, _MM_HINT_T0);
             __m512bh ws = (__m512bh)_mm512_maskz_loadu_epi16(in, w + (at + r) * k + i);
 #pragma GCC unroll 4
             for (int b = 0; b < rows; b++) sums[r][b] = _mm512_dpbf16_ps(sums[r][b], ws, xs[b]);
@@ -113,18 +129,18 @@ void linear_bf16(const uint16_t *x, const uint16_t *w, void *y, int64_t rows, in
                  int as_float) {
 #pragma omp parallel for schedule(static)
     for (int64_t q = 0; q < (n + OUTPUTS - 1) / OUTPUTS; q++)
-        for (int64_t b = 0; b < rows; b += MOST_ROWS) {
+        for (int64_t b = 0; b < rows; b += BF16_ROWS) {
             const uint16_t *xb = x + b * k;
             void *yb = (char *)y + b * n * (as_float ? 4 : 2);
             int64_t at = q * OUTPUTS, most = rows - b;
             if (at + OUTPUTS <= n) {
 #define CALL(ROWS) bf16_block(ROWS, OUTPUTS, xb, w, yb, n, k, at, as_float)
-                FOR_EACH_NUMBER_OF_ROWS(most, CALL)
+                UP_TO_4_ROWS(most, CALL)
 #undef CALL
             } else {
 #define CALL(ROWS)                                                                                 \
     for (; at < n; at++) bf16_block(ROWS, 1, xb, w, yb, n, k, at, as_float)
-                FOR_EACH_NUMBER_OF_ROWS(most, CALL)
+                UP_TO_4_ROWS(most, CALL)
 #undef CALL
             }
         }
@@ -171,20 +187,21 @@ INLINE void packed_tile(const int rows, const int bits, const packed *p, int64_t
     const uint8_t *w = p->w + tile * p->k * TILE * bits / 8;
     const _Float16 *ws = p->ws + tile * groups * TILE;
     const __m512i low = _mm512_set1_epi8(15);
-    __m512 out[MOST_ROWS];
-#pragma GCC unroll 4
+    __m512 out[PACKED_ROWS];
+#pragma GCC unroll 8
     for (int b = 0; b < rows; b++) out[b] = _mm512_setzero_ps();
     for (int64_t g = 0; g < groups; g++, w += GROUP * TILE * bits / 8, ws += TILE) {
-        __m512i sums[MOST_ROWS]; /* begins with what the 128 or 8 in each weight adds too much */
-#pragma GCC unroll 4
+        __m512i sums[PACKED_ROWS]; /* begins with what the 128 or 8 in each weight adds too much */
+#pragma GCC unroll 8
         for (int b = 0; b < rows; b++)
             sums[b] = _mm512_set1_epi32(-(bits == 8 ? 128 : 8) * p->sums[b * groups + g]);
 #pragma GCC unroll 8
         for (int i = 0; i < bits; i++) { /* 8 vectors of int8, or 4 of int4, fill a group */
+            _mm_prefetch((const char *)w + 64 * i + 4096, _MM_HINT_T0);
             __m512i v = _mm512_loadu_si512(w + 64 * i);
             __m512i first = bits == 8 ? v : _mm512_and_si512(v, low);
             __m512i second = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int b = 0; b < rows; b++) {
                 const int8_t *q = p->q + b * p->k + g * GROUP + 4 * i;
                 int32_t four;
@@ -197,13 +214,13 @@ INLINE void packed_tile(const int rows, const int bits, const packed *p, int64_t
             }
         }
         __m512 s = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)ws));
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int b = 0; b < rows; b++) {
             __m512 both = _mm512_mul_ps(s, _mm512_set1_ps(p->scales[b * groups + g]));
             out[b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[b]), both, out[b]);
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int b = 0; b < rows; b++) {
         float values[TILE];
         _mm512_storeu_ps(values, out[b]);
@@ -215,7 +232,7 @@ INLINE void packed_tile(const int rows, const int bits, const packed *p, int64_t
     int64_t groups = p->k / GROUP;
     const uint8_t *w = p->w + tile * p->k * TILE * bits / 8;
     const _Float16 *ws = p->ws + tile * groups * TILE;
-    float out[MOST_ROWS][TILE] = {{0}};
+    float out[PACKED_ROWS][TILE] = {{0}};
     for (int64_t g = 0; g < groups; g++, w += GROUP * TILE * bits / 8, ws += TILE)
         for (int b = 0; b < rows; b++) {
             const int8_t *q = p->q + b * p->k + g * GROUP;
@@ -249,15 +266,15 @@ int linear_packed(const uint16_t *x, const uint8_t *w, const _Float16 *ws, void 
         round_inputs(x + b * k, k, q + b * k, scales + b * groups, sums + b * groups);
 #pragma omp parallel for schedule(static)
     for (int64_t tile = 0; tile < n / TILE; tile++)
-        for (int64_t b = 0; b < rows; b += MOST_ROWS) {
+        for (int64_t b = 0; b < rows; b += PACKED_ROWS) {
             char *yb = (char *)y + b * n * (as_float ? 4 : 2);
             packed p = {q + b * k, scales + b * groups, sums + b * groups, w, ws, yb, n, k, as_float};
 #define CALL8(ROWS) packed_tile(ROWS, 8, &p, tile)
 #define CALL4(ROWS) packed_tile(ROWS, 4, &p, tile)
             if (bits == 8)
-                FOR_EACH_NUMBER_OF_ROWS(rows - b, CALL8)
+                UP_TO_8_ROWS(rows - b, CALL8)
             else
-                FOR_EACH_NUMBER_OF_ROWS(rows - b, CALL4)
+                UP_TO_8_ROWS(rows - b, CALL4)
 #undef CALL8
 #undef CALL4
         }
