@@ -29,6 +29,9 @@ from llama.tokenizer import Tokenizer
 
 # What Llama.build can run a model in: bytes of a weight, and of a number in the KV cache.
 FORMATS = {"bfloat16": (2, 2), "float16": (2, 2), "float32": (4, 4)}
+# Weights that `quantize` packs, on a CPU: bits of one in a linear layer, and in the output layer.
+# The embedding, the norms and the cache stay in bfloat16.
+_PACKED = {"int8": (8.5, 8.5), "int4": (4.5, 8.5)}
 # The released models: (rotary theta, its factor, vocabulary), then (dim, layers, feed-forward).
 _FAMILIES = {
     (10000.0, None, 32000): {
@@ -191,6 +194,16 @@ def need(facts: Facts, dtype: str, ranks: int, batch: int, context: int) -> Need
     args, (weight_bytes, cache_bytes) = facts.args, FORMATS[dtype]
     numbers = 2 * args.n_layers * batch * args.kv_heads_on_each_of(ranks) * args.head_dim * context
     return Need(facts.parameters(ranks) * weight_bytes, numbers * cache_bytes)
+
+
+def packed_weights(facts: Facts, name: str, ranks: int) -> int:
+    """Bytes of the weights of each of `ranks` in int8 or int4."""
+    bits = 0.0
+    for key, shape in weight_shapes(facts.args, ranks).items():
+        is_matrix = len(shape) > 1 and key != "tok_embeddings.weight"
+        each = _PACKED[name][key == "output.weight"] if is_matrix else 16
+        bits += math.prod(shape) * each
+    return int(bits / 8)
 
 
 def this_machine(parameters: int) -> list[Place]:
@@ -358,6 +371,9 @@ def _table(facts: Facts, batch: int, context: int) -> list[str]:
             needs = [need(facts, names[0], ranks, batch, _SHORT) for ranks in facts.ranks]
             label = f"at max_seq_len={_SHORT}"
             lines.append(_row("", label, (short_size(each.both) for each in needs)))
+    for name in _PACKED:
+        sizes = (short_size(packed_weights(facts, name, ranks)) for ranks in facts.ranks)
+        lines.append(_row(f"quantize={name}", "weights", sizes))
     if others := [ranks for ranks in _RANKS if ranks not in facts.ranks]:
         which = " or ".join(str(ranks) for ranks in others)
         lines += ["", f"Not on {which} ranks: {facts.args.misfit(others[0])}."]

@@ -9,6 +9,7 @@ from fixtures import run_ranks, tiny_args
 
 from llama import Llama, Transformer
 from llama.checkpoint import save_model
+from llama.info import packed_weights, read_facts
 from llama.quantize import InferenceLinear, use_format
 
 TINY = Path(__file__).parents[1] / "params" / "tiny"
@@ -100,3 +101,12 @@ def test_a_bfloat16_model_is_still_a_model(tmp_path: Path) -> None:
     assert layer.weight.grad is not None
     moved = llama.model.to(torch.float32)
     assert moved(tokens).isfinite().all()
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_info_tells_the_bytes_of_packed_weights(quantize: str) -> None:
+    model = build(quantize).model
+    layers = [layer for layer in model.modules() if isinstance(layer, InferenceLinear)]
+    packed = sum(part.nbytes for layer in layers for part in layer.packed or ())
+    others = sum(weight.nbytes for weight in model.parameters())  # the embedding and the norms
+    assert packed_weights(read_facts(str(TINY)), quantize, 1) == packed + others
