@@ -5,10 +5,13 @@ python benchmarks/random_checkpoint.py FOLDER [--params params/Llama-3.2-1B] [--
 
 import base64
 import json
+import sys
 from pathlib import Path
 
 import fire
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from llama.args import weight_shapes
 from llama.meta import read_params

@@ -1,10 +1,12 @@
 """The shape of a model: the numbers of Meta's `params.json`, and what follows from them alone.
 
-args = ModelArgs(dim=4096, n_layers=32, n_heads=32, n_kv_heads=8, vocab_size=128256,
-                 multiple_of=1024, ffn_dim_multiplier=1.3, rope_theta=500000.0)
-args.head_dim                              # 128
-weight_shapes(args)["output.weight"]       # (128256, 4096)
-args.misfit(ranks=3)                       # n_heads (32) is not divisible by ...
+No model has to be made, and no file read, to know how large one is and which ranks can share it:
+
+    args = ModelArgs(dim=4096, n_layers=32, n_heads=32, n_kv_heads=8, vocab_size=128256,
+                     multiple_of=1024, ffn_dim_multiplier=1.3, rope_theta=500000.0)
+    args.head_dim                              # 128
+    weight_shapes(args)["output.weight"]       # (128256, 4096)
+    args.misfit(ranks=3)                       # n_heads (32) is not divisible by ...
 """
 
 from dataclasses import dataclass

@@ -69,10 +69,8 @@ class Checkpoint:
 
     @property
     def tokenizer(self) -> str | None:
-        found = [
-            name for name in ("tokenizer.model", "tokenizer.json") if name in self.folder.names
-        ]
-        return self.folder.where(found[0]) if found else None
+        name = tokenizer_in(self.folder)
+        return self.folder.where(name) if name else None
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raises ValueError where it can't be this model's: it has other or more tokens."""
@@ -119,6 +117,12 @@ class Checkpoint:
                         f"{file.where} holds the same weights as {other.where}: one shard is there "
                         "twice and another is missing; copy it again"
                     )
+
+
+def tokenizer_in(folder: Folder) -> str | None:
+    """The name of the tokenizer in a folder: of two, the one that Meta's layout has."""
+    names = ("tokenizer.model", "tokenizer.json")
+    return next((name for name in names if name in folder.names), None)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -316,11 +320,12 @@ def save_model(
     assert parallel.model_parallel_size() == 1, "only a whole model can be written"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if missing := set(weight_shapes(model.params)) - set(model.state_dict()):
+    weights = model.state_dict()
+    if missing := set(weight_shapes(model.params)) - set(weights):
         raise ValueError(f"{sorted(missing)[0]} is quantized; save the model that it was made from")
     stored: dict[int, Entry] = {}
     entries = {}
-    for name, weight in model.state_dict().items():
+    for name, weight in weights.items():
         entry = Entry(dtype, tuple(weight.shape), lambda w=weight: [w.to("cpu", dtype)])  # type: ignore[misc]
         entries[name] = stored.setdefault(weight.data_ptr(), entry)
     (folder / "params.json").write_text(json.dumps(write_params(model.params), indent=2) + "\n")

@@ -166,12 +166,11 @@ def _plan_hugging_face(
     if count == 1:
         return {"model.safetensors": entries}
     plan: Plan = {f"model-{i + 1:05d}-of-{count:05d}.safetensors": {} for i in range(count)}
-    files, before = list(plan.values()), 0
-    for left, (name, entry) in zip(range(len(entries), 0, -1), entries.items(), strict=True):
-        # By size, but so that no file stays empty.
-        by_size = int(before / total * count)
-        filled = sum(1 for file in files if file)
-        i = max(min(by_size, filled), count - left if filled == count - left else 0)
+    files, i, before = list(plan.values()), 0, 0
+    for done, (name, entry) in enumerate(entries.items()):
+        is_full = before * count >= total * (i + 1)
+        needed = len(entries) - done < count - i  # else a later file would stay empty
+        i += bool(files[i]) and (is_full or needed)
         files[i][name] = entry
         before += entry.nbytes
     return plan

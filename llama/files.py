@@ -28,7 +28,7 @@ from llama import parallel
 if TYPE_CHECKING:
     import blobfile
 
-_AGAIN = "download or copy it again"
+AGAIN = "download or copy it again"
 _STORES = re.compile(r"gs://[^/]+|(az://[^/]+|https://[^/]+\.blob\.core\.windows\.net)/[^/]+")
 _HEADER_BYTES = 2**20  # what a stream fetches at a time; more only when asked for more
 _CHUNK_BYTES = 2**24  # each is one request: large enough for its latency not to count
@@ -72,15 +72,15 @@ def what_it_is(head: bytes) -> str | None:
     """
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not start:
-        return f"is empty: {_AGAIN}"
+        return f"is empty: {AGAIN}"
     if not start.strip(b"\0"):
-        return f"holds nothing but zeros, of a download that was broken off perhaps: {_AGAIN}"
+        return f"holds nothing but zeros, of a download that was broken off perhaps: {AGAIN}"
     if start.startswith(b"version https://git-lfs"):
         return "is a git-lfs pointer, not the file itself: run `git lfs pull`"
     if start.startswith(b"<"):
-        return f"is a web page, of a failed download perhaps: {_AGAIN}"
+        return f"is a web page, of a failed download perhaps: {AGAIN}"
     if re.match(rb'\{\s*"error"', start):
-        return f"is the error message of a server, not the file itself: {_AGAIN}"
+        return f"is the error message of a server, not the file itself: {AGAIN}"
     return None
 
 

@@ -131,10 +131,10 @@ def read_config(config: dict[str, Any], where: str) -> tuple[ModelArgs, bool]:
                 "changes nothing in the model's function, take it out of the file"
             )
     fields = {field: _number(config, key, where) for key, field in _SHAPE.items()}
-    defaults = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
-    for key, field in _OPTIONAL.items():
-        if (config.get(key) or defaults.get(key)) is not None:
-            fields[field] = _number(defaults | config, key, where)
+    given = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
+    given |= {key: value for key, value in config.items() if value is not None}
+    for key in _OPTIONAL.keys() & given.keys():
+        fields[_OPTIONAL[key]] = _number(given, key, where)
     fields |= _feed_forward(config["hidden_size"], _number(config, "intermediate_size", where))
     fields |= _rope(config, where)
     try:

@@ -22,7 +22,7 @@ import torch
 
 from llama import huggingface, parallel
 from llama.args import ModelArgs, weight_shapes
-from llama.checkpoint import Checkpoint, open_checkpoint
+from llama.checkpoint import Checkpoint, open_checkpoint, tokenizer_in
 from llama.files import Folder, read_json, short_size
 from llama.meta import read_params
 from llama.tokenizer import Tokenizer
@@ -336,19 +336,18 @@ def _weights(facts: Facts) -> str:
 
 
 def _tokenizer(facts: Facts) -> str:
-    names = facts.folder.names if facts.folder else []
-    found = [name for name in ("tokenizer.model", "tokenizer.json") if name in names]
-    if not facts.folder or not found:
+    name = tokenizer_in(facts.folder) if facts.folder else None
+    if not facts.folder or not name:
         return "none here"
     try:
-        tokenizer = Tokenizer(facts.folder.where(found[0]))
+        tokenizer = Tokenizer(facts.folder.where(name))
         if facts.checkpoint:
             facts.checkpoint.check_tokenizer(tokenizer)
     except ValueError as error:
         return f"cannot be used: {error}"
     kind = "SentencePiece" if tokenizer.is_sentencepiece else "tiktoken"
     beyond = ", more than the model has" * (tokenizer.n_words > facts.args.vocab_size)
-    return f"{found[0]}, {kind}, {tokenizer.n_words:,} tokens{beyond}"
+    return f"{name}, {kind}, {tokenizer.n_words:,} tokens{beyond}"
 
 
 def _table(facts: Facts, batch: int, context: int) -> list[str]:

@@ -33,7 +33,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from llama.files import Folder, what_it_is
+from llama.files import AGAIN, Folder, what_it_is
 
 # The dtypes that weights come in, by their names in safetensors and in torch's pickles.
 _SAFETENSORS = {
@@ -50,7 +50,6 @@ _STORAGES = {
 }
 _COMPUTED = "weights should be in " + ", ".join(_SAFETENSORS)
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number, pickled
-_AGAIN = "download or copy it again"
 # Linux counts a private mapping as if all of it were to be written to, unless told not to.
 _MAP_FLAGS = mmap.MAP_PRIVATE | (0x4000 if sys.platform == "linux" else 0)  # MAP_NORESERVE
 
@@ -81,7 +80,7 @@ class TensorFile:
             file.seek(start)
             header = file.read(30)
         if len(header) < 30 or header[:4] != b"PK\x03\x04":
-            raise ValueError(f"{self.where} does not have {record} where it should be; {_AGAIN}")
+            raise ValueError(f"{self.where} does not have {record} where it should be; {AGAIN}")
         name_and_extra = struct.unpack("<HH", header[26:30])
         return start + 30 + sum(name_and_extra)
 
@@ -93,7 +92,7 @@ class TensorFile:
         """
         if offset + nbytes > self.size:
             raise ValueError(
-                f"{self.where} should have {offset + nbytes:,} bytes and more; {_AGAIN}"
+                f"{self.where} should have {offset + nbytes:,} bytes and more; {AGAIN}"
             )
         if not keep:
             start = offset - offset % mmap.ALLOCATIONGRANULARITY
@@ -154,7 +153,7 @@ def open_tensors(folder: Folder, name: str) -> TensorFile:
             if head.startswith(b"PK\x03\x04") and str(error) == "File is not a zip file":
                 error = ValueError("it was cut off, since a .pth ends with a list of its parts")
             trouble = what_it_is(head)
-            trouble = trouble or f"is no complete {kind} file: {error}; {_AGAIN}"
+            trouble = trouble or f"is no complete {kind} file: {error}; {AGAIN}"
             raise ValueError(f"{file.where} ({file.size:,} bytes) {trouble}") from error
     return file
 

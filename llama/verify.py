@@ -22,8 +22,8 @@ from typing import NamedTuple
 import tqdm
 
 from llama import parallel
-from llama.checkpoint import Checkpoint, open_checkpoint
-from llama.files import Folder, short_size, what_it_is
+from llama.checkpoint import Checkpoint, open_checkpoint, tokenizer_in
+from llama.files import AGAIN, Folder, short_size, what_it_is
 from llama.storage import StoredTensor, TensorFile, open_tensors
 from llama.tokenizer import Tokenizer
 
@@ -32,7 +32,6 @@ _WEIGHTS = (r"consolidated\.\d+\.pth", r".*\.safetensors", r"pytorch_model.*\.bi
 _SUM = re.compile(r"([0-9a-fA-F]{32}|[0-9a-fA-F]{64})\s+\*?(?:\./)?(\S.*)")
 _BLOCK = 2**24  # bytes read at a time
 _NUMBERS = 2**21  # of them looked at together: a list of those that are wrong is longer than they
-_AGAIN = "download or copy it again"
 
 
 class Finding(NamedTuple):
@@ -124,7 +123,7 @@ def _read_lists(folder: Folder) -> tuple[dict[str, list[tuple[str, str]]], list[
             elif line.strip():
                 troubles.append(
                     f"{folder.where(name)} has a line {number} that is no sum and name of a file: "
-                    f"{line:.60}; {_AGAIN}"
+                    f"{line:.60}; {AGAIN}"
                 )
     return listed, troubles
 
@@ -164,7 +163,7 @@ def _differing_sums(
         if digest.hexdigest() != expected:
             yield (
                 f"{folder.where(name)} has {kind} sum {digest.hexdigest()}, but {listed_in} says "
-                f"{expected}; {_AGAIN}"
+                f"{expected}; {AGAIN}"
             )
 
 
@@ -182,7 +181,7 @@ def _wrong_tensors(file: TensorFile, bar: tqdm.tqdm) -> Iterator[str]:
         if info and has_sums and found != info.CRC:
             yield (
                 f"{file.where}: the bytes of {', '.join(tensors.values())} are not those that were "
-                f"written (CRC-32 {found:08x}, not {info.CRC:08x}); {_AGAIN}"
+                f"written (CRC-32 {found:08x}, not {info.CRC:08x}); {AGAIN}"
             )
             continue
         for tensor, name in tensors.items():
@@ -198,7 +197,7 @@ def _crc(file: TensorFile, offset: int, size: int, bar: tqdm.tqdm) -> int:
         while size:
             block = stream.read(min(_BLOCK, size))
             if not block:
-                raise ValueError(f"{file.where} lacks its last {size:,} bytes; {_AGAIN}")
+                raise ValueError(f"{file.where} lacks its last {size:,} bytes; {AGAIN}")
             crc = zlib.crc32(block, crc)
             size -= len(block)
             bar.update(len(block))
@@ -227,17 +226,17 @@ def _wrong_values(tensor: StoredTensor) -> str | None:
             count += len(places)
     if count:
         return f"has {count:,} NaN or infinite value(s), the first is {first}"
-    return None if any_set else f"holds nothing but zeros; {_AGAIN}"
+    return None if any_set else f"holds nothing but zeros; {AGAIN}"
 
 
 def _look_at_tokenizer(folder: Folder, checkpoint: Checkpoint | None) -> Finding:
-    names = [name for name in ("tokenizer.model", "tokenizer.json") if name in folder.names]
-    if not names:
+    name = tokenizer_in(folder)
+    if name is None:
         return Finding("note", f"there is no tokenizer in {folder.path}; give one to Llama.build")
     try:
-        tokenizer = Tokenizer(folder.where(names[0]))
+        tokenizer = Tokenizer(folder.where(name))
         if checkpoint is not None:
             checkpoint.check_tokenizer(tokenizer)
     except (ValueError, OSError) as error:
         return _trouble(str(error))
-    return _fine(names[0], f"{tokenizer.n_words:,} tokens")
+    return _fine(name, f"{tokenizer.n_words:,} tokens")

@@ -159,6 +159,7 @@ def test_a_config_of_transformers_4_says_the_same(tmp_path: Path) -> None:
         ({"rms_norm_eps": "1e-5"}, "rms_norm_eps is '1e-5'"),
         ({"rope_theta": "10000"}, "rope_theta is '10000'"),
         ({"intermediate_size": 0}, "intermediate_size is 0"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads is 0"),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(
@@ -182,7 +183,14 @@ def test_a_config_without_its_shape(key: str) -> None:
 
 def test_what_changes_nothing_is_accepted() -> None:
     config = transformers.LlamaConfig(**SHAPE, architectures=["LlamaForCausalLM"]).to_dict()
-    more = {"pretraining_tp": 2, "sliding_window": None, "unsloth_version": "1", "use_cache": False}
+    config["max_position_embeddings"] = 2048  # the default, for which null stands too
+    more = {
+        "max_position_embeddings": None,
+        "pretraining_tp": 2,
+        "sliding_window": None,
+        "unsloth_version": "1",
+        "use_cache": False,
+    }
     assert read_config({**config, **more}, "") == read_config(config, "")
 
 
