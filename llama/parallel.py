@@ -20,6 +20,8 @@ from fairscale.nn.model_parallel import initialize as fairscale_groups
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _started = False
+_store: dist.Store | None = None  # where ranks find each other; it outlives the groups
+_groups = 0  # made through that store so far
 _FEW_PARAMETERS = 2**24  # 64 MB of float32
 
 DTYPES = {
@@ -108,7 +110,7 @@ def initialize(model_parallel_size: int | None = None, device: torch.device | No
             if device is not None and device.type == "cuda":
                 torch.cuda.set_device(device)
                 backend = "cpu:gloo,cuda:nccl"
-            dist.init_process_group(backend)
+            _join(backend)
         else:
             # gloo listens on a port even with nobody to talk to. torch's "fake" backend copies
             # what a collective is given to what it returns: for a group of one, the truth.
@@ -134,6 +136,24 @@ def initialize(model_parallel_size: int | None = None, device: torch.device | No
     # fairscale announces its groups on rank 0's standard output, which belongs to the caller.
     with contextlib.redirect_stdout(io.StringIO()):
         fairscale_groups.initialize_model_parallel(size)
+
+
+def _join(backend: str) -> None:
+    """Makes torch's group of the ranks that torchrun's environment names, a first or a later one.
+
+    All groups meet in one store, each under a name of its own: a second store on the same port
+    would lose a rank that still finds the first one, whose owner was slower to end its group.
+    """
+    global _store, _groups
+    if _store is None:
+        _store, _, _ = next(dist.rendezvous("env://"))
+    _groups += 1
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore(f"llama/{_groups}", _store),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
 
 
 def shutdown() -> None:
