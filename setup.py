@@ -12,7 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["llama", "llama.*"]),
-    package_data={"llama.kernels": ["*.c"]},
+    package_data={"llama.kernels": ["*.c", "*.h"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.5",
@@ -27,5 +27,14 @@ setup(
         "typing_extensions>=4.6",
     ],
     entry_points={"console_scripts": ["llama = llama.cli:main"]},
-    extras_require={"train": ["tokenizers>=0.20"]},
+    extras_require={
+        "train": ["tokenizers>=0.20"],
+        # What `llama bench` measures beside, writes for it, and draws with.
+        "bench": [
+            "transformers>=4.56",
+            "llama-cpp-python>=0.3.36",
+            "gguf>=0.19",
+            "matplotlib>=3.9",
+        ],
+    },
 )

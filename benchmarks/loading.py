@@ -21,6 +21,11 @@ from pathlib import Path
 import fire
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from llama.bench.inputs import make_checkpoint, make_tokenizer
+from llama.meta import read_params
+
 ROOT = Path(__file__).parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 PEAK = """
@@ -98,8 +103,9 @@ def main(folder: str | None = None, rounds: int = 3) -> None:
         root = Path(folder or temporary)
         meta, hf = root / "meta", root / "hf"
         if not meta.exists():
-            script = str(ROOT / "benchmarks" / "random_checkpoint.py")
-            subprocess.run([sys.executable, script, str(meta)], cwd=ROOT, env=ENV, check=True)
+            args = read_params(ROOT / "params" / "Llama-3.2-1B" / "params.json")
+            make_checkpoint(meta, args, tied=False)
+            make_tokenizer(meta / "tokenizer.model", args.vocab_size)
         conversions = {
             "meta to hf": (meta, root / "hf", {"to": "hf"}),
             "hf to meta in 4 shards, float16": (

@@ -19,17 +19,18 @@ import math
 import mmap
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llama import huggingface, parallel
+from llama import formats, huggingface, parallel
 from llama.args import ModelArgs, weight_shapes
 from llama.files import Folder, read_json
-from llama.meta import place, read_params, shards_expected, write_params
+from llama.meta import check_shards, place, quantize_of, read_params, shards_expected, write_params
 from llama.model import Transformer
 from llama.storage import Entry, StoredTensor, TensorFile, open_tensors, write_tensors
 from llama.tokenizer import Tokenizer
@@ -44,8 +45,9 @@ _SHARD = re.compile(r"consolidated\.\d+\.pth")
 class Checkpoint:
     """A checkpoint whose headers have been read and found complete.
 
-    weights     Meta's names, in the model's order. An output layer that is the embedding is the
-                same object
+    weights     Meta's names, in the model's order, two for a packed weight (see `formats.py`). An
+                output layer that is the embedding is the same object
+    quantize    int8 or int4, where linear layers are packed
     tokenizer   the path or address of its tokenizer, None where the folder has none
     stop_ids    tokens that its generation_config.json adds to those that end an answer
     """
@@ -57,15 +59,19 @@ class Checkpoint:
     files: list[TensorFile]
     weights: dict[str, Weight]
     stop_ids: frozenset[int] = frozenset()
+    quantize: str | None = None
 
     @property
     def tied(self) -> bool:
-        return self.weights["output.weight"] is self.weights["tok_embeddings.weight"]
+        return self.weights.get("output.weight") is self.weights["tok_embeddings.weight"]
 
     @property
     def parameters(self) -> int:
         """How many parameters the model has, an output layer that is the embedding counted once."""
-        return sum(math.prod(weight.shape) for weight in dict.fromkeys(self.weights.values()))
+        shapes = weight_shapes(self.args)
+        if self.tied:
+            del shapes["output.weight"]
+        return sum(map(math.prod, shapes.values()))
 
     @property
     def tokenizer(self) -> str | None:
@@ -88,35 +94,9 @@ class Checkpoint:
             )
 
     def check_shards(self) -> None:
-        """Raises ValueError where Meta's shards do not belong together, as only numbers can tell.
-
-        Norms are the same in all shards, and so are KV heads that shards share (nearly: in released
-        ones they may differ by rounding during training); the parts of a matrix are not.
-        """
-        if self.layout != "meta":
-            return
-        for name, weight in self.weights.items():
-            pieces = sorted(weight.pieces, key=lambda piece: piece[0])
-            for i, file in enumerate(self.files):
-                _, stored = pieces[i * len(pieces) // len(self.files)]
-                if stored.file is not file:
-                    rows = slice(None) if len(stored.shape) == 1 else slice(8)
-                    a, b = stored.map()[rows].float(), file.tensors[name].map()[rows].float()
-                    if not (a - b).norm() <= 0.1 * a.norm():
-                        raise ValueError(
-                            f"{file.where} is not of the same checkpoint as {stored.file.where}, "
-                            f"or {self.params} of another: their {name} differ; copy all of them "
-                            "again from one place"
-                        )
-        for i, file in enumerate(self.files):
-            for other in self.files[:i]:
-                names = ("layers.0.attention.wq.weight", "output.weight")
-                pairs = [(file.tensors[n].map()[:8], other.tensors[n].map()[:8]) for n in names]
-                if all(torch.equal(a, b) and a.any() for a, b in pairs):
-                    raise ValueError(
-                        f"{file.where} holds the same weights as {other.where}: one shard is there "
-                        "twice and another is missing; copy it again"
-                    )
+        """Raises ValueError where Meta's shards do not belong together."""
+        if self.layout == "meta":
+            check_shards(self.files, self.weights, self.params)
 
 
 def tokenizer_in(folder: Folder) -> str | None:
@@ -145,7 +125,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 def _open_meta(folder: Folder) -> Checkpoint:
     params = folder.where("params.json")
-    args = read_params(params)
+    args, quantize = read_params(params), quantize_of(read_json(params), params)
     names = [name for name in folder.names if _SHARD.fullmatch(name)]
     for i, name in enumerate(names):
         if name != f"consolidated.{i:02d}.pth":
@@ -168,20 +148,21 @@ def _open_meta(folder: Folder) -> Checkpoint:
             f"{params}; get all {expected} shards of the checkpoint, and no others"
         )
     if args.vocab_size == -1:
-        output = files[0].tensors.get("output.weight")
+        output = files[0].tensors.get("tok_embeddings.weight" if quantize else "output.weight")
         rows = output.shape[0] if output and output.shape else 1  # of Llama 2's 32000
         args = dataclasses.replace(args, vocab_size=max(rows, 1) * len(files))
-    shapes = weight_shapes(args)
+    shapes = formats.stored_shapes(args, quantize)
     for file in files:
         _check_names(file.where, params, args, set(file.tensors), set(shapes), _DERIVED)
+        _check_dtypes(file, quantize)
     weights = {
         name: Weight(shape, place(name, shape, files, args, params))
         for name, shape in shapes.items()
     }
     ends = ("tok_embeddings.weight", "output.weight")
-    if all(file.tensors[ends[0]] == file.tensors[ends[1]] for file in files):
+    if not quantize and all(file.tensors[ends[0]] == file.tensors[ends[1]] for file in files):
         weights["output.weight"] = weights["tok_embeddings.weight"]
-    return Checkpoint(folder, "meta", params, args, files, weights)
+    return Checkpoint(folder, "meta", params, args, files, weights, quantize=quantize)
 
 
 def _open_hugging_face(folder: Folder) -> Checkpoint:
@@ -278,33 +259,85 @@ def _check_names(
         )
 
 
+def _check_dtypes(file: TensorFile, quantize: str | None) -> None:
+    """Only packed weights are bytes, and they and their scales nothing else."""
+    for name, tensor in file.tensors.items():
+        expected = formats.DTYPES.get(name.rpartition(".")[2]) if quantize else None
+        if tensor.dtype != expected and (expected or tensor.dtype == torch.uint8):
+            raise ValueError(
+                f"{file.where} holds {name} in {tensor.dtype}, which should be "
+                f"{expected or 'bfloat16, float16, float32 or float64'}"
+            )
+
+
+# Makes what takes a linear layer's place, of its name, the layer, and its weight.
+ConvertLayer = Callable[[str, nn.Module, Iterator[Tensor]], nn.Module]
+
+
 def load_model(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, **overrides: Any
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    convert_layer: ConvertLayer | None = None,
+    **overrides: Any,
 ) -> Transformer:
     """The model of a checkpoint, this rank's part of it, on `device` in `dtype`.
 
     `overrides` replace values of the checkpoint's ModelArgs, such as max_batch_size. On a CPU what
-    is in `dtype` already stays mapped from the file. Raises ValueError where the ranks can't share
-    the model or Meta's shards do not belong together.
+    is in `dtype` already stays mapped from the file. With `convert_layer` no linear layer's weight
+    is there whole: what it is given are blocks of its rows, each a multiple of a tile, or of a
+    quantized checkpoint, which needs it, the two packed tensors. Raises ValueError where the ranks
+    can't share the model or Meta's shards do not belong together.
     """
+    if checkpoint.quantize and convert_layer is None:
+        raise ValueError(
+            f"{checkpoint.folder.path} holds {checkpoint.quantize} weights, which only "
+            "Llama.build can use; take the model that it was made from"
+        )
     with _ParallelLayersOnMeta():
         model = Transformer(dataclasses.replace(checkpoint.args, **overrides))
     checkpoint.check_shards()
     ranks, rank = parallel.model_parallel_size(), parallel.model_parallel_rank()
-    local = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-    total = sum(math.prod(shape) for shape in local.values()) * dtype.itemsize
+    stored = formats.stored_shapes(model.params, checkpoint.quantize, ranks)
+    regions = {
+        name: share(weight.shape, stored[name], rank, ranks)
+        for name, weight in checkpoint.weights.items()
+    }
+    dtypes = {name: formats.DTYPES.get(name.rpartition(".")[2], dtype) for name in stored}
+    total = sum(math.prod(shape) * dtypes[name].itemsize for name, shape in stored.items())
     read: dict[Weight, Tensor] = {}
+
+    def whole(name: str) -> Tensor:
+        weight = checkpoint.weights[name]
+        if weight not in read:
+            part = weight.read(regions[name], device, dtypes[name])
+            if device.type == "cpu":
+                # Mapped, it would come from the disk at its first use: a byte of each page now.
+                part.flatten().view(torch.uint8)[:: mmap.PAGESIZE].sum()
+            read[weight] = part
+        return read[weight]
+
+    def pieces(name: str) -> Iterator[Tensor]:
+        if checkpoint.quantize:
+            return map(whole, formats.parts(name))
+        return checkpoint.weights[name].blocks(regions[name], dtype, formats.TILE)
+
+    def counted(tensors: Iterator[Tensor]) -> Iterator[Tensor]:
+        for tensor in tensors:
+            yield tensor
+            bar.update(tensor.nbytes)
+
+    mine: dict[str, Tensor] = {}
     with parallel.progress(total, f"Loading {checkpoint.folder.path}") as bar:
-        for name, shape in local.items():
-            weight = checkpoint.weights[name]
-            if weight not in read:
-                part = weight.read(share(weight.shape, shape, rank, ranks), device, dtype)
-                if device.type == "cpu":
-                    # Mapped, it would come from the disk at its first use: a byte of each page now.
-                    part.flatten().view(torch.uint8)[:: mmap.PAGESIZE].sum()
-                read[weight] = part
-            bar.update(read[weight].nbytes)
-    mine = {name: read[checkpoint.weights[name]] for name in local}
+        for name, weight in model.state_dict().items():
+            if convert_layer and formats.is_linear(name, tuple(weight.shape)):
+                layer_name = name.removesuffix(".weight")
+                layer = model.get_submodule(layer_name)
+                made = convert_layer(layer_name, layer, counted(pieces(name)))
+                model.set_submodule(layer_name, made)
+            else:
+                (mine[name],) = counted(iter([whole(name)]))
     model.load_state_dict(mine, strict=True, assign=True)
     return model.eval()
 

@@ -14,11 +14,12 @@ _EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, torch.OutOfMemo
 
 def main() -> None:
     """What `llama` and `python -m llama` call."""
+    from llama.bench import bench
     from llama.convert import convert
     from llama.info import info
     from llama.verify import verify
 
-    run({"info": info, "convert": convert, "verify": verify}, name="llama")
+    run({"info": info, "convert": convert, "verify": verify, "bench": bench}, name="llama")
 
 
 def run(

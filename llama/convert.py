@@ -2,6 +2,7 @@
 
     llama convert Llama-3.2-1B Llama-3.2-1B-hf --to hf
     llama convert Llama-3.3-70B-Instruct 70B-4 --to meta --shards 4
+    llama convert Llama-3.1-8B 8B-int4 --quantize int4 --text held-out.txt
 
 Weights go from file to file in blocks of rows. All of it is written to DESTINATION.incomplete,
 which gets its name when it is whole: a conversion that was killed leaves nothing that looks
@@ -19,17 +20,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama import huggingface, parallel
+from llama import formats, huggingface, parallel
 from llama.args import weight_shapes
-from llama.checkpoint import Checkpoint, open_checkpoint
+from llama.checkpoint import Checkpoint, load_model, open_checkpoint
 from llama.files import read_bytes, short_size
 from llama.meta import write_params
+from llama.quantize import divergence, pack_blocks, packed_layers, use_format
 from llama.storage import Entry, write_tensors
 from llama.tokenizer import Tokenizer
 from llama.tokenizer_json import write_tokenizer_json
 from llama.vocabulary import TiktokenVocabulary, write_tiktoken_ranks
 from llama.weights import Region, Weight, share
 
+_WINDOW = 2048  # tokens of text that a comparison reads at a time, of a model that may read more
 _FILE_BYTES = 5e9  # Hugging Face's files are about this large unless a number is given
 # What transformers needs to write Llama 3's dialogs as ChatFormat does.
 _CHAT_TEMPLATE = (
@@ -45,19 +48,29 @@ Plan = dict[str, dict[str, Entry]]  # what goes into which file
 def convert(
     source: str,
     destination: str,
-    to: str,
+    to: str | None = None,
     shards: int | None = None,
     dtype: str | None = None,
+    quantize: str | None = None,
+    text: str | None = None,
 ) -> None:
     """Writes the checkpoint in one folder into another.
 
     Args:
         source: folder of a checkpoint in Meta's or Hugging Face's layout, here or remote.
         destination: folder that is to be made.
-        to: meta (consolidated.NN.pth, params.json) or hf (config.json, .safetensors).
+        to: meta (consolidated.NN.pth, params.json) or hf (config.json, .safetensors); meta if not
+            given with --quantize.
         shards: meta: how many shards, 1 if not given; hf: how many files, else one for each 5 GB.
         dtype: bfloat16, float16 or float32; what each weight has if not given.
+        quantize: int8 or int4, in which the linear layers are packed for decoding on a CPU.
+        text: file of UTF-8 text the model has not seen, on which to measure what packing costs.
     """
+    if quantize is not None:
+        _check_quantize(quantize, to, dtype)
+        to, dtype = "meta", "bfloat16"
+    elif text is not None:
+        raise ValueError("--text measures what --quantize costs: give both, or none of them")
     if to not in ("meta", "hf"):
         raise ValueError(f"--to {to}: it should be meta or hf")
     if shards is not None and (
@@ -74,11 +87,20 @@ def convert(
         raise FileExistsError(f"{target} is there already; give the name of a new folder")
     wanted = None if dtype is None else parallel.select_dtype(torch.device("cpu"), dtype)
     checkpoint = open_checkpoint(source)
+    if checkpoint.quantize:
+        raise ValueError(
+            f"{source} holds {checkpoint.quantize} weights; convert from the model that they were "
+            "made from"
+        )
     checkpoint.check_shards()
     tokenizer = Tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None
     if tokenizer:
         checkpoint.check_tokenizer(tokenizer)
-    plan = (_plan_meta if to == "meta" else _plan_hugging_face)(checkpoint, shards, wanted)
+    windows = None if text is None else _windows(str(text), tokenizer, checkpoint)
+    if to == "meta":
+        plan = _plan_meta(checkpoint, shards, wanted, quantize)
+    else:
+        plan = _plan_hugging_face(checkpoint, shards, wanted)
     incomplete = target.with_name(f"{target.name}.incomplete")
     total = sum(e.nbytes for entries in plan.values() for e in dict.fromkeys(entries.values()))
     shutil.rmtree(incomplete, ignore_errors=True)
@@ -93,9 +115,10 @@ def convert(
         with parallel.progress(total, f"Converting {source}") as bar:
             for name, entries in plan.items():
                 write_tensors(incomplete / name, entries, bar.update)
-        (_finish_meta if to == "meta" else _finish_hugging_face)(
-            incomplete, checkpoint, tokenizer, plan
-        )
+        if to == "meta":
+            _finish_meta(incomplete, checkpoint, tokenizer, quantize)
+        else:
+            _finish_hugging_face(incomplete, checkpoint, tokenizer, plan)
         incomplete.rename(target)
     except BaseException as error:
         shutil.rmtree(incomplete, ignore_errors=True)
@@ -103,6 +126,25 @@ def convert(
             raise OSError(f"the disk of {target} is full: {error.strerror}; make room") from error
         raise
     parallel.say(f"{target}: {len(plan)} file(s) of weights, {short_size(total)}")
+    if windows:
+        _tell_cost(checkpoint, target, windows)
+    elif quantize:
+        parallel.say("What that costs in quality, --text FILE measures, on text of your own.")
+
+
+def _check_quantize(quantize: str, to: str | None, dtype: str | None) -> None:
+    if quantize not in formats.PACKED:
+        raise ValueError(f"--quantize {quantize}: it should be {' or '.join(formats.PACKED)}")
+    if to not in (None, "meta"):
+        raise ValueError(
+            f"--to {to} with --quantize {quantize}: packed weights have a place in Meta's layout "
+            "only; leave --to out"
+        )
+    if dtype is not None and parallel.DTYPES.get(dtype) != torch.bfloat16:
+        raise ValueError(
+            f"--dtype {dtype} with --quantize {quantize}: what is not packed is bfloat16; leave "
+            "--dtype out"
+        )
 
 
 def _entry(
@@ -125,16 +167,48 @@ def _entry(
     return Entry(to, tuple(cut.stop - cut.start for cut in region), blocks)
 
 
-def _plan_meta(checkpoint: Checkpoint, shards: int | None, dtype: torch.dtype | None) -> Plan:
+def _packed_entries(
+    weight: Weight, region: Region, name: str, quantize: str
+) -> Iterator[tuple[str, Entry]]:
+    """A part of a matrix, packed: the entry of its data, and behind it that of its scales."""
+    rows, columns = (cut.stop - cut.start for cut in region)
+    scales: list[Tensor] = []  # made with the data, and written when all of that is
+
+    def data() -> Iterator[Tensor]:
+        blocks = weight.blocks(region, torch.bfloat16, formats.TILE)
+        for packed in pack_blocks(blocks, formats.bits(quantize, name), name):
+            scales.append(packed.scales)
+            yield packed.data
+
+    def kept() -> Iterator[Tensor]:
+        while scales:
+            yield scales.pop(0)
+
+    shapes = formats.packed_shapes(name, (rows, columns), quantize).items()
+    for (key, shape), dtype, blocks in zip(
+        shapes, formats.DTYPES.values(), (data, kept), strict=True
+    ):
+        yield key, Entry(dtype, shape, blocks)
+
+
+def _plan_meta(
+    checkpoint: Checkpoint, shards: int | None, dtype: torch.dtype | None, quantize: str | None
+) -> Plan:
     count = shards or 1
+    formats.stored_shapes(checkpoint.args, quantize, count)
     plan: Plan = {}
     for i in range(count):
+        entries = plan[f"consolidated.{i:02d}.pth"] = {}
         made: dict[Weight, Entry] = {}
         for name, local in weight_shapes(checkpoint.args, count).items():
             weight = checkpoint.weights[name]
+            region = share(weight.shape, local, i, count)
+            if quantize and formats.is_linear(name, local):
+                entries.update(_packed_entries(weight, region, name, quantize))
+                continue
             if weight not in made:
-                made[weight] = _entry(weight, share(weight.shape, local, i, count), dtype, name)
-            plan.setdefault(f"consolidated.{i:02d}.pth", {})[name] = made[weight]
+                made[weight] = _entry(weight, region, dtype, name)
+            entries[name] = made[weight]
     return plan
 
 
@@ -177,9 +251,10 @@ def _plan_hugging_face(
 
 
 def _finish_meta(
-    folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer | None, plan: Plan
+    folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer | None, quantize: str | None
 ) -> None:
-    _write_json(folder / "params.json", write_params(checkpoint.args))
+    params = write_params(checkpoint.args) | ({"quantize": quantize} if quantize else {})
+    _write_json(folder / "params.json", params)
     if tokenizer is None:
         return
     if tokenizer.n_words != checkpoint.args.vocab_size:
@@ -235,3 +310,41 @@ def _finish_hugging_face(
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _windows(path: str, tokenizer: Tokenizer | None, checkpoint: Checkpoint) -> list[list[int]]:
+    """The tokens of a text in pieces that the model reads at a time, each after begin_of_text."""
+    if tokenizer is None:
+        raise ValueError(f"--text {path}: there is no tokenizer in {checkpoint.folder.path}")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    ids = tokenizer.encode(text)
+    if not ids:
+        raise ValueError(f"{path} is empty: give a text to measure on")
+    step = min(checkpoint.args.max_seq_len, _WINDOW) - 1
+    return [[tokenizer.bos_id, *ids[i : i + step]] for i in range(0, len(ids), step)]
+
+
+def _tell_cost(checkpoint: Checkpoint, folder: Path, windows: list[list[int]]) -> None:
+    cpu, packed = torch.device("cpu"), open_checkpoint(folder)
+    assert packed.quantize is not None
+    convert_layer = packed_layers(packed, packed.quantize)
+    models = (
+        load_model(checkpoint, cpu, torch.bfloat16),
+        load_model(packed, cpu, torch.bfloat16, convert_layer=convert_layer),
+    )
+    use_format(models[0], "bfloat16")
+    use_format(models[1], packed.quantize)
+    with parallel.progress(sum(map(len, windows)), "Comparing", unit=" tokens") as bar:
+
+        def counted() -> Iterator[list[int]]:
+            for window in windows:
+                yield window
+                bar.update(len(window))
+
+        found = divergence(*models, counted())
+    for name, loss in (("bfloat16", found.reference), (packed.quantize, found.packed)):
+        parallel.say(f"{name:<10}{loss:.4f} nats a token, perplexity {math.exp(loss):,.3f}")
+    parallel.say(f"KL divergence {found.kl:.5f} nats a token, of {found.tokens:,} tokens")

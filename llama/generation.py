@@ -21,11 +21,11 @@ from typing import Any, TypedDict
 import torch
 from typing_extensions import NotRequired, Unpack
 
-from llama import parallel
+from llama import formats, parallel
 from llama.checkpoint import load_model, open_checkpoint
 from llama.engine import Engine, FinishReason, Sequence
 from llama.model import Transformer
-from llama.quantize import check_format, use_format
+from llama.quantize import check_format, packed_layers, stored_format, use_format
 from llama.sampling import SamplingParams
 from llama.tokenizer import ChatFormat, Dialog, Message, Tokenizer
 
@@ -99,14 +99,16 @@ class Llama:
 
         Defaults: the folder's own `tokenizer.model`, the model's own context, 8 prompts at a time,
         all running processes, the best device, and bfloat16 where that device computes it (float32
-        for a small model on a CPU; see `select_dtype`). `quantize` is int8 or int4, on a CPU; see
-        `quantize.py`. `seed` is what the draws of all later calls follow from. Raises
+        for a small model on a CPU; see `select_dtype`). `quantize` is int8 or int4, on a CPU (see
+        `quantize.py`): weights are packed while they are read, or have been by `llama convert`.
+        `seed` is what the draws of all later calls follow from. Raises
         FileNotFoundError or ValueError, naming the file and the values, for what is missing,
         damaged or does not fit.
         """
         chosen = parallel.select_device(device)
         parallel.initialize(model_parallel_size, chosen)
         checkpoint = open_checkpoint(ckpt_dir)
+        quantize = stored_format(checkpoint, quantize)
         if quantize and dtype is None:
             dtype = torch.bfloat16
         chosen_dtype = parallel.select_dtype(chosen, dtype, checkpoint.parameters)
@@ -124,12 +126,14 @@ class Llama:
         tokenizer = Tokenizer(str(tokenizer_path or checkpoint.tokenizer))
         checkpoint.check_tokenizer(tokenizer)
         tokenizer.stop_tokens = tokenizer.stop_tokens | checkpoint.stop_ids
+        convert_layer = packed_layers(checkpoint, quantize) if quantize in formats.PACKED else None
         model = load_model(
             checkpoint,
             chosen,
             chosen_dtype,
             max_seq_len=args.max_seq_len if max_seq_len is None else max_seq_len,
             max_batch_size=8 if max_batch_size is None else max_batch_size,
+            convert_layer=convert_layer,
         )
         if quantize or (chosen.type, chosen_dtype) == ("cpu", torch.bfloat16):
             use_format(model, quantize or "bfloat16")

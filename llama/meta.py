@@ -8,13 +8,17 @@ shape says, and a copy of every norm.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from llama import formats
 from llama.args import ModelArgs
 from llama.files import read_json
 from llama.storage import StoredTensor, TensorFile
-from llama.weights import share
+from llama.weights import Weight, share
 
 
 def read_params(path: str | Path, **overrides: Any) -> ModelArgs:
@@ -26,6 +30,8 @@ def read_params(path: str | Path, **overrides: Any) -> ModelArgs:
     or a value that does not fit.
     """
     params = read_json(str(path))
+    quantize_of(params, path)
+    params.pop("quantize", None)
     fields = {field.name: field for field in dataclasses.fields(ModelArgs)}
     if unknown := sorted(set(params) - set(fields)):
         raise ValueError(
@@ -42,6 +48,16 @@ def read_params(path: str | Path, **overrides: Any) -> ModelArgs:
         return ModelArgs(**{"max_seq_len": _context(params), **params, **overrides})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def quantize_of(params: dict[str, Any], path: str | Path) -> str | None:
+    """The format of the weights that belong to a `params.json`, None where they are not packed."""
+    quantize = params.get("quantize")
+    if "quantize" in params and quantize not in formats.PACKED:
+        raise ValueError(
+            f"{path}: quantize is {quantize!r}, which is none of {', '.join(formats.PACKED)}"
+        )
+    return quantize
 
 
 def _context(params: dict[str, Any]) -> int:
@@ -73,8 +89,12 @@ def write_params(args: ModelArgs) -> dict[str, Any]:
 
 def shards_expected(files: list[TensorFile], args: ModelArgs) -> int:
     """How many shards there should be, by the part of a feed-forward layer that one holds."""
-    stored = files[0].tensors.get("layers.0.feed_forward.w1.weight")
-    rows = stored.shape[0] if stored and stored.shape else 0
+    name = "layers.0.feed_forward.w1.weight"
+    rows = 0
+    for key, unit in ((name, 1), (formats.parts(name)[0], formats.TILE)):
+        stored = files[0].tensors.get(key)
+        if stored and stored.shape:
+            rows = stored.shape[0] * unit
     # Where the sizes make no sense, another message will say so.
     return args.hidden_dim // rows if rows and args.hidden_dim % rows == 0 else len(files)
 
@@ -82,7 +102,7 @@ def shards_expected(files: list[TensorFile], args: ModelArgs) -> int:
 def place(
     name: str, whole: tuple[int, ...], files: list[TensorFile], args: ModelArgs, params: str
 ) -> list[tuple[tuple[int, ...], StoredTensor]]:
-    """Where the parts that Meta's shards hold lie in the whole weight."""
+    """Where the parts that Meta's shards hold lie in the whole weight, or the packed tensor."""
     count, stored = len(files), [file.tensors[name] for file in files]
     local, dtype = stored[0].shape, stored[0].dtype
     for tensor in stored:
@@ -96,7 +116,7 @@ def place(
         parts = [n // m for n, m in zip(whole, local, strict=True)]
         cut = math.prod(parts)
         repeated = len(whole) == 1 and cut == 1
-        kv_rows = args.kv_heads * args.head_dim
+        kv_rows = args.kv_heads * args.head_dim // (formats.TILE if len(whole) == 3 else 1)
         shared_heads = whole[0] == kv_rows and cut == parts[0] == args.kv_heads < count
         if max(parts) == cut and (cut == count or repeated or shared_heads):
             regions = [share(whole, local, i, count) for i in range(count)]
@@ -106,3 +126,33 @@ def place(
         f"{name} in {files[0].where} has shape {local}, but {params} asks for {whole}"
         + (f" in {count} parts" if count > 1 else "")
     )
+
+
+def check_shards(files: list[TensorFile], weights: Mapping[str, Weight], params: str) -> None:
+    """Raises ValueError where shards do not belong together, as only their numbers can tell.
+
+    Norms are the same in all shards, and so are KV heads that shards share (nearly: in released
+    ones they may differ by rounding during training); the parts of a matrix are not.
+    """
+    for name, weight in weights.items():
+        pieces = sorted(weight.pieces, key=lambda piece: piece[0])
+        for i, file in enumerate(files):
+            _, stored = pieces[i * len(pieces) // len(files)]
+            if stored.file is not file:
+                rows = slice(None) if len(stored.shape) == 1 else slice(8)
+                a, b = stored.map()[rows].float(), file.tensors[name].map()[rows].float()
+                if not (a - b).norm() <= 0.1 * a.norm():
+                    raise ValueError(
+                        f"{file.where} is not of the same checkpoint as {stored.file.where}, "
+                        f"or {params} of another: their {name} differ; copy all of them "
+                        "again from one place"
+                    )
+    for i, file in enumerate(files):
+        for other in files[:i]:
+            names = [n for n in weights if n.startswith(("layers.0.attention.wq.", "output."))]
+            pairs = [(file.tensors[n].map()[:8], other.tensors[n].map()[:8]) for n in names]
+            if all(torch.equal(a, b) and a.any() for a, b in pairs):
+                raise ValueError(
+                    f"{file.where} holds the same weights as {other.where}: one shard is there "
+                    "twice and another is missing; copy it again"
+                )

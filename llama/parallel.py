@@ -195,18 +195,21 @@ def say(text: str = "", end: str = "\n") -> None:
         print(text, end=end, flush=True)
 
 
-def progress(total: int, description: str, *, done: int = 0, any_rank: bool = False) -> tqdm.tqdm:
+def progress(
+    total: int, description: str, *, done: int = 0, any_rank: bool = False, unit: str = "B"
+) -> tqdm.tqdm:
     """A bar for work on `total` bytes, of which `done` were there before: `with` it, `update` it.
 
     It is for someone who waits, so it shows after a second and leaves nothing behind, on standard
     error and only where that is a terminal: a log or a pipe gets no bars. As with `say`, one
-    process draws; `any_rank` is for work that a single process does, whichever it is.
+    process draws; `any_rank` is for work that a single process does, whichever it is. Where it is
+    not bytes, `unit` says what it is.
     """
     return tqdm.tqdm(
         total=total,
         initial=done,
         desc=description,
-        unit="B",
+        unit=unit,
         unit_scale=True,
         unit_divisor=1000,
         delay=1,

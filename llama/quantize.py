@@ -9,7 +9,14 @@ weight): decoding reads as many bytes less. In int4 the output layer is int8: wh
 nothing after it can mend. The embedding stays as it is, for only a row of it is read. A layer stays
 column or row parallel; groups lie along the inputs, so that ranks cut between them and compute
 what one rank does. Many rows at a time, a prompt, are multiplied by unpacked weights in bfloat16.
+
+With `convert_layer=packed_layers(checkpoint, "int4")` `load_model` packs each weight as it is read,
+or takes it from a folder that holds it packed, and the bfloat16 model never is in memory whole;
+`use_format` then finds nothing left to pack.
 """
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +28,12 @@ from fairscale.nn.model_parallel.mappings import (
 )
 from torch import Tensor, nn
 
-from llama import kernels, parallel
-from llama.model import Transformer
+from llama import formats, kernels, parallel
+from llama.checkpoint import Checkpoint, ConvertLayer
+from llama.inference import InferenceBlock
+from llama.model import Transformer, TransformerBlock
 
 FORMATS = ("bfloat16", "int8", "int4")
-_FEW_ROWS = 16  # up to so many the kernel reads faster than a matrix product
 
 
 class InferenceLinear(nn.Module):
@@ -37,12 +45,27 @@ class InferenceLinear(nn.Module):
 
     weight: nn.Parameter | None
 
-    def __init__(self, layer: ColumnParallelLinear | RowParallelLinear, bits: int) -> None:
+    def __init__(
+        self,
+        layer: ColumnParallelLinear | RowParallelLinear,
+        bits: int,
+        packed: kernels.Packed | None = None,
+    ) -> None:
         super().__init__()
         self.reduces = isinstance(layer, RowParallelLinear)
         self.gathers = not self.reduces and layer.gather_output
-        self.packed = None if bits == 16 else kernels.pack(layer.weight.detach(), bits)
+        if bits < 16 and packed is None:
+            packed = kernels.pack(layer.weight.detach(), bits)
+        self.packed = packed
         self.weight = layer.weight if bits == 16 else None
+
+    @property
+    def matrix(self) -> Tensor | kernels.Packed:
+        """The weights, as `kernels` takes them."""
+        if self.packed is not None:
+            return self.packed
+        assert self.weight is not None
+        return self.weight.detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs); of few rows logits, and sums over ranks, in float32."""
@@ -50,18 +73,14 @@ class InferenceLinear(nn.Module):
             x = copy_to_model_parallel_region(x)  # the ranks' gradients add up to its own
         rows = x.flatten(0, -2)
         as_float = self.gathers or (self.reduces and parallel.model_parallel_size() > 1)
-        few = len(rows) <= _FEW_ROWS and not torch.is_grad_enabled()
-        if self.packed is not None:
-            if few:
-                y = kernels.linear_packed(rows, self.packed, as_float)
-            else:
-                y = F.linear(rows, kernels.unpack(self.packed))
+        few = len(rows) <= kernels.MOST_ROWS and not torch.is_grad_enabled()
+        if few and (x.device.type, x.dtype) == ("cpu", torch.bfloat16):
+            y = kernels.linear(rows, self.matrix, as_float)
+        elif self.packed is not None:
+            y = F.linear(rows, kernels.unpack(self.packed))
         else:
             assert self.weight is not None
-            if few and (x.device.type, x.dtype) == ("cpu", torch.bfloat16):
-                y = kernels.linear(rows, self.weight, as_float)
-            else:
-                y = F.linear(rows, self.weight)
+            y = F.linear(rows, self.weight)
         y = y.unflatten(0, x.shape[:-1])
         if self.gathers:
             return gather_from_model_parallel_region(y)
@@ -97,3 +116,113 @@ def use_format(model: Transformer, name: str) -> None:
                 except ValueError as error:
                     raise ValueError(f"{name}: {child_name}: {error}") from error
                 setattr(module, child_name, layer)
+    for i, block in enumerate(model.layers):
+        assert isinstance(block, TransformerBlock)
+        model.layers[i] = InferenceBlock(block)
+
+
+def stored_format(checkpoint: Checkpoint, name: str | None) -> str | None:
+    """The format to load a checkpoint in: of packed weights only their own is possible."""
+    if checkpoint.quantize and name not in (None, checkpoint.quantize):
+        raise ValueError(
+            f"quantize={name!r}, but {checkpoint.folder.path} holds {checkpoint.quantize} weights; "
+            "take the model that they were made from"
+        )
+    return checkpoint.quantize or name
+
+
+def packed_layers(checkpoint: Checkpoint, name: str) -> ConvertLayer:
+    """For `load_model`: packs each linear layer as it is read, or takes what is packed already.
+
+    What is read are blocks of rows, so that no unpacked weight ever is in memory whole. Raises
+    ValueError for layers that do not divide into groups.
+    """
+    formats.stored_shapes(checkpoint.args, name, parallel.model_parallel_size())
+
+    def convert(layer_name: str, layer: nn.Module, tensors: Iterator[Tensor]) -> nn.Module:
+        assert isinstance(layer, (ColumnParallelLinear, RowParallelLinear))
+        weight_name = f"{layer_name}.weight"
+        bits = formats.bits(name, weight_name)
+        if checkpoint.quantize:
+            packed = kernels.Packed(*tensors)
+        else:
+            shape = tuple(layer.weight.shape)
+            shapes = formats.packed_shapes(weight_name, shape, name).values()
+            data, scales = (
+                torch.empty(shape, dtype=dtype)
+                for shape, dtype in zip(shapes, formats.DTYPES.values(), strict=True)
+            )
+            at = 0
+            for block in pack_blocks(tensors, bits, weight_name):
+                end = at + len(block.data)
+                data[at:end], scales[at:end] = block
+                at = end
+            packed = kernels.Packed(data, scales)
+        return InferenceLinear(layer, bits, packed)
+
+    return convert
+
+
+def pack_blocks(blocks: Iterable[Tensor], bits: int, name: str) -> Iterator[kernels.Packed]:
+    """Packs a matrix by blocks of its rows, multiples of 16, in bfloat16.
+
+    Raises ValueError where a scale would be no finite float16.
+    """
+    for block in blocks:
+        packed = kernels.pack(block.contiguous(), bits)
+        if not packed.scales.isfinite().all():
+            raise ValueError(f"{name} has values that int{bits} can't hold")
+        yield packed
+
+
+class Divergence(NamedTuple):
+    """How two models predict the same text, in nats a token.
+
+    reference   mean negative log-likelihood of the text by the one model
+    packed      and by the other
+    kl          Kullback-Leibler divergence of the other's predictions from those of the one
+    tokens      how many were predicted
+    """
+
+    reference: float
+    packed: float
+    kl: float
+    tokens: int
+
+
+def divergence(
+    reference: Transformer, packed: Transformer, windows: Iterable[Sequence[int]]
+) -> Divergence:
+    """Compares the predictions of two models of one vocabulary on text that neither has seen.
+
+    Each window is a list of token ids, of at most the models' context; from its second on each
+    token is predicted, so that windows better begin with begin_of_text. Perplexity is e to the
+    nats a token. The arithmetic is that of decoding, which also rounds a packed layer's inputs to
+    int8: tokens go through the models at most 16 at a time, as many as the native kernels take,
+    with a cache for what came before. Logits are compared in float32, and no more than those of
+    16 tokens are in memory. Raises ValueError where no window has two tokens.
+    """
+    sums, count = torch.zeros(3, dtype=torch.float64), 0
+    with torch.no_grad():
+        for window in windows:
+            ids = torch.tensor([list(window)])
+            caches = [model.new_cache(1, len(window)) for model in (reference, packed)]
+            for start in range(0, len(window) - 1, kernels.MOST_ROWS):
+                end = min(start + kernels.MOST_ROWS, len(window) - 1)
+                ours, theirs = (
+                    model(ids[:, start:end], start, cache=cache)[0].log_softmax(-1)
+                    for model, cache in zip((reference, packed), caches, strict=True)
+                )
+                targets = ids[0, start + 1 : end + 1]
+                sums += torch.stack(
+                    (
+                        F.nll_loss(ours, targets, reduction="sum"),
+                        F.nll_loss(theirs, targets, reduction="sum"),
+                        F.kl_div(theirs, ours, log_target=True, reduction="sum"),
+                    )
+                )
+                count += end - start
+    if not count:
+        raise ValueError("no text to compare on: give at least two tokens")
+    ours, theirs, kl = (float(value) / count for value in sums)
+    return Divergence(ours, theirs, kl, count)

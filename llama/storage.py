@@ -47,6 +47,7 @@ _STORAGES = {
     "HalfStorage": torch.float16,
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
+    "ByteStorage": torch.uint8,  # of packed weights
 }
 _COMPUTED = "weights should be in " + ", ".join(_SAFETENSORS)
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number, pickled

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -13,9 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sentencepiece
 import torch
 
+from llama import kernels
 from llama.model import ModelArgs
 
 MERGES = (
@@ -127,6 +130,31 @@ def is_mapped(tensor: torch.Tensor, file: Path) -> bool:
         if line.endswith(str(file)) and start <= tensor.data_ptr() < end:
             return True
     return False
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The norm of the error, relative to that of what is expected."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler"
+)
+
+# Architectures to compile native kernels for, and what a processor has to have for each.
+KERNEL_TARGETS = {"x86-64-v3": "avx2", "cascadelake": "avx512_vnni", "x86-64": "sse2", "off": ""}
+
+
+def use_kernels(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts the native kernels for `target`, or none, in the place of this processor's own."""
+    library = None
+    if target != "off":
+        if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+            pytest.skip("needs a C compiler")
+        if KERNEL_TARGETS[target] not in kernels._processor().split():
+            pytest.skip(f"this processor does not run what is compiled for {target}")
+        library = kernels.bind(kernels.compiled(target))
+    monkeypatch.setattr(kernels, "_library", lambda: library)
 
 
 def run_ranks(count: int, function: Callable[..., Any], *args: Any, timeout: float = 300) -> list:

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,13 +17,15 @@ import pytest
 import torch
 from fixtures import tiny_args, write_sentencepiece, write_shards, write_tiktoken
 
-from llama import ChatFormat, Llama, Tokenizer, Transformer, storage
+from llama import ChatFormat, Llama, Tokenizer, Transformer, kernels, storage
+from llama import convert as convert_module
 from llama import weights as weights_module
 from llama.checkpoint import load_model, open_checkpoint
 from llama.convert import convert
 
 transformers = pytest.importorskip("transformers")
 CPU = torch.device("cpu")
+TINY = Path(__file__).parents[1] / "params" / "tiny"
 SHAPES: dict[str, dict[str, Any]] = {
     "Llama 2": {"n_kv_heads": 4},
     "Llama 3.1": {"use_scaled_rope": True, "rope_theta": 500000.0},
@@ -314,3 +318,139 @@ cli.run(lambda: convert.convert({str(meta)!r}, {str(tmp_path / "new")!r}, "meta"
             open_checkpoint(tmp_path / name)
     convert(str(meta), str(tmp_path / "new"), "meta", shards=2)  # the rest is cleared away
     assert {path.name for path in tmp_path.iterdir()} == {"meta", "new"}
+
+
+# ---------------------------------------------------------------- int8 and int4
+
+
+def packed_by_hand(folder: Path, quantize: str) -> dict[str, torch.Tensor]:
+    """What a packed shard should hold, from the shard that `make` has written."""
+    expected = {}
+    for name, weight in torch.load(folder / "consolidated.00.pth").items():
+        if weight.dim() == 1 or name.startswith("tok_"):
+            expected[name] = weight.bfloat16()
+        else:
+            bits = 4 if quantize == "int4" and name != "output.weight" else 8
+            packed = kernels.pack(weight.bfloat16(), bits)
+            expected |= {f"{name}.data": packed.data, f"{name}.scales": packed.scales}
+    return expected
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_packed_weights_are_written_in_metas_layout(
+    quantize: str, dtype: torch.dtype, tied: bool, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    meta = make(tmp_path / "meta", "Llama 3.1", tied, dtype)
+    monkeypatch.setattr(weights_module, "_BLOCK", 1)  # 16 rows at a time
+    convert(str(meta), str(tmp_path / "hf"), "hf")
+    for source in ("meta", "hf"):
+        target = tmp_path / f"{source}-packed"
+        convert(str(tmp_path / source), str(target), quantize=quantize)
+        assert sorted(path.name for path in target.iterdir()) == [
+            "consolidated.00.pth",
+            "params.json",
+            "tokenizer.model",
+        ]
+        params = json.loads((meta / "params.json").read_text())
+        found = json.loads((target / "params.json").read_text())
+        assert found.pop("quantize") == quantize
+        if source == "meta":
+            assert found == params
+        written = torch.load(target / "consolidated.00.pth")
+        expected = packed_by_hand(meta, quantize)
+        assert list(written) == list(expected)
+        for name, tensor in expected.items():
+            assert written[name].dtype == tensor.dtype
+            assert torch.equal(written[name], tensor), name
+    assert "--text FILE measures" in capsys.readouterr().out
+
+
+def test_packed_shards_are_cut_between_tiles(tmp_path: Path) -> None:
+    convert(str(TINY), str(tmp_path / "one"), quantize="int4")
+    convert(str(TINY), str(tmp_path / "four"), quantize="int4", shards=4)
+    whole = torch.load(tmp_path / "one" / "consolidated.00.pth")
+    parts = [torch.load(tmp_path / "four" / f"consolidated.{i:02d}.pth") for i in range(4)]
+    for name, tensor in whole.items():
+        dim = 1 if ".wo." in name or ".w2." in name else 0
+        cut = torch.cat([part[name] for part in parts], dim) if tensor.dim() > 1 else parts[3][name]
+        assert torch.equal(cut, tensor), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quantize": "int5"}, "--quantize int5: it should be int8 or int4"),
+        ({"quantize": "int4", "to": "hf"}, "--to hf with --quantize int4: packed weights have a"),
+        ({"quantize": "int4", "dtype": "float16"}, "--dtype float16 with --quantize int4"),
+        ({"to": "meta", "text": "story.txt"}, "--text measures what --quantize costs: give both"),
+        (
+            {"quantize": "int8", "shards": 2},
+            r"int8: layers\.0\.attention\.wk\.weight: a matrix of 8 x 32 can't be packed in tiles "
+            "of 16 x 32, in 2 parts",
+        ),
+        ({}, "--to None: it should be meta or hf"),
+    ],
+)
+def test_what_cannot_be_packed(options: dict, message: str, tmp_path: Path) -> None:
+    meta = make(tmp_path / "meta", "Llama 3.1")
+    with pytest.raises(ValueError, match=message):
+        convert(str(meta), str(tmp_path / "new"), **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["meta"]
+
+
+def test_packed_weights_are_not_converted_again(tmp_path: Path) -> None:
+    meta = make(tmp_path / "meta", "Llama 3.1")
+    convert(str(meta), str(tmp_path / "packed"), quantize="int4")
+    message = "packed holds int4 weights; convert from the model that they were made from"
+    for options in ({"to": "hf"}, {"to": "meta"}, {"quantize": "int8"}):
+        with pytest.raises(ValueError, match=message):
+            convert(str(tmp_path / "packed"), str(tmp_path / "new"), **options)
+    assert not (tmp_path / "new").exists()
+
+
+def test_values_that_a_scale_cannot_hold_are_an_error(tmp_path: Path) -> None:
+    meta = make(tmp_path / "meta", "Llama 3.1")
+    weights = torch.load(meta / "consolidated.00.pth")
+    weights["layers.1.attention.wo.weight"][3, 3] = 1e9
+    torch.save(weights, meta / "consolidated.00.pth")
+    with pytest.raises(ValueError, match=r"layers\.1\.attention\.wo\.weight .*int4 can't hold"):
+        convert(str(meta), str(tmp_path / "new"), quantize="int4")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["meta"]
+    with pytest.raises(ValueError, match=r"layers\.1\.attention\.wo\.weight .*int4 can't hold"):
+        Llama.build(meta, device="cpu", quantize="int4")
+
+
+def test_the_cost_of_packing_is_told(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(convert_module, "_WINDOW", 33)
+    text = tmp_path / "story.txt"
+    text.write_text(
+        "Once upon a time there was a dog named Tim. He liked to play in the park. " * 3
+    )
+    ids = Tokenizer(TINY / "tokenizer.model").encode(text.read_text())
+    assert len(ids) > 33
+    for quantize, most in (("int8", 0.005), ("int4", 0.1)):
+        convert(str(TINY), str(tmp_path / quantize), quantize=quantize, text=str(text))
+        told = capsys.readouterr().out
+        losses = re.findall(r"^(\w+) +([0-9.]+) nats a token, perplexity ([0-9.]+)$", told, re.M)
+        assert [name for name, *_ in losses] == ["bfloat16", quantize]
+        for _, loss, perplexity in losses:
+            assert 0.5 < float(loss) < 4
+            assert float(perplexity) == pytest.approx(math.exp(float(loss)), rel=1e-3)
+        found = re.search(r"KL divergence ([0-9.]+) nats a token, of ([0-9,]+) tokens", told)
+        assert found is not None
+        assert 0 < float(found[1]) < most
+        assert int(found[2]) == len(ids)  # each once, begin_of_text before each piece
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "is empty: give a text"), (b"\xff\xfe", "is not UTF-8 text")]
+)
+def test_a_text_that_is_none(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        convert(str(TINY), str(tmp_path / "new"), quantize="int4", text=str(tmp_path / "text"))
+    with pytest.raises(FileNotFoundError, match="nothing-here"):
+        convert(str(TINY), str(tmp_path / "new"), quantize="int4", text="nothing-here")
+    assert not (tmp_path / "new").exists()

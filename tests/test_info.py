@@ -9,21 +9,13 @@ import pytest
 import torch
 from fixtures import run_ranks, tiny_args, write_sentencepiece, write_tiktoken
 
-from llama import Tokenizer, Transformer, huggingface, parallel
+from llama import Tokenizer, Transformer, huggingface, memory, parallel
 from llama import info as module
 from llama.args import ModelArgs
 from llama.checkpoint import save_model
-from llama.info import (
-    Facts,
-    Place,
-    best_setting,
-    info,
-    need,
-    read_facts,
-    short_count,
-    this_machine,
-    verdict,
-)
+from llama.convert import convert
+from llama.info import info, read_facts, short_count
+from llama.memory import Facts, Place, best_setting, need, this_machine, verdict
 from llama.storage import Entry, write_tensors
 
 PARAMS = Path(__file__).parents[1] / "params"
@@ -300,18 +292,93 @@ def test_nothing_fits() -> None:
     assert len(verdict(facts, [cpu(25), gpus(2, 24)], 64, 131072)) == 2
 
 
+def main_memory(gigabytes: float, dtype: str = "bfloat16") -> Place:
+    return Place("the memory", gigabytes * 1e9, dtype, is_cpu=True)
+
+
+def test_packed_weights_are_proposed_where_others_do_not_fit() -> None:
+    facts = released("Meta-Llama-3-8B")
+    lines = verdict(facts, [main_memory(12)], 1, 8192)
+    assert lines == [
+        "Does not fit the memory of 12.0 GB: it takes 19.3 GB in bfloat16 on 1 rank.",
+        # 1.1 * (2 * 525,602,816 + 7,504,658,432 * 17 / 16 + 8192 * 131,072) + 0.5 GB
+        "With quantize=int8 it fits: 11.6 GB in int8 on 1 rank.",
+    ]
+    assert verdict(facts, [main_memory(10)], 1, 8192)[1:] == [
+        "With quantize=int4 it fits: 7.8 GB in int4 on 1 rank."
+    ]
+    shorter, packed = verdict(facts, [main_memory(19)], 1, 8192)[1:]
+    assert shorter.startswith("With max_seq_len=")
+    assert shorter.endswith("in bfloat16 on 1 rank.")
+    assert packed == "With quantize=int8 it fits: 11.6 GB in int8 on 1 rank."
+    short = verdict(facts, [main_memory(7)], 1, 8192)[1]
+    assert re.fullmatch(r"With quantize=int4 and max_seq_len=\d+ it fits: \S+ GB in int4 .*", short)
+    assert "a GPU of 24 GB" in verdict(facts, [main_memory(6)], 1, 8192)[1]
+
+
+def test_packed_weights_are_not_proposed_where_another_dtype_is_enough() -> None:
+    lines = verdict(released("Meta-Llama-3-8B"), [main_memory(25, "float32")], 1, 4096)
+    assert lines[1:] == ["With dtype=bfloat16 it fits: 18.8 GB in bfloat16 on 1 rank."]
+    (line,) = verdict(released("Meta-Llama-3-8B"), [main_memory(25)], 1, 4096)
+    assert line.startswith("Fits")
+
+
+def test_packed_weights_are_not_proposed_for_layers_that_are_no_tiles() -> None:
+    args = ModelArgs(dim=4080, n_layers=32, n_heads=30, vocab_size=32000, max_seq_len=1024)
+    facts = Facts("odd", "params.json", {}, args, False)
+    assert facts.misfit(1) is None
+    assert facts.misfit(1, "int4") is not None
+    assert "quantize" not in "".join(verdict(facts, [main_memory(8)], 1, 1024))
+
+
+@pytest.mark.parametrize(("quantize", "weights"), [("int8", "8.2 MB"), ("int4", "5.9 MB")])
+def test_packed_weights_on_disk(quantize: str, weights: str, said, machine, tmp_path: Path) -> None:
+    folder = tmp_path / "packed"
+    convert(str(PARAMS / "tiny"), str(folder), quantize=quantize)
+    machine(gpus(1, 24), main_memory(25))
+    text = said(str(folder)).rpartition("packed: ")[2]
+    size = (folder / "consolidated.00.pth").stat().st_size / 1e6
+    assert f"weights     {quantize} in 1 shard, {size:.1f} MB, in Meta's layout\n" in text
+    assert re.search(rf"^  {quantize} +weights +{weights} ", text, re.M)
+    assert f"Not on the GPUs of 24.0 GB: {quantize} weights are multiplied on a CPU.\n" in text
+    assert re.search(
+        rf"^Fits the memory of 25.0 GB: it takes \S+ MB in {quantize} on 1", text, re.M
+    )
+    assert "bfloat16" not in text
+    assert "quantize=" not in text
+    facts = read_facts(str(folder))
+    assert facts.checkpoint is not None
+    stored = sum(tensor.nbytes for tensor in facts.checkpoint.files[0].tensors.values())
+    assert need(facts, quantize, 1, 1, 1024).weights == stored
+    (folder / "consolidated.00.pth").unlink()
+    assert f"none here, only params.json, for {quantize} weights\n" in said(str(folder))
+
+
+def test_packed_weights_that_do_not_fit(tmp_path: Path) -> None:
+    params = json.loads((PARAMS / "Meta-Llama-3-8B" / "params.json").read_text())
+    (tmp_path / "params.json").write_text(json.dumps({**params, "quantize": "int4"}))
+    facts = read_facts(str(tmp_path))
+    no, how = verdict(facts, [main_memory(7)], 1, 8192)
+    assert no == "Does not fit the memory of 7.0 GB: it takes 7.8 GB in int4 on 1 rank."
+    assert re.fullmatch(r"With max_seq_len=\d+ it fits: \S+ GB in int4 on 1 rank.", how)
+    assert len(verdict(facts, [main_memory(4)], 1, 8192)) == 1
+    (tmp_path / "params.json").write_text(json.dumps({**params, "quantize": "int3"}))
+    with pytest.raises(ValueError, match=r"params.json: quantize is 'int3', which is none of"):
+        read_facts(str(tmp_path))
+
+
 # ---------------------------------------------------------------- this machine
 
 
 def test_memory_is_what_the_container_may_have(tmp_path: Path) -> None:
-    whole = module._main_memory(str(tmp_path))
+    whole = memory._main_memory(str(tmp_path))
     assert whole > 10**8
     (tmp_path / "memory.max").write_text("max\n")
-    assert module._main_memory(str(tmp_path)) == whole
+    assert memory._main_memory(str(tmp_path)) == whole
     (tmp_path / "memory.max").write_text("123000000\n")
-    assert module._main_memory(str(tmp_path)) == 123_000_000
+    assert memory._main_memory(str(tmp_path)) == 123_000_000
     (tmp_path / "memory.max").write_text(f"{10**18}\n")
-    assert module._main_memory(str(tmp_path)) == whole
+    assert memory._main_memory(str(tmp_path)) == whole
 
 
 def test_a_machine_without_gpus(monkeypatch) -> None:
@@ -320,7 +387,7 @@ def test_a_machine_without_gpus(monkeypatch) -> None:
     (place,) = this_machine(10**9)
     usual = str(parallel.select_dtype(torch.device("cpu")))
     assert (place.name, f"torch.{place.dtype}") == ("this machine's main memory", usual)
-    assert (place.memory, place.devices) == (module._main_memory(), 1)
+    assert (place.memory, place.devices) == (memory._main_memory(), 1)
 
 
 def test_a_machine_with_gpus(monkeypatch) -> None:
@@ -332,8 +399,9 @@ def test_a_machine_with_gpus(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     monkeypatch.setattr(parallel, "select_device", lambda *_: pytest.fail("not needed"))
     first, *_, last = this_machine(10**9)
-    assert first == ("this machine's 3 GPUs (Small)", 40e9, "float16", 3)
+    assert first == ("this machine's 3 GPUs (Small)", 40e9, "float16", 3, False)
     assert last.name == "this machine's main memory"
+    assert last.is_cpu
 
 
 def test_an_apple_machine(monkeypatch) -> None:
@@ -342,7 +410,7 @@ def test_an_apple_machine(monkeypatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *_: True)
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 12_000_000_000)
     first, _ = this_machine(10**9)
-    assert first == ("this machine's Apple GPU", 12_000_000_000, "bfloat16", 1)
+    assert first == ("this machine's Apple GPU", 12_000_000_000, "bfloat16", 1, False)
 
 
 # ---------------------------------------------------------------- what is read and told

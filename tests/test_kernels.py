@@ -5,38 +5,25 @@ import shutil
 
 import pytest
 import torch
+from fixtures import KERNEL_TARGETS, difference, needs_compiler, use_kernels
 
 from llama import kernels
-from llama.kernels import Packed, linear, linear_packed, pack, unpack
+from llama.kernels import Packed, linear, pack, unpack
 
 MATRICES = [(16, 32), (48, 96), (256, 768), (4096, 64)]
 RAGGED = [(1, 1), (3, 7), (5, 33), (18, 100)]
-needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler"
-)
 
 
-@pytest.fixture(params=["native", "plain C", "torch"])
+@pytest.fixture(params=["native", *KERNEL_TARGETS])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The library for this processor, what any processor can run of it, or none."""
-    if request.param == "torch":
-        monkeypatch.setattr(kernels, "_library", lambda: None)
-    elif not any(map(shutil.which, ("cc", "gcc", "clang"))):
-        pytest.skip("needs a C compiler")
-    elif request.param == "plain C":
-        if kernels.platform.machine() != "x86_64":
-            pytest.skip("names an architecture without vectors of its own on x86 only")
-        library = kernels.bind(kernels.compiled("x86-64"))
-        monkeypatch.setattr(kernels, "_library", lambda: library)
+    """The library for this processor, those for lesser ones, or none."""
+    if request.param != "native":
+        use_kernels(request.param, monkeypatch)
     return request.param
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
-
-
-def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
@@ -70,8 +57,8 @@ def test_packed(kind: str, n: int, k: int, rows: int, bits: int) -> None:
     x, packed = numbers(rows, k), pack(numbers(n, k, seed=1), bits)
     assert (packed.bits, packed.shape) == (bits, (n, k))
     expected = rounded(x) @ unpack(packed, torch.float64).T
-    assert difference(linear_packed(x, packed, as_float=True), expected) < 1e-6
-    y = linear_packed(x, packed)
+    assert difference(linear(x, packed, as_float=True), expected) < 1e-6
+    y = linear(x, packed)
     assert y.dtype == torch.bfloat16
     assert difference(y, expected) < 4e-3
 
@@ -97,6 +84,15 @@ def test_the_twin_packs_alike(bits: int, monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.equal(unpack(ours)[3, 32:64], torch.zeros(32, dtype=torch.bfloat16))
 
 
+def test_a_matrix_that_is_not_contiguous(kind: str) -> None:
+    x, wide = numbers(3, 64), numbers(64, 128, seed=1)
+    for weight in (wide[:, 64:], wide.T[:64]):
+        copy = weight.clone(memory_format=torch.contiguous_format)
+        assert torch.equal(linear(x, weight), linear(x, copy))
+        for ours, theirs in zip(pack(weight, 4), pack(copy, 4), strict=True):
+            assert torch.equal(ours, theirs)
+
+
 def test_int4_uses_all_sixteen_values(kind: str) -> None:
     weight = torch.arange(-8, 8).repeat(16, 2).bfloat16()  # exactly what int4 can say
     assert torch.equal(unpack(pack(weight, 4)), weight)
@@ -105,18 +101,18 @@ def test_int4_uses_all_sixteen_values(kind: str) -> None:
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
 def test_a_row_depends_on_no_other(kind: str, bits: int) -> None:
-    if kind == "torch" and bits == 16:
+    if kind == "off" and bits == 16:
         pytest.skip("torch's product of bfloat16 rounds by the number of rows")
     x, weight = numbers(13, 256), numbers(64, 256, seed=1)
     packed = pack(weight, bits) if bits < 16 else None
 
     def product(rows: torch.Tensor) -> torch.Tensor:
-        y = linear_packed(rows, packed, True) if packed else linear(rows, weight, True)
-        return y if kind != "torch" else y.bfloat16()  # its float32 differs by rounding
+        y = linear(rows, packed, True) if packed else linear(rows, weight, True)
+        return y if kind != "off" else y.bfloat16()  # its float32 differs by rounding
 
     alone = torch.cat([product(x[i : i + 1]) for i in range(13)])
     together = product(x)
-    if kind == "torch":
+    if kind == "off":
         assert difference(together, alone) < 1e-3
     else:
         assert torch.equal(together, alone)
@@ -127,7 +123,7 @@ def test_a_row_depends_on_no_other(kind: str, bits: int) -> None:
 def test_what_is_not_finite_stays_so_in_its_row(kind: str, bits: int, wrong: float) -> None:
     x, weight = numbers(3, 64), numbers(32, 64, seed=1)
     x[1, 5] = wrong
-    y = linear(x, weight) if bits == 16 else linear_packed(x, pack(weight, bits))
+    y = linear(x, weight) if bits == 16 else linear(x, pack(weight, bits))
     assert not y[1].isfinite().any()
     assert y[[0, 2]].isfinite().all()
 
@@ -135,8 +131,8 @@ def test_what_is_not_finite_stays_so_in_its_row(kind: str, bits: int, wrong: flo
 def test_zeros(kind: str) -> None:
     zeros = torch.zeros(2, 64, dtype=torch.bfloat16)
     packed = pack(torch.zeros(32, 64, dtype=torch.bfloat16), 8)
-    assert not linear_packed(zeros, packed).any()
-    assert not linear_packed(numbers(2, 64), packed).any()
+    assert not linear(zeros, packed).any()
+    assert not linear(numbers(2, 64), packed).any()
 
 
 @pytest.mark.parametrize(("n", "k"), [(8, 32), (16, 48)])
@@ -157,8 +153,31 @@ def test_without_a_compiler_one_line_says_so(
         assert difference(linear(x, weight), x.double() @ weight.double().T) < 4e-3
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.startswith("no native kernels, decoding is slower: ")
+    assert err.startswith("no native kernels, decoding takes ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "notice"),
+    [
+        ("off", "no native kernels, decoding takes 2 to 20 times as long: LLAMA_KERNELS=off"),
+        pytest.param(
+            "x86-64-v3",
+            "native kernels for x86-64-v3, where this processor may be faster (LLAMA_KERNELS)",
+            marks=pytest.mark.skipif("avx2" not in kernels._processor(), reason="needs AVX2"),
+        ),
+        ("no-such-processor", "no native kernels, decoding takes 2 to 20 times as long: "),
+    ],
+)
+def test_kernels_can_be_chosen(
+    target: str, notice: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("LLAMA_KERNELS", target)
+    monkeypatch.setattr(kernels, "_library", kernels.functools.cache(kernels._library.__wrapped__))
+    x, weight = numbers(2, 32), numbers(16, 32)
+    assert difference(linear(x, weight), x.double() @ weight.double().T) < 4e-3
+    assert kernels.available() == (target == "x86-64-v3")
+    assert capfd.readouterr().err.startswith(notice)
 
 
 @needs_compiler

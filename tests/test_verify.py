@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from llama import Llama, Tokenizer, Transformer
 from llama.cli import run
+from llama.convert import convert
 from llama.model import ModelArgs
 from llama.verify import examine, verify
 
@@ -689,3 +690,133 @@ def test_tied_weights_are_read_once_and_parts_of_a_storage_as_they_are(
 
     change_weights(FIRST, change)(folder)
     assert troubles(folder) == []
+
+
+# ---------------------------------------------------------------- int8 and int4
+
+DATA, SCALES = f"{WQ}.data", f"{WQ}.scales"
+
+
+def shape(key: str, found: str, expected: str) -> str:
+    return re.escape(
+        f"{key} in FOLDER/{FIRST} has shape {found}, but FOLDER/params.json asks for {expected}"
+    ).replace("FOLDER", ".*")
+
+
+PACKED_DAMAGES: dict[str, tuple[Damage, str]] = {
+    "no scales": (
+        change_weights(FIRST, lambda weights: weights.pop(SCALES)),
+        rf"{FIRST} does not fit .*params.json .*lacks 1 weight\(s\): {SCALES}",
+    ),
+    "a weight that is not packed": (
+        change_weights(FIRST, lambda weights: weights.update({WQ: weights.pop(DATA)})),
+        rf"{FIRST} .*lacks 1 weight\(s\): {DATA}; has unexpected 1 weight\(s\): {WQ}",
+    ),
+    "data of int8 in int4": (
+        set_weight(FIRST, DATA, lambda data: data.repeat(1, 1, 2)),
+        shape(DATA, "(16, 8, 512)", "(16, 8, 256)"),
+    ),
+    "a tile less": (
+        set_weight(FIRST, SCALES, lambda scales: scales[:-1].clone()),
+        shape(SCALES, "(15, 8, 16)", "(16, 8, 16)"),
+    ),
+    "scales in bfloat16": (
+        set_weight(FIRST, SCALES, lambda scales: scales.bfloat16()),
+        f"{FIRST} holds {SCALES} in torch.bfloat16, which should be torch.float16",
+    ),
+    "data in float16": (
+        set_weight(FIRST, DATA, lambda data: data.half()),
+        f"{FIRST} holds {DATA} in torch.float16, which should be torch.uint8",
+    ),
+    "a norm of bytes": (
+        set_weight(FIRST, NORM, lambda norm: norm.to(torch.uint8)),
+        f"{FIRST} holds {NORM} in torch.uint8, which should be bfloat16, float16, float32 or",
+    ),
+    "another format": (
+        change_json("params.json", quantize="int8"),
+        f"in .*{FIRST} has shape .*, but .*params.json asks for",
+    ),
+    "a format unknown here": (
+        change_json("params.json", quantize="int3"),
+        "params.json: quantize is 'int3', which is none of int8, int4",
+    ),
+    "no format": (
+        change_json("params.json", quantize=None),
+        "params.json: quantize is None, which is none of int8, int4",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packed") / "int4"
+    convert(str(TINY), str(folder), quantize="int4")
+    return folder
+
+
+@pytest.mark.parametrize("name", PACKED_DAMAGES)
+def test_damaged_packed_weights_are_told_and_never_load(
+    name: str, packed: Path, tmp_path: Path
+) -> None:
+    damage, message = PACKED_DAMAGES[name]
+    folder = Path(shutil.copytree(packed, tmp_path / "damaged"))
+    assert not troubles(folder)
+    damage(folder)
+    assert any(re.search(message, trouble) for trouble in troubles(folder)), troubles(folder)
+    with pytest.raises(ValueError, match=message):
+        Llama.build(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            set_weight(FIRST, SCALES, lambda scales: [scales[2, 3].fill_(INF)]),
+            rf"{SCALES} has 16 NaN or infinite value\(s\), the first is inf at \[2, 3, 0\]",
+        ),
+        (
+            set_weight(FIRST, DATA, lambda data: data.zero_()),
+            f"{DATA} holds nothing but zeros",
+        ),
+        (flip(FIRST), f"{FIRST}: the bytes of .* are not those that were written"),
+    ],
+    ids=["infinite scales", "zeros", "a bit"],
+)
+def test_what_only_verify_sees_of_packed_weights(
+    damage: Damage, message: str, packed: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(packed, tmp_path / "damaged"))
+    damage(folder)
+    assert any(re.search(message, trouble) for trouble in troubles(folder)), troubles(folder)
+
+
+def test_sound_packed_weights(packed: Path, tmp_path: Path, capsys) -> None:
+    folder = Path(shutil.copytree(packed, tmp_path / "sound"))
+    listed(FIRST)(folder)
+    verify(str(folder))
+    told = capsys.readouterr().out
+    assert (
+        "consolidated.00.pth  ok  5.9 MB, 100 tensors, its sum is that in checklist.chk\n" in told
+    )
+    assert told.endswith(f"{folder} is complete and sound\n")
+
+
+def test_packed_shards_that_do_not_belong_together(tmp_path: Path) -> None:
+    convert(str(TINY), str(tmp_path / "two"), quantize="int4", shards=2)
+    assert not troubles(tmp_path / "two")
+    first, second = (torch.load(tmp_path / "two" / name) for name in (FIRST, SHARD))
+    second[NORM] += 1
+    torch.save(second, tmp_path / "two" / SHARD)
+    (told,) = troubles(tmp_path / "two")
+    assert "is not of the same checkpoint as" in told
+    torch.save(first, tmp_path / "two" / SHARD)
+    (told,) = troubles(tmp_path / "two")
+    assert "holds the same weights as" in told
+
+
+def test_bytes_are_no_weights_where_none_are_packed(sound: Path, tmp_path: Path) -> None:
+    folder = copied(sound, "meta-1", tmp_path)
+    set_weight(FIRST, WQ, lambda weight: weight.to(torch.uint8))(folder)
+    message = f"{FIRST} holds {WQ} in torch.uint8, which should be bfloat16, float16, float32 or"
+    with pytest.raises(ValueError, match=message):
+        load(folder)

@@ -1,12 +1,16 @@
 """Native CPU kernels for the few rows that decoding multiplies, each with its twin in plain torch.
 
 The C sources lie beside this file. They are compiled at first use, by the compiler that is there
-and for the processor that is there, in about a second, and kept for the next time; without a
-compiler one line says so and the twins compute the same, slower. Threads are torch's own: the
-library is bound to the OpenMP that torch has loaded, so `torch.set_num_threads` holds for it.
+and for the processor that is there, in two seconds, and kept for the next time; without a compiler
+one line says so and the twins compute the same, slower. Threads are torch's own: the library is
+bound to the OpenMP that torch has loaded, so `torch.set_num_threads` holds for it. LLAMA_KERNELS in
+the environment names another architecture to compile for (`x86-64-v3`: no AVX-512), or is `off`.
 
     y = linear(x, weight)                       # x (rows, k) and weight (n, k) in bfloat16
     y = linear_packed(x, pack(weight, bits=4))  # int8 or int4 in groups of 32 inputs
+
+The halves of a transformer block, `AttentionHalf` and `FeedForwardHalf`, do all that lies between
+such products too. Their twin is `TransformerBlock` itself.
 """
 
 import ctypes
@@ -18,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +34,10 @@ from llama import files, parallel
 
 GROUP = 32  # inputs that share a scale
 _TILE = 16  # outputs that lie side by side in packed weights
-_SOURCE = Path(__file__).with_name("linear.c")
+MOST_ROWS = 16  # of a block's half: more are a matter for matrix products
+_SOURCES = [
+    Path(__file__).with_name(name) for name in ("vectors.h", "linear.h", "linear.c", "block.c")
+]
 
 
 class Packed(NamedTuple):
@@ -50,33 +58,24 @@ class Packed(NamedTuple):
         return self.data.shape[0] * _TILE, self.data.shape[1] * GROUP
 
 
-def linear(x: Tensor, weight: Tensor, as_float: bool = False) -> Tensor:
-    """x (rows, k) times weight (n, k), both bfloat16, to (rows, n); sums in float32.
+def linear(x: Tensor, weight: Tensor | Packed, as_float: bool = False) -> Tensor:
+    """x (rows, k) in bfloat16 times weight (n, k), bfloat16 or packed: (rows, n).
 
-    The result is bfloat16, or with `as_float` float32. A row's result depends on no other row.
+    Sums are float32, the result bfloat16, or with `as_float` float32. A row's result depends on no
+    other row. For packed weights inputs are rounded to int8, in groups of 32 too.
     """
     library = _library()
     if library is None:
-        if as_float:
-            return F.linear(x.float(), weight.float())
-        return F.linear(x, weight)
-    x, weight, (n, k) = x.contiguous(), weight.contiguous(), weight.shape
+        if isinstance(weight, Packed):
+            y = F.linear(_rounded(x), unpack(weight, torch.float32))
+            return y if as_float else y.bfloat16()
+        return F.linear(x.float(), weight.float()) if as_float else F.linear(x, weight)
+    if isinstance(weight, Tensor):
+        weight = weight.contiguous()
+    x, n = x.contiguous(), weight.shape[0]
     y = x.new_empty(len(x), n, dtype=torch.float32 if as_float else torch.bfloat16)
-    library.linear_bf16(x.data_ptr(), weight.data_ptr(), y.data_ptr(), len(x), n, k, as_float)
-    return y
-
-
-def linear_packed(x: Tensor, weight: Packed, as_float: bool = False) -> Tensor:
-    """As `linear`, by packed weights. Inputs are rounded to int8, in groups of 32 too."""
-    library = _library()
-    if library is None:
-        y = F.linear(_rounded(x), unpack(weight, torch.float32))
-        return y if as_float else y.bfloat16()
-    x, (n, k) = x.contiguous(), weight.shape
-    y = x.new_empty(len(x), n, dtype=torch.float32 if as_float else torch.bfloat16)
-    pointers = (t.data_ptr() for t in (x, weight.data, weight.scales, y))
-    if library.linear_packed(*pointers, len(x), n, k, weight.bits, as_float):
-        raise MemoryError(f"no memory for {len(x)} rows of {k} inputs")
+    matrix = _Matrix.of(weight)
+    _check(library.linear(ctypes.byref(matrix), x.data_ptr(), y.data_ptr(), len(x), as_float))
     return y
 
 
@@ -93,7 +92,8 @@ def pack(weight: Tensor, bits: int) -> Packed:
     if library is not None:
         data = torch.empty(n // _TILE, k // GROUP, GROUP * _TILE * bits // 8, dtype=torch.uint8)
         scales = torch.empty(n // _TILE, k // GROUP, _TILE, dtype=torch.float16)
-        pointers = (t.data_ptr() for t in (weight.contiguous(), data, scales))
+        weight = weight.contiguous()
+        pointers = (t.data_ptr() for t in (weight, data, scales))
         library.pack_linear(*pointers, n, k, bits)
         return Packed(data, scales)
     groups = weight.float().view(n, k // GROUP, GROUP)
@@ -148,26 +148,165 @@ def _rounded(x: Tensor) -> Tensor:
     return ((groups * inverse).round() * (most / 127)).flatten(-2)
 
 
+class _Matrix(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("n", "k", "bits")),
+    )
+
+    @classmethod
+    def of(cls, weight: Tensor | Packed) -> "_Matrix":
+        if isinstance(weight, Packed):
+            pointers = weight.data.data_ptr(), weight.scales.data_ptr()
+            return cls(*pointers, *weight.shape, weight.bits)
+        return cls(weight.data_ptr(), None, *weight.shape, 16)
+
+
+class _AttentionLayer(ctypes.Structure):
+    _fields_ = (
+        ("norm", ctypes.c_void_p),
+        ("eps", ctypes.c_double),
+        *((name, ctypes.c_int64) for name in ("heads", "kv_heads", "head_dim")),
+        *((name, _Matrix) for name in ("wq", "wk", "wv", "wo")),
+    )
+
+
+class _FeedForwardLayer(ctypes.Structure):
+    _fields_ = (
+        ("norm", ctypes.c_void_p),
+        ("eps", ctypes.c_double),
+        *((name, _Matrix) for name in ("w1", "w2", "w3")),
+    )
+
+
+class _CacheLayer(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+        *((name, ctypes.c_int64) for name in ("row", "head", "positions")),
+    )
+
+
+class _Places(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "seq", "start")),
+        *((name, ctypes.c_void_p) for name in ("starts", "turns")),
+    )
+
+
+def _check(status: int) -> None:
+    if status == 1:
+        raise MemoryError("no memory for a native kernel's rows")
+    if status == 2:
+        raise IndexError("a position lies outside of the KV cache")
+
+
+def available() -> bool:
+    """Whether there are native kernels; the first call compiles them."""
+    return _library() is not None
+
+
+class AttentionHalf:
+    """x + wo(attention(rms_norm(x))) for a few rows, over a KV cache in bfloat16.
+
+    `weights` are wq, wk, wv and wo, as this rank has them. They and the norm's weight (dim,) must
+    stay where they are.
+    """
+
+    def __init__(
+        self, norm: Tensor, eps: float, head_dim: int, weights: Sequence[Tensor | Packed]
+    ) -> None:
+        self._kept = norm, weights
+        heads, kv_heads = (weight.shape[0] // head_dim for weight in weights[:2])
+        matrices = map(_Matrix.of, weights)
+        self._layer = _AttentionLayer(norm.data_ptr(), eps, heads, kv_heads, head_dim, *matrices)
+
+    def __call__(
+        self,
+        x: Tensor,
+        start: int | Tensor,
+        turns: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        partial: bool,
+    ) -> Tensor:
+        """x (batch, seq, dim) in bfloat16, at most `MOST_ROWS` rows, to the same shape.
+
+        `start` is the position of each row's first token, one or (batch,); `turns` the complex
+        rotations (seq, head_dim / 2), with (batch,) before them where starts differ. `keys` and
+        `values` (batch, kv_heads, positions, head_dim) take those of x. With `partial` the result
+        is float32 and lacks x: other ranks' parts are to be added. Raises IndexError for a position
+        that the cache does not have.
+        """
+        library = _library()
+        assert library is not None
+        assert keys.stride() == values.stride()
+        x, turns = x.contiguous(), turns.contiguous()
+        batch, seq, _ = x.shape
+        y = torch.empty_like(x, dtype=torch.float32 if partial else None)
+        starts = start.contiguous() if isinstance(start, Tensor) else None
+        places = _Places(
+            batch * seq,
+            seq,
+            0 if isinstance(start, Tensor) else start,
+            None if starts is None else starts.data_ptr(),
+            turns.data_ptr(),
+        )
+        cache = _CacheLayer(
+            keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1), keys.shape[2]
+        )
+        parts = (ctypes.byref(part) for part in (self._layer, cache, places))
+        _check(library.attention(*parts, x.data_ptr(), y.data_ptr(), partial))
+        return y
+
+
+class FeedForwardHalf:
+    """x + w2(silu(w1 n) * w3 n) with n = rms_norm(x), for a few rows; `weights` are w1, w2, w3."""
+
+    def __init__(self, norm: Tensor, eps: float, weights: Sequence[Tensor | Packed]) -> None:
+        self._kept = norm, weights
+        self._layer = _FeedForwardLayer(norm.data_ptr(), eps, *map(_Matrix.of, weights))
+
+    def __call__(self, x: Tensor, partial: bool) -> Tensor:
+        """x (..., dim) and the result as in `AttentionHalf`."""
+        library = _library()
+        assert library is not None
+        x = x.contiguous()
+        y = torch.empty_like(x, dtype=torch.float32 if partial else None)
+        rows = x.numel() // x.shape[-1]
+        layer = ctypes.byref(self._layer)
+        _check(library.feed_forward(layer, x.data_ptr(), y.data_ptr(), rows, partial))
+        return y
+
+
 @functools.cache
 def _library() -> ctypes.CDLL | None:
+    target = os.environ.get("LLAMA_KERNELS", "native")
     try:
-        path = compiled()
+        if target == "off":
+            raise OSError("LLAMA_KERNELS=off")
+        path = compiled(target)
     except (OSError, subprocess.CalledProcessError) as error:
-        output = getattr(error, "stderr", None) or str(error)
-        if parallel.is_main():
-            reason = output.strip().splitlines()[-1:] or [""]
-            print(f"no native kernels, decoding is slower: {reason[0]:.200}", file=sys.stderr)
+        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        _notice(f"no native kernels, decoding takes 2 to 20 times as long: {lines[-1]:.200}")
         return None
+    if target != "native":
+        _notice(f"native kernels for {target}, where this processor may be faster (LLAMA_KERNELS)")
     return bind(path)
+
+
+def _notice(text: str) -> None:
+    if parallel.is_main():
+        print(text, file=sys.stderr)
 
 
 def bind(path: Path) -> ctypes.CDLL:
     """A compiled library, its functions declared."""
     library = ctypes.CDLL(str(path))
     pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    library.linear_bf16.argtypes = [*[pointer] * 3, *[size] * 3, flag]
-    library.linear_bf16.restype = None
-    library.linear_packed.argtypes = [*[pointer] * 4, *[size] * 3, flag, flag]
+    library.linear.argtypes = [*[pointer] * 3, size, flag]
+    library.attention.argtypes = [*[pointer] * 5, flag]
+    library.feed_forward.argtypes = [*[pointer] * 3, size, flag]
     library.pack_linear.argtypes = [*[pointer] * 3, *[size] * 2, flag]
     library.pack_linear.restype = None
     return library
@@ -188,11 +327,16 @@ def compiled(target: str = "native") -> Path:
     flags += ["-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
     # torch's own OpenMP, by its file: another copy would bring threads of its own.
     libraries = sorted(Path(torch.__file__).parent.glob("lib*/lib*omp*.so*"))[:1]
-    command = [compiler, *flags, str(_SOURCE), *map(str, libraries)]
+    command = [compiler, *flags, *map(str, _SOURCES[2:]), *map(str, libraries)]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    made_from = [_SOURCE.read_text(), version.stdout, " ".join(command), _processor()]
+    made_from = [
+        *(source.read_text() for source in _SOURCES),
+        version.stdout,
+        " ".join(command),
+        _processor(),
+    ]
     name = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:16]
-    path = files.cache_root() / "kernels" / f"linear-{name}.so"
+    path = files.cache_root() / "kernels" / f"llama-{name}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:

@@ -1,8 +1,7 @@
 /* Products of a few rows with a large matrix, at the speed at which the matrix is read.
 
    y[b][n] = sum over k of x[b][k] * w[n][k], for rows b that are few: one while a single answer is
-   decoded. Plain C: no torch headers, so that it compiles in a second. Each format has one function
-   for AVX-512 and one that any compiler understands and makes vectors of as it can.
+   decoded. Plain C: no torch headers, so that it compiles in seconds.
 
    Packed weights (int8, int4) lie in tiles of 16 outputs, each tile in groups of 32 inputs. In a
    group of int8, byte 64 i + 4 r + j is input 4 i + j of output r, so that a vector of 64 bytes has
@@ -16,45 +15,24 @@
    scale, 16 of them side by side. Inputs are rounded to int8 with a scale for each group of 32 too,
    which is why results do not depend on how inputs are divided among processes. */
 
+#include "linear.h"
+
 #include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-
-#define TILE 16
-#define GROUP 32
-#define OUTPUTS 4
-
-static inline float from_bf16(uint16_t v) {
-    uint32_t bits = (uint32_t)v << 16;
-    float f;
-    memcpy(&f, &bits, 4);
-    return f;
-}
-
-static inline uint16_t to_bf16(float f) { /* to nearest, ties to even */
-    uint32_t bits;
-    memcpy(&bits, &f, 4);
-    if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fc0;
-    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-/* y is float32, or bfloat16 where the layer's result is wanted as it is. */
-static inline void put(void *y, int64_t at, float value, int as_float) {
-    if (as_float)
-        ((float *)y)[at] = value;
-    else
-        ((uint16_t *)y)[at] = to_bf16(value);
-}
 
 /* A function for each number of rows, in which loops over rows are unrolled into registers. As many
-   rows go at a time as their sums fit there; the weights stay in the cache for the next. */
+   rows go at a time as their sums fit there; the weights stay in the cache for the next. A row's
+   sums are added up in one order, however many rows there are. */
+#ifdef PLAIN_LOOPS /* unrolled, they would take minutes to compile */
+#define BF16_ROWS 1
+#define BF16_OUTPUTS 1
+#define PACKED_ROWS 1
+#define UP_TO_4_ROWS(rows, call) call(1)
+#define UP_TO_8_ROWS(rows, call) call(1)
+#else
 #define BF16_ROWS 4
+#define BF16_OUTPUTS 4
 #define PACKED_ROWS 8
-#define INLINE static inline __attribute__((always_inline))
 #define UP_TO_4_ROWS(rows, call)                                                                   \
     switch (rows) {                                                                                \
         case 1: call(1); break;                                                                    \
@@ -73,74 +51,59 @@ static inline void put(void *y, int64_t at, float value, int as_float) {
         case 7: call(7); break;                                                                    \
         default: call(8); break;                                                                   \
     }
+#endif
 
 /* ---- bfloat16: w is (n, k), as it lies in the file -------------------------------------------- */
 
-/* `outputs` of w from `at` on, for all rows of x. */
-#if defined(__AVX512BF16__)
+/* `outputs` rows of w with `rows` of x. */
 INLINE void bf16_block(const int rows, const int outputs, const uint16_t *x, const uint16_t *w,
-                       void *y, int64_t n, int64_t k, int64_t at, int as_float) {
-    __m512 sums[OUTPUTS][BF16_ROWS];
-    /* Four short rows are too short for the processor to see where they lead: to the next four. */
-    int64_t ahead = k <= 4096 ? 2 * outputs * k : 1024;
+                       int64_t k, float *y, int64_t stride) {
+    floats sums[BF16_OUTPUTS][BF16_ROWS];
+    /* One row is read as it lies, which the processor foresees; of four at a time it is told where
+       the next four lie. */
+    const char *next = (const char *)(w + outputs * k);
 #pragma GCC unroll 4
     for (int r = 0; r < outputs; r++)
 #pragma GCC unroll 4
-        for (int b = 0; b < rows; b++) sums[r][b] = _mm512_setzero_ps();
-    for (int64_t i = 0; i < k; i += 32) {
-        __mmask32 in = k - i < 32 ? ((__mmask32)1 << (k - i)) - 1 : ~(__mmask32)0;
-        __m512bh xs[BF16_ROWS];
-#pragma GCC unroll 4
-        for (int b = 0; b < rows; b++)
-            xs[b] = (__m512bh)_mm512_maskz_loadu_epi16(in, x + b * k + i);
+        for (int b = 0; b < rows; b++) sums[r][b] = spread(0);
+    int64_t i = 0;
+    for (; i + 32 <= k; i += 32)
 #pragma GCC unroll 4
         for (int r = 0; r < outputs; r++) {
-            _mm_prefetch((const char *)(w + (at + r) * k + i) + ahead, _MM_HINT_T0);
-            __m512bh ws = (__m512bh)_mm512_maskz_loadu_epi16(in, w + (at + r) * k + i);
+            if (outputs > 1) __builtin_prefetch(next + 2 * outputs * i + 64 * r);
 #pragma GCC unroll 4
-            for (int b = 0; b < rows; b++) sums[r][b] = _mm512_dpbf16_ps(sums[r][b], ws, xs[b]);
+            for (int b = 0; b < rows; b++)
+                sums[r][b] = add_dot(sums[r][b], x + b * k + i, w + r * k + i);
         }
-    }
 #pragma GCC unroll 4
     for (int r = 0; r < outputs; r++)
 #pragma GCC unroll 4
-        for (int b = 0; b < rows; b++)
-            put(y, b * n + at + r, _mm512_reduce_add_ps(sums[r][b]), as_float);
-}
-#else
-INLINE void bf16_block(const int rows, const int outputs, const uint16_t *x, const uint16_t *w,
-                       void *y, int64_t n, int64_t k, int64_t at, int as_float) {
-    for (int r = 0; r < outputs; r++)
         for (int b = 0; b < rows; b++) {
-            const uint16_t *xs = x + b * k, *ws = w + (at + r) * k;
-            float sums[16] = {0}, sum = 0;
-            int64_t i = 0;
-            for (; i + 16 <= k; i += 16)
-                for (int j = 0; j < 16; j++) sums[j] += from_bf16(xs[i + j]) * from_bf16(ws[i + j]);
-            for (; i < k; i++) sums[0] += from_bf16(xs[i]) * from_bf16(ws[i]);
-            for (int j = 0; j < 16; j++) sum += sums[j];
-            put(y, b * n + at + r, sum, as_float);
+            float sum = total(sums[r][b]);
+            for (int64_t j = i; j < k; j++) sum += from_bf16(x[b * k + j]) * from_bf16(w[r * k + j]);
+            y[b * stride + r] = sum;
         }
 }
-#endif
 
-/* x (rows, k), w (n, k), y (rows, n). */
-void linear_bf16(const uint16_t *x, const uint16_t *w, void *y, int64_t rows, int64_t n, int64_t k,
-                 int as_float) {
-#pragma omp parallel for schedule(static)
-    for (int64_t q = 0; q < (n + OUTPUTS - 1) / OUTPUTS; q++)
-        for (int64_t b = 0; b < rows; b += BF16_ROWS) {
-            const uint16_t *xb = x + b * k;
-            void *yb = (char *)y + b * n * (as_float ? 4 : 2);
-            int64_t at = q * OUTPUTS, most = rows - b;
-            if (at + OUTPUTS <= n) {
-#define CALL(ROWS) bf16_block(ROWS, OUTPUTS, xb, w, yb, n, k, at, as_float)
-                UP_TO_4_ROWS(most, CALL)
+static void bf16_tile(const matrix *m, const inputs *in, int64_t tile, float *y, int64_t stride) {
+    int64_t k = m->k, outputs = outputs_of(m, tile);
+    const uint16_t *w = (const uint16_t *)m->data + tile * TILE * k;
+    if (in->rows == 1) {
+        for (int r = 0; r < outputs; r++) bf16_block(1, 1, in->x, w + r * k, k, y + r, stride);
+        return;
+    }
+    for (int r = 0; r < outputs; r += BF16_OUTPUTS)
+        for (int64_t b = 0; b < in->rows; b += BF16_ROWS) {
+            const uint16_t *x = in->x + b * k;
+            float *to = y + b * stride + r;
+            if (r + BF16_OUTPUTS <= outputs) {
+#define CALL(ROWS) bf16_block(ROWS, BF16_OUTPUTS, x, w + r * k, k, to, stride)
+                UP_TO_4_ROWS(in->rows - b, CALL);
 #undef CALL
             } else {
 #define CALL(ROWS)                                                                                 \
-    for (; at < n; at++) bf16_block(ROWS, 1, xb, w, yb, n, k, at, as_float)
-                UP_TO_4_ROWS(most, CALL)
+    for (int s = r; s < outputs; s++) bf16_block(ROWS, 1, x, w + s * k, k, to + s - r, stride)
+                UP_TO_4_ROWS(in->rows - b, CALL);
 #undef CALL
             }
         }
@@ -148,139 +111,139 @@ void linear_bf16(const uint16_t *x, const uint16_t *w, void *y, int64_t rows, in
 
 /* ---- int8 and int4 ---------------------------------------------------------------------------- */
 
-/* Rounds a row of x to int8 in groups: q and, for each group, its scale and the sum of its q. What
-   is not finite makes the scale so, and with it the results. */
-static void round_inputs(const uint16_t *x, int64_t k, int8_t *q, float *scales, int32_t *sums) {
-    for (int64_t g = 0; g < k / GROUP; g++) {
-        float values[GROUP], most = 0;
-        for (int j = 0; j < GROUP; j++) {
-            values[j] = from_bf16(x[g * GROUP + j]);
-            float size = fabsf(values[j]);
-            most = size > most || size != size ? size : most; /* once NaN, it stays */
-        }
-        float inverse = most > 0 && most <= 3.4e38f ? 127.0f / most : 0;
-        int32_t sum = 0;
-        for (int j = 0; j < GROUP; j++) {
-            int32_t v = inverse > 0 ? (int32_t)rintf(values[j] * inverse) : 0;
-            q[g * GROUP + j] = (int8_t)v;
-            sum += v;
-        }
-        scales[g] = most / 127.0f;
-        sums[g] = sum;
-    }
+int64_t rounded_size(int64_t rows, int64_t k) {
+    return rows * (k + k / GROUP * (int64_t)(sizeof(float) + sizeof(int32_t)));
 }
 
-typedef struct {
-    const int8_t *q;      /* inputs (rows, k) */
-    const float *scales;  /* theirs (rows, k / GROUP) */
-    const int32_t *sums;  /* of q in each group */
-    const uint8_t *w;     /* (n / TILE, k / GROUP, GROUP * TILE * bits / 8) */
-    const _Float16 *ws;   /* its scales (n / TILE, k / GROUP, TILE) */
-    void *y;
-    int64_t n, k;
-    int as_float;
-} packed;
+void place_rounded(inputs *in, char *memory) {
+    int64_t groups = in->rows * (in->k / GROUP);
+    in->scales = (float *)memory;
+    in->sums = (int32_t *)(in->scales + groups);
+    in->q = (int8_t *)(in->sums + groups);
+}
 
-#if defined(__AVX512VNNI__)
-INLINE void packed_tile(const int rows, const int bits, const packed *p, int64_t tile) {
-    int64_t groups = p->k / GROUP;
-    const uint8_t *w = p->w + tile * p->k * TILE * bits / 8;
-    const _Float16 *ws = p->ws + tile * groups * TILE;
-    const __m512i low = _mm512_set1_epi8(15);
-    __m512 out[PACKED_ROWS];
+/* Group g, counted through all rows, to int8 with a scale and the sum of the rounded. What is not
+   finite makes the scale NaN, and with it the results. */
+static void round_group(const inputs *in, int64_t g) {
+    const uint16_t *x = in->x + g * GROUP;
+    int8_t *q = in->q + g * GROUP;
+    float values[GROUP], most = 0;
+    int broken = 0;
+    for (int j = 0; j < GROUP; j++) {
+        values[j] = from_bf16(x[j]);
+        float size = fabsf(values[j]);
+        most = size > most ? size : most;
+        broken |= !(size <= 3.4e38f);
+    }
+    float inverse = most > 0 && !broken ? 127.0f / most : 0;
+    int32_t sum = 0;
+    for (int j = 0; j < GROUP; j++) {
+        int32_t v = broken ? 0 : (int32_t)rintf(values[j] * inverse);
+        q[j] = (int8_t)v;
+        sum += v;
+    }
+    in->scales[g] = broken ? NAN : most / 127.0f;
+    in->sums[g] = sum;
+}
+
+void round_rows(const inputs *in) {
+#pragma omp for schedule(static)
+    for (int64_t g = 0; g < in->rows * (in->k / GROUP); g++) round_group(in, g);
+}
+
+/* `rows` rows of the inputs from `first` on. */
+INLINE void packed_rows(const int rows, const int bits, const matrix *m, const inputs *in,
+                        int64_t first, int64_t tile, float *y, int64_t stride) {
+    int64_t groups = m->k / GROUP;
+    const uint8_t *w = (const uint8_t *)m->data + tile * m->k * TILE * bits / 8;
+    const _Float16 *scales = m->scales + tile * groups * TILE;
+    floats out[PACKED_ROWS];
 #pragma GCC unroll 8
-    for (int b = 0; b < rows; b++) out[b] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < groups; g++, w += GROUP * TILE * bits / 8, ws += TILE) {
-        __m512i sums[PACKED_ROWS]; /* begins with what the 128 or 8 in each weight adds too much */
+    for (int b = 0; b < rows; b++) out[b] = spread(0);
+    for (int64_t g = first * groups; g < (first + 1) * groups; g++) { /* of the first row */
+        ints sums[PACKED_ROWS];
 #pragma GCC unroll 8
-        for (int b = 0; b < rows; b++)
-            sums[b] = _mm512_set1_epi32(-(bits == 8 ? 128 : 8) * p->sums[b * groups + g]);
+        for (int b = 0; b < rows; b++) sums[b] = spread_int(-BIAS(bits) * in->sums[b * groups + g]);
 #pragma GCC unroll 8
-        for (int i = 0; i < bits; i++) { /* 8 vectors of int8, or 4 of int4, fill a group */
-            _mm_prefetch((const char *)w + 64 * i + 4096, _MM_HINT_T0);
-            __m512i v = _mm512_loadu_si512(w + 64 * i);
-            __m512i first = bits == 8 ? v : _mm512_and_si512(v, low);
-            __m512i second = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
+        for (int i = 0; i < bits; i++, w += 64) { /* 8 vectors of int8, or 4 of int4, fill a group */
+            __builtin_prefetch(w + 4096);
+            bytes v = load_bytes(w), low = bits == 8 ? v : low_halves(v), high = high_halves(v);
 #pragma GCC unroll 8
             for (int b = 0; b < rows; b++) {
-                const int8_t *q = p->q + b * p->k + g * GROUP + 4 * i;
+                const int8_t *q = in->q + (b * groups + g) * GROUP + 4 * i;
                 int32_t four;
                 memcpy(&four, q, 4);
-                sums[b] = _mm512_dpbusd_epi32(sums[b], first, _mm512_set1_epi32(four));
+                sums[b] = add_products(sums[b], low, four, bits);
                 if (bits == 4) {
                     memcpy(&four, q + 16, 4);
-                    sums[b] = _mm512_dpbusd_epi32(sums[b], second, _mm512_set1_epi32(four));
+                    sums[b] = add_products(sums[b], high, four, bits);
                 }
             }
         }
-        __m512 s = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)ws));
 #pragma GCC unroll 8
-        for (int b = 0; b < rows; b++) {
-            __m512 both = _mm512_mul_ps(s, _mm512_set1_ps(p->scales[b * groups + g]));
-            out[b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[b]), both, out[b]);
-        }
+        for (int b = 0; b < rows; b++)
+            out[b] = add_scaled(out[b], sums[b], scales, in->scales[b * groups + g]);
+        scales += TILE;
     }
 #pragma GCC unroll 8
-    for (int b = 0; b < rows; b++) {
-        float values[TILE];
-        _mm512_storeu_ps(values, out[b]);
-        for (int r = 0; r < TILE; r++) put(p->y, b * p->n + tile * TILE + r, values[r], p->as_float);
-    }
+    for (int b = 0; b < rows; b++) store(y + b * stride, out[b]);
 }
-#else
-INLINE void packed_tile(const int rows, const int bits, const packed *p, int64_t tile) {
-    int64_t groups = p->k / GROUP;
-    const uint8_t *w = p->w + tile * p->k * TILE * bits / 8;
-    const _Float16 *ws = p->ws + tile * groups * TILE;
-    float out[PACKED_ROWS][TILE] = {{0}};
-    for (int64_t g = 0; g < groups; g++, w += GROUP * TILE * bits / 8, ws += TILE)
-        for (int b = 0; b < rows; b++) {
-            const int8_t *q = p->q + b * p->k + g * GROUP;
-            int32_t sums[TILE];
-            for (int r = 0; r < TILE; r++) sums[r] = -(bits == 8 ? 128 : 8) * p->sums[b * groups + g];
-            for (int i = 0; i < bits; i++)
-                for (int r = 0; r < TILE; r++)
-                    for (int j = 0; j < 4; j++) {
-                        int32_t v = w[64 * i + 4 * r + j];
-                        sums[r] += (bits == 8 ? v : v & 15) * q[4 * i + j];
-                        if (bits == 4) sums[r] += (v >> 4) * q[16 + 4 * i + j];
-                    }
-            for (int r = 0; r < TILE; r++)
-                out[b][r] += (float)sums[r] * (float)ws[r] * p->scales[b * groups + g];
-        }
-    for (int b = 0; b < rows; b++)
-        for (int r = 0; r < TILE; r++)
-            put(p->y, b * p->n + tile * TILE + r, out[b][r], p->as_float);
-}
-#endif
 
-/* x (rows, k) bfloat16, y (rows, n); n a multiple of 16, k of 32. 1 without memory. */
-int linear_packed(const uint16_t *x, const uint8_t *w, const _Float16 *ws, void *y, int64_t rows,
-                  int64_t n, int64_t k, int bits, int as_float) {
-    int64_t groups = k / GROUP;
-    int8_t *q = malloc(rows * (k + groups * (sizeof(float) + sizeof(int32_t))));
-    if (!q) return 1;
-    float *scales = (float *)(q + rows * k);
-    int32_t *sums = (int32_t *)(scales + rows * groups);
-    for (int64_t b = 0; b < rows; b++)
-        round_inputs(x + b * k, k, q + b * k, scales + b * groups, sums + b * groups);
-#pragma omp parallel for schedule(static)
-    for (int64_t tile = 0; tile < n / TILE; tile++)
-        for (int64_t b = 0; b < rows; b += PACKED_ROWS) {
-            char *yb = (char *)y + b * n * (as_float ? 4 : 2);
-            packed p = {q + b * k, scales + b * groups, sums + b * groups, w, ws, yb, n, k, as_float};
-#define CALL8(ROWS) packed_tile(ROWS, 8, &p, tile)
-#define CALL4(ROWS) packed_tile(ROWS, 4, &p, tile)
-            if (bits == 8)
-                UP_TO_8_ROWS(rows - b, CALL8)
-            else
-                UP_TO_8_ROWS(rows - b, CALL4)
+static void packed_tile(const matrix *m, const inputs *in, int64_t tile, float *y, int64_t stride) {
+    for (int64_t b = 0; b < in->rows; b += PACKED_ROWS) {
+        float *to = y + b * stride;
+#define CALL8(ROWS) packed_rows(ROWS, 8, m, in, b, tile, to, stride)
+#define CALL4(ROWS) packed_rows(ROWS, 4, m, in, b, tile, to, stride)
+        if (m->bits == 8) {
+            UP_TO_8_ROWS(in->rows - b, CALL8);
+        } else {
+            UP_TO_8_ROWS(in->rows - b, CALL4);
+        }
 #undef CALL8
 #undef CALL4
-        }
-    free(q);
+    }
+}
+
+void multiply_tile(const matrix *m, const inputs *in, int64_t tile, float *y, int64_t stride) {
+    if (m->bits == 16)
+        bf16_tile(m, in, tile, y, stride);
+    else
+        packed_tile(m, in, tile, y, stride);
+}
+
+/* x (rows, k) bfloat16, y (rows, n) float32, or bfloat16 where the layer's result is wanted as it
+   is. Packed weights have n a multiple of 16 and k of 32. 1 without memory. */
+int linear(const matrix *m, const uint16_t *x, void *y, int64_t rows, int as_float) {
+    char *memory = malloc(rounded_size(rows, m->k));
+    if (!memory) return 1;
+    inputs all = {.x = x, .rows = rows, .k = m->k};
+    place_rounded(&all, memory);
+#pragma omp parallel
+    {
+        if (m->bits != 16) round_rows(&all);
+#pragma omp for schedule(static)
+        for (int64_t tile = 0; tile < tiles_of(m); tile++)
+            for (int64_t b = 0; b < rows; b += MOST_ROWS) {
+                float part[MOST_ROWS * TILE];
+                int64_t groups = m->k / GROUP, most = rows - b < MOST_ROWS ? rows - b : MOST_ROWS;
+                inputs in = {x + b * m->k,          all.q + b * m->k, all.scales + b * groups,
+                             all.sums + b * groups, most,             m->k};
+                multiply_tile(m, &in, tile, part, TILE);
+                for (int64_t i = 0; i < most; i++)
+                    for (int64_t r = 0; r < outputs_of(m, tile); r++) {
+                        int64_t at = (b + i) * m->n + tile * TILE + r;
+                        if (as_float)
+                            ((float *)y)[at] = part[i * TILE + r];
+                        else
+                            ((uint16_t *)y)[at] = to_bf16(part[i * TILE + r]);
+                    }
+            }
+    }
+    free(memory);
     return 0;
 }
+
+/* ---- packing ---------------------------------------------------------------------------------- */
 
 /* Rounds a group of inputs of one output: its scale, and each number with 128 or 8 added. int8 is
    scaled by the largest size; int4, from -8 to 7, has the largest number at -8 or a little nearer,

@@ -1,0 +1,79 @@
+"""A transformer block whose few rows go through native kernels, for inference on a CPU.
+
+Decoding multiplies one row, or one for each request, by every weight. What lies between the
+products is little work, but dozens of operators; `InferenceBlock` runs each half of a block as one
+kernel. A prompt of many rows, another dtype, another cache or a machine without a compiler takes
+the block's own way, which computes the same.
+"""
+
+import torch
+from fairscale.nn.model_parallel.mappings import reduce_from_model_parallel_region
+from torch import Tensor, nn
+
+from llama import kernels, parallel
+from llama.cache import KVCache
+from llama.model import RMSNorm, TransformerBlock
+
+
+class InferenceBlock(TransformerBlock):
+    """Takes the place of a block, whose layers (with a `matrix` each) and parameters it keeps."""
+
+    def __init__(self, block: TransformerBlock) -> None:
+        nn.Module.__init__(self)
+        self.layer_id = block.layer_id
+        self.attention, self.attention_norm = block.attention, block.attention_norm
+        self.feed_forward, self.ffn_norm = block.feed_forward, block.ffn_norm
+        self._halves: tuple[kernels.AttentionHalf, kernels.FeedForwardHalf] | None = None
+
+    def forward(
+        self,
+        x: Tensor,
+        start_pos: int | Tensor,
+        freqs_cis: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """As `TransformerBlock.forward`."""
+        if cache is None or not self._is_native(x, cache):
+            return super().forward(x, start_pos, freqs_cis, mask, cache)
+        if self._halves is None:
+            self._halves = self._native_halves()
+        attention, feed_forward = self._halves
+        is_partial = parallel.model_parallel_size() > 1
+        y = attention(x, start_pos, freqs_cis, cache.k, cache.v, is_partial)
+        if is_partial:
+            y = x = (x + reduce_from_model_parallel_region(y)).bfloat16()
+        z = feed_forward(y, is_partial)
+        return (x + reduce_from_model_parallel_region(z)).bfloat16() if is_partial else z
+
+    def _is_native(self, x: Tensor, cache: KVCache) -> bool:
+        return (
+            x.shape[0] * x.shape[1] <= kernels.MOST_ROWS
+            and (x.device.type, x.dtype) == ("cpu", torch.bfloat16)
+            and not torch.is_grad_enabled()
+            and type(cache) is KVCache
+            and cache.suits(x)
+            and cache.k.stride()[2:] == (cache.k.shape[3], 1)
+            and kernels.available()
+        )
+
+    def _native_halves(self) -> tuple[kernels.AttentionHalf, kernels.FeedForwardHalf]:
+        def matrices(module: nn.Module, names: str) -> list[Tensor | kernels.Packed]:
+            return [getattr(module, name).matrix for name in names.split()]
+
+        def scale(norm: RMSNorm) -> tuple[Tensor, float]:
+            return norm.weight.detach(), norm.eps
+
+        head_dim = self.attention.head_dim
+        weights = matrices(self.attention, "wq wk wv wo")
+        attention = kernels.AttentionHalf(*scale(self.attention_norm), head_dim, weights)
+        weights = matrices(self.feed_forward, "w1 w2 w3")
+        return attention, kernels.FeedForwardHalf(*scale(self.ffn_norm), weights)
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        self._halves = None  # the parameters are about to move
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        self._halves = None
+        super()._load_from_state_dict(*args, **kwargs)

@@ -1,0 +1,363 @@
+/* The two halves of a transformer block for a few rows: all that lies between two products is done
+   where its numbers are, instead of by a dozen operators that each start threads and pass through
+   memory.
+
+       attention:     y = x + wo attend(rotate(wq n), rotate(wk n), wv n),    n = rms_norm(x)
+       feed_forward:  y = x + w2 (silu(w1 n) * w3 n)
+
+   Each is one parallel region, in which every step shares its work among the threads and waits for
+   the last. Sums are float32 and what one product hands the next is bfloat16, as in plain torch. How
+   a row is computed depends on no other row and not on the number of threads. */
+
+#include "linear.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#define CHUNK 256 /* positions that are attended to together, by one thread */
+
+/* What a half of a block keeps from call to call; kernels/__init__.py has the same. */
+typedef struct {
+    const uint16_t *norm; /* (dim) */
+    double eps;
+    int64_t heads, kv_heads, head_dim;
+    matrix wq, wk, wv, wo;
+} attention_layer;
+
+typedef struct {
+    const uint16_t *norm;
+    double eps;
+    matrix w1, w2, w3;
+} feed_forward_layer;
+
+/* A layer's keys and values, each (rows, kv_heads, positions, head_dim); strides in elements. */
+typedef struct {
+    uint16_t *keys, *values;
+    int64_t row, head, positions;
+} cache_layer;
+
+/* Where the tokens of a pass stand: row i of it is token i % seq of the cache's row i / seq. */
+typedef struct {
+    int64_t rows, seq;
+    int64_t start;         /* the position of each first token, */
+    const int64_t *starts; /* or where they differ a position for each */
+    const float *turns;    /* (rows or where all are alike seq, head_dim / 2, 2): cosine, sine */
+} places;
+
+INLINE int64_t position_of(const places *p, int64_t i) {
+    return (p->starts ? p->starts[i / p->seq] : p->start) + i % p->seq;
+}
+
+/* e^x to about 1e-7, in operations of which loops become vectors. */
+INLINE float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x; /* NaN stays */
+    x = x > 88.0f ? 88.0f : x;
+    float whole = rintf(x * 1.44269504f);
+    float part = x - whole * 0.693359375f + whole * 2.12194440e-4f; /* ln 2, in two parts */
+    float e = 1.0f / 720;
+    e = e * part + 1.0f / 120;
+    e = e * part + 1.0f / 24;
+    e = e * part + 1.0f / 6;
+    e = e * part + 0.5f;
+    e = e * part + 1.0f;
+    e = e * part + 1.0f;
+    uint32_t bits = (uint32_t)((int32_t)whole + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return e * power;
+}
+
+static void rms_norm(const uint16_t *x, const uint16_t *weight, double eps, int64_t dim,
+                     uint16_t *y) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < dim; i++) sum += from_bf16(x[i]) * from_bf16(x[i]);
+    float scale = 1.0f / sqrtf(sum / (float)dim + (float)eps);
+#pragma omp simd
+    for (int64_t i = 0; i < dim; i++)
+        y[i] = to_bf16(from_bf16(to_bf16(from_bf16(x[i]) * scale)) * from_bf16(weight[i]));
+}
+
+/* A tile of m's product with `in`, to y: with x added and rounded, or the plain float32 sums where
+   other ranks' are to be added first. */
+static void finish_tile(const matrix *m, const inputs *in, int64_t tile, const uint16_t *x, void *y,
+                        int is_partial) {
+    float part[MOST_ROWS * TILE];
+    multiply_tile(m, in, tile, part, TILE);
+    for (int64_t b = 0; b < in->rows; b++)
+        for (int64_t r = 0; r < outputs_of(m, tile); r++) {
+            int64_t at = b * m->n + tile * TILE + r;
+            if (is_partial)
+                ((float *)y)[at] = part[b * TILE + r];
+            else
+                ((uint16_t *)y)[at] = to_bf16(from_bf16(x[at]) + part[b * TILE + r]);
+        }
+}
+
+/* Turns pairs (x[2j], x[2j + 1]) by angles given as cosine and sine. */
+INLINE void rotate(const float *x, const float *turns, int64_t head_dim, uint16_t *y) {
+#pragma omp simd
+    for (int64_t j = 0; j < head_dim / 2; j++) {
+        float even = x[2 * j], odd = x[2 * j + 1], c = turns[2 * j], s = turns[2 * j + 1];
+        y[2 * j] = to_bf16(even * c - odd * s);
+        y[2 * j + 1] = to_bf16(even * s + odd * c);
+    }
+}
+
+/* Attention reads the cache twice: keys for scores, and values that scores then weigh. Heads of 64 and
+   128 are read for some query heads at a time, as many as have their 16 sums in registers. */
+#ifndef PLAIN_LOOPS
+INLINE void score(const int head_dim, const int heads, const uint16_t *q, const uint16_t *keys,
+                  int64_t count, float *scores) {
+    float scale = 1.0f / sqrtf((float)head_dim);
+    for (int64_t p = 0; p < count; p += 4) {
+        floats sums[16];
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) sums[i] = spread(0);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            const uint16_t *key = keys + (p + i < count ? p + i : p) * head_dim;
+#pragma GCC unroll 4
+            for (int d = 0; d < head_dim; d += 32)
+#pragma GCC unroll 4
+                for (int h = 0; h < heads; h++)
+                    sums[4 * h + i] = add_dot(sums[4 * h + i], q + h * head_dim + d, key + d);
+        }
+        float found[16];
+        store_totals(found, sums);
+        for (int h = 0; h < heads; h++)
+            for (int i = 0; i < 4; i++) scores[h * CHUNK + p + i] = found[4 * h + i] * scale;
+    }
+}
+
+INLINE void weigh(const int head_dim, const int heads, const float *scores, const uint16_t *values,
+                  int64_t count, float *y, int64_t stride) {
+    floats sums[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) sums[i] = spread(0);
+    for (int64_t p = 0; p < count; p++)
+#pragma GCC unroll 8
+        for (int d = 0; d < head_dim / 16; d++) {
+            floats v = widen(values + p * head_dim + 16 * d);
+#pragma GCC unroll 4
+            for (int h = 0; h < heads; h++) {
+                const int i = h * (head_dim / 16) + d;
+                sums[i] = multiply_add(spread(scores[h * CHUNK + p]), v, sums[i]);
+            }
+        }
+#pragma GCC unroll 4
+    for (int h = 0; h < heads; h++)
+#pragma GCC unroll 8
+        for (int d = 0; d < head_dim / 16; d++)
+            store(y + h * stride + 16 * d, sums[h * (head_dim / 16) + d]);
+}
+#endif
+
+/* The same for one query head of any size. */
+static void score_any(int64_t head_dim, const uint16_t *q, const uint16_t *keys, int64_t count,
+                      float *scores) {
+    for (int64_t p = 0; p < count; p++) {
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t d = 0; d < head_dim; d++) sum += from_bf16(q[d]) * from_bf16(keys[p * head_dim + d]);
+        scores[p] = sum / sqrtf((float)head_dim);
+    }
+}
+
+static void weigh_any(int64_t head_dim, const float *scores, const uint16_t *values, int64_t count,
+                      float *y, int64_t stride) {
+    (void)stride;
+    memset(y, 0, head_dim * sizeof(float));
+    for (int64_t p = 0; p < count; p++)
+#pragma omp simd
+        for (int64_t d = 0; d < head_dim; d++) y[d] += scores[p] * from_bf16(values[p * head_dim + d]);
+}
+
+/* Attention of `group` query heads to `count` positions of the head of keys that they share. Of each
+   head `out` gets head_dim values weighted by the exponentials of its scores, taken below the
+   largest, then the largest score and the sum of the exponentials. */
+#ifdef PLAIN_LOOPS
+#define HEADS_AT_ONCE(head_dim) 1
+#define BY_SIZE(name, ...) name##_any(head_dim, __VA_ARGS__);
+#else
+#define HEADS_AT_ONCE(head_dim) (head_dim == 64 ? 4 : head_dim == 128 ? 2 : 1)
+#define BY_SIZE(name, ...)                                                                         \
+    switch (head_dim == 64 ? heads : head_dim == 128 ? 4 + heads : 0) {                            \
+        case 1: name(64, 1, __VA_ARGS__); break;                                                   \
+        case 2: name(64, 2, __VA_ARGS__); break;                                                   \
+        case 3: name(64, 3, __VA_ARGS__); break;                                                   \
+        case 4: name(64, 4, __VA_ARGS__); break;                                                   \
+        case 5: name(128, 1, __VA_ARGS__); break;                                                  \
+        case 6: name(128, 2, __VA_ARGS__); break;                                                  \
+        default: name##_any(head_dim, __VA_ARGS__);                                                \
+    }
+#endif
+static void attend(int64_t head_dim, const uint16_t *q, const uint16_t *keys, const uint16_t *values,
+                   int64_t group, int64_t count, float *scores, float *out) {
+    const int64_t stride = head_dim + 2, step = HEADS_AT_ONCE(head_dim);
+    for (int64_t h = 0; h < group; h += step) {
+        const int64_t heads = group - h < step ? group - h : step;
+        (void)heads;
+        BY_SIZE(score, q + h * head_dim, keys, count, scores + h * CHUNK)
+    }
+    for (int64_t h = 0; h < group; h++) {
+        float *row = scores + h * CHUNK, most = row[0], sum = 0;
+#pragma omp simd reduction(max : most)
+        for (int64_t p = 0; p < count; p++) most = row[p] > most ? row[p] : most;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t p = 0; p < count; p++) sum += row[p] = exponential(row[p] - most);
+        out[h * stride + head_dim] = most;
+        out[h * stride + head_dim + 1] = sum;
+    }
+    for (int64_t h = 0; h < group; h += step) {
+        const int64_t heads = group - h < step ? group - h : step;
+        (void)heads;
+        BY_SIZE(weigh, scores + h * CHUNK, values, count, out + h * stride, stride)
+    }
+}
+
+/* The parts of one head's attention, `stride` apart, brought to one scale and added up. */
+static void combine(const float *parts, int64_t count, int64_t stride, int64_t head_dim, float *sums,
+                    uint16_t *y) {
+    float most = parts[head_dim], total = 0;
+    for (int64_t c = 1; c < count; c++)
+        most = parts[c * stride + head_dim] > most ? parts[c * stride + head_dim] : most;
+    memset(sums, 0, head_dim * sizeof(float));
+    for (int64_t c = 0; c < count; c++) {
+        const float *part = parts + c * stride;
+        float weight = exponential(part[head_dim] - most);
+        total += weight * part[head_dim + 1];
+        for (int64_t i = 0; i < head_dim; i++) sums[i] += weight * part[i];
+    }
+    for (int64_t i = 0; i < head_dim; i++) y[i] = to_bf16(sums[i] / total);
+}
+
+/* x (rows, dim) bfloat16, at most MOST_ROWS rows. Their keys and values are stored in the cache, then
+   each attends to all positions up to its own. y (rows, dim): bfloat16 x + the result, or with
+   `is_partial` the float32 result. Returns 1 without memory, 2 for a position outside the cache. */
+int attention(const attention_layer *l, const cache_layer *cache, const places *at, const uint16_t *x,
+              void *y, int is_partial) {
+    const int64_t rows = at->rows, seq = at->seq;
+    int64_t positions[MOST_ROWS], last = 0;
+    for (int64_t b = 0; b < rows; b++) {
+        positions[b] = position_of(at, b);
+        if (positions[b] < 0 || positions[b] >= cache->positions) return 2;
+        last = positions[b] > last ? positions[b] : last;
+    }
+    const int64_t dim = l->wq.k, hd = l->head_dim, kv = l->kv_heads, group = l->heads / kv;
+    const int64_t q_dim = l->heads * hd, kv_dim = kv * hd, width = q_dim + 2 * kv_dim;
+    const int64_t chunks = last / CHUNK + 1, part = group * (hd + 2);
+    const int64_t most = dim > q_dim ? dim : q_dim;
+    /* float32 first, so that all of it is aligned */
+    const int64_t floats = rows * width + rows * kv * chunks * part;
+    const int64_t halves = rows * (dim + 2 * q_dim);
+    char *memory = malloc(4 * floats + rounded_size(rows, most) + 2 * halves);
+    if (!memory) return 1;
+    float *qkv = (float *)memory, *parts = qkv + rows * width;
+    uint16_t *normed = (uint16_t *)(memory + 4 * floats + rounded_size(rows, most));
+    uint16_t *turned = normed + rows * dim, *attended = turned + rows * q_dim;
+    inputs in = {.x = normed, .rows = rows, .k = dim};
+    inputs heads = {.x = attended, .rows = rows, .k = q_dim};
+    place_rounded(&in, memory + 4 * floats);
+    place_rounded(&heads, memory + 4 * floats);
+#pragma omp parallel
+    {
+        float scratch[group * CHUNK + hd];
+#pragma omp for schedule(static)
+        for (int64_t b = 0; b < rows; b++)
+            rms_norm(x + b * dim, l->norm, l->eps, dim, normed + b * dim);
+        if (l->wq.bits != 16) round_rows(&in);
+
+        const int64_t tq = tiles_of(&l->wq), tk = tiles_of(&l->wk);
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < tq + 2 * tk; t++) {
+            if (t < tq)
+                multiply_tile(&l->wq, &in, t, qkv + t * TILE, width);
+            else if (t < tq + tk)
+                multiply_tile(&l->wk, &in, t - tq, qkv + q_dim + (t - tq) * TILE, width);
+            else
+                multiply_tile(&l->wv, &in, t - tq - tk, qkv + q_dim + kv_dim + (t - tq - tk) * TILE,
+                              width);
+        }
+
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < rows * kv; i++) {
+            int64_t b = i / kv, h = i % kv;
+            int64_t slot = b / seq * cache->row + h * cache->head + positions[b] * hd;
+            const float *turn = at->turns + (at->starts ? b : b % seq) * hd;
+            const float *from = qkv + b * width;
+            for (int64_t g = h * group; g < (h + 1) * group; g++)
+                rotate(from + g * hd, turn, hd, turned + b * q_dim + g * hd);
+            rotate(from + q_dim + h * hd, turn, hd, cache->keys + slot);
+            for (int64_t d = 0; d < hd; d++)
+                cache->values[slot + d] = to_bf16(from[q_dim + kv_dim + h * hd + d]);
+        }
+
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < rows * kv * chunks; i++) {
+            int64_t b = i / (kv * chunks), h = i / chunks % kv, first = i % chunks * CHUNK;
+            int64_t count = positions[b] + 1 - first;
+            if (count <= 0) continue;
+            count = count < CHUNK ? count : CHUNK;
+            int64_t slot = b / seq * cache->row + h * cache->head + first * hd;
+            const uint16_t *q = turned + b * q_dim + h * group * hd;
+            const uint16_t *keys = cache->keys + slot, *values = cache->values + slot;
+            attend(hd, q, keys, values, group, count, scratch, parts + i * part);
+        }
+
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < rows * l->heads; i++) {
+            int64_t b = i / l->heads, head = i % l->heads, h = head / group, g = head % group;
+            combine(parts + (b * kv + h) * chunks * part + g * (hd + 2), positions[b] / CHUNK + 1,
+                    part, hd, scratch, attended + b * q_dim + head * hd);
+        }
+        if (l->wo.bits != 16) round_rows(&heads);
+
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < tiles_of(&l->wo); t++)
+            finish_tile(&l->wo, &heads, t, x, y, is_partial);
+    }
+    free(memory);
+    return 0;
+}
+
+/* x and y as in `attention`. */
+int feed_forward(const feed_forward_layer *l, const uint16_t *x, void *y, int64_t rows,
+                 int is_partial) {
+    const int64_t dim = l->w1.k, hidden = l->w2.k, most = dim > hidden ? dim : hidden;
+    char *memory = malloc(rounded_size(rows, most) + 2 * rows * (dim + hidden));
+    if (!memory) return 1;
+    uint16_t *normed = (uint16_t *)(memory + rounded_size(rows, most));
+    uint16_t *gated = normed + rows * dim;
+    inputs in = {.x = normed, .rows = rows, .k = dim};
+    inputs inner = {.x = gated, .rows = rows, .k = hidden};
+    place_rounded(&in, memory);
+    place_rounded(&inner, memory);
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (int64_t b = 0; b < rows; b++)
+            rms_norm(x + b * dim, l->norm, l->eps, dim, normed + b * dim);
+        if (l->w1.bits != 16) round_rows(&in);
+
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < tiles_of(&l->w1); t++) {
+            float gates[MOST_ROWS * TILE], ups[MOST_ROWS * TILE];
+            multiply_tile(&l->w1, &in, t, gates, TILE);
+            multiply_tile(&l->w3, &in, t, ups, TILE);
+            for (int64_t b = 0; b < rows; b++)
+                for (int64_t r = 0; r < outputs_of(&l->w1, t); r++) {
+                    float gate = gates[b * TILE + r];
+                    gated[b * hidden + t * TILE + r] =
+                        to_bf16(gate / (1.0f + exponential(-gate)) * ups[b * TILE + r]);
+                }
+        }
+        if (l->w2.bits != 16) round_rows(&inner);
+
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < tiles_of(&l->w2); t++)
+            finish_tile(&l->w2, &inner, t, x, y, is_partial);
+    }
+    free(memory);
+    return 0;
+}

@@ -1,0 +1,45 @@
+/* What the sources here share: numbers, matrices in each format, and their product with few rows. */
+
+#ifndef LINEAR_H
+#define LINEAR_H
+
+#include "vectors.h"
+
+#define TILE 16  /* outputs that are computed together */
+#define GROUP 32 /* inputs that share a scale in packed weights */
+#define MOST_ROWS 16
+
+/* A layer's weights (n, k). 16 bits: bfloat16, row after row; 8 and 4: packed as linear.c says. */
+typedef struct {
+    const void *data;
+    const _Float16 *scales; /* of packed weights */
+    int64_t n, k, bits;
+} matrix;
+
+/* Rows that are multiplied: bfloat16 (rows, k), and for packed weights what `round_rows` makes. */
+typedef struct {
+    const uint16_t *x;
+    int8_t *q;     /* (rows, k) */
+    float *scales; /* (rows, k / GROUP), and so the sums of q in each group */
+    int32_t *sums;
+    int64_t rows, k;
+} inputs;
+
+/* How many tiles a matrix has, and how many outputs a tile: the last of bfloat16 may be short. */
+INLINE int64_t tiles_of(const matrix *m) { return (m->n + TILE - 1) / TILE; }
+
+INLINE int64_t outputs_of(const matrix *m, int64_t tile) {
+    return m->n - tile * TILE < TILE ? m->n - tile * TILE : TILE;
+}
+
+/* Bytes that the rounded form of `rows` rows takes, and where each part of it begins. */
+int64_t rounded_size(int64_t rows, int64_t k);
+void place_rounded(inputs *in, char *memory);
+
+/* Rounds all rows to int8; called by every thread of a parallel region, which share the work. */
+void round_rows(const inputs *in);
+
+/* Outputs TILE * tile and on, of at most MOST_ROWS rows: y[b * stride + r] for output r of it. */
+void multiply_tile(const matrix *m, const inputs *in, int64_t tile, float *y, int64_t stride);
+
+#endif

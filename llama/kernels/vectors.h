@@ -1,0 +1,268 @@
+/* Sixteen numbers at a time, by what the processor has: AVX-512, AVX2, NEON, or plain loops that the
+   compiler makes of them what it can. Everything else here is written once, in these terms.
+
+   `floats` and `ints` have 16 lanes, `bytes` has 4 bytes for each of them. BIAS(bits) is how much too
+   large `add_products` takes each weight to be. */
+
+#ifndef VECTORS_H
+#define VECTORS_H
+
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE float from_bf16(uint16_t v) {
+    uint32_t bits = (uint32_t)v << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+INLINE uint16_t to_bf16(float f) { /* to nearest, ties to even */
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+}
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
+#include <immintrin.h>
+#define HAS_AVX512
+typedef __m512 floats;
+typedef __m512i ints, bytes;
+#define BIAS(bits) (bits == 8 ? 128 : 8)
+
+INLINE floats spread(float x) { return _mm512_set1_ps(x); }
+INLINE floats widen(const uint16_t *p) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+INLINE floats multiply_add(floats a, floats b, floats sum) { return _mm512_fmadd_ps(a, b, sum); }
+INLINE void store(float *p, floats x) { _mm512_storeu_ps(p, x); }
+INLINE float total(floats x) { return _mm512_reduce_add_ps(x); }
+INLINE ints spread_int(int32_t x) { return _mm512_set1_epi32(x); }
+INLINE bytes load_bytes(const uint8_t *p) { return _mm512_loadu_si512(p); }
+INLINE bytes low_halves(bytes x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+INLINE bytes high_halves(bytes x) { return low_halves(_mm512_srli_epi16(x, 4)); }
+INLINE ints add_products(ints sums, bytes w, int32_t q, int bits) {
+    (void)bits;
+    return _mm512_dpbusd_epi32(sums, w, _mm512_set1_epi32(q));
+}
+INLINE floats add_scaled(floats sums, ints x, const _Float16 *scales, float scale) {
+    floats s = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)scales));
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), _mm512_mul_ps(s, _mm512_set1_ps(scale)), sums);
+}
+
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#include <immintrin.h>
+typedef struct { __m256 a, b; } floats;
+typedef struct { __m256i a, b; } ints;
+typedef ints bytes;
+#define BIAS(bits) (bits == 8 ? 0 : 8)
+
+INLINE floats spread(float x) { return (floats){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+INLINE __m256 widen_8(const uint16_t *p) {
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+INLINE floats widen(const uint16_t *p) { return (floats){widen_8(p), widen_8(p + 8)}; }
+INLINE floats multiply_add(floats a, floats b, floats sum) {
+    return (floats){_mm256_fmadd_ps(a.a, b.a, sum.a), _mm256_fmadd_ps(a.b, b.b, sum.b)};
+}
+INLINE void store(float *p, floats x) {
+    _mm256_storeu_ps(p, x.a);
+    _mm256_storeu_ps(p + 8, x.b);
+}
+INLINE float total(floats x) {
+    __m256 eight = _mm256_add_ps(x.a, x.b);
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+INLINE ints spread_int(int32_t x) { return (ints){_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+INLINE bytes load_bytes(const uint8_t *p) {
+    const __m256i *at = (const __m256i *)p;
+    return (bytes){_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)};
+}
+INLINE __m256i low_32(__m256i x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+INLINE bytes low_halves(bytes x) { return (bytes){low_32(x.a), low_32(x.b)}; }
+INLINE bytes high_halves(bytes x) {
+    return (bytes){low_32(_mm256_srli_epi16(x.a, 4)), low_32(_mm256_srli_epi16(x.b, 4))};
+}
+/* Products of pairs must fit into 16 bits: of int8, the size of the weight times the signed input. */
+INLINE __m256i add_products_8(__m256i sums, __m256i w, __m256i q, int bits) {
+    if (bits == 8) {
+        w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+        q = _mm256_sign_epi8(q, w);
+        w = _mm256_abs_epi8(w);
+    }
+    __m256i pairs = _mm256_maddubs_epi16(w, q);
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+INLINE ints add_products(ints sums, bytes w, int32_t q, int bits) {
+    __m256i four = _mm256_set1_epi32(q);
+    return (ints){add_products_8(sums.a, w.a, four, bits), add_products_8(sums.b, w.b, four, bits)};
+}
+INLINE __m256 add_scaled_8(__m256 sums, __m256i x, const _Float16 *scales, float scale) {
+    __m256 s = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)scales));
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(x), _mm256_mul_ps(s, _mm256_set1_ps(scale)), sums);
+}
+INLINE floats add_scaled(floats sums, ints x, const _Float16 *scales, float scale) {
+    return (floats){add_scaled_8(sums.a, x.a, scales, scale),
+                    add_scaled_8(sums.b, x.b, scales + 8, scale)};
+}
+
+#elif defined(__ARM_NEON) && defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+typedef float32x4x4_t floats;
+typedef int32x4x4_t ints;
+typedef int8x16x4_t bytes;
+#define BIAS(bits) (bits == 8 ? 0 : 8)
+#define EACH(result, value)                                                                        \
+    for (int i = 0; i < 4; i++) result.val[i] = value;
+
+INLINE floats spread(float x) {
+    floats y;
+    EACH(y, vdupq_n_f32(x))
+    return y;
+}
+INLINE floats widen(const uint16_t *p) {
+    floats y;
+    EACH(y, vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16)))
+    return y;
+}
+INLINE floats multiply_add(floats a, floats b, floats sum) {
+    EACH(sum, vfmaq_f32(sum.val[i], a.val[i], b.val[i]))
+    return sum;
+}
+INLINE void store(float *p, floats x) {
+    for (int i = 0; i < 4; i++) vst1q_f32(p + 4 * i, x.val[i]);
+}
+INLINE float total(floats x) {
+    return vaddvq_f32(vaddq_f32(vaddq_f32(x.val[0], x.val[1]), vaddq_f32(x.val[2], x.val[3])));
+}
+INLINE ints spread_int(int32_t x) {
+    ints y;
+    EACH(y, vdupq_n_s32(x))
+    return y;
+}
+INLINE bytes load_bytes(const uint8_t *p) {
+    bytes y;
+    EACH(y, vreinterpretq_s8_u8(vld1q_u8(p + 16 * i)))
+    return y;
+}
+INLINE bytes low_halves(bytes x) {
+    EACH(x, vandq_s8(x.val[i], vdupq_n_s8(15)))
+    return x;
+}
+INLINE bytes high_halves(bytes x) {
+    EACH(x, vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(x.val[i]), 4)))
+    return x;
+}
+INLINE ints add_products(ints sums, bytes w, int32_t q, int bits) {
+    int8x16_t four = vreinterpretq_s8_s32(vdupq_n_s32(q)), sign = vdupq_n_s8(bits == 8 ? -128 : 0);
+    EACH(sums, vdotq_s32(sums.val[i], veorq_s8(w.val[i], sign), four))
+    return sums;
+}
+INLINE floats add_scaled(floats sums, ints x, const _Float16 *scales, float scale) {
+    for (int i = 0; i < 4; i++) {
+        float32x4_t s = vcvt_f32_f16(vld1_f16((const float16_t *)scales + 4 * i));
+        sums.val[i] = vfmaq_f32(sums.val[i], vcvtq_f32_s32(x.val[i]), vmulq_n_f32(s, scale));
+    }
+    return sums;
+}
+
+#else
+#define PLAIN_LOOPS
+typedef struct { float lane[16]; } floats;
+typedef struct { int32_t lane[16]; } ints;
+typedef struct { uint8_t lane[64]; } bytes;
+#define BIAS(bits) (bits == 8 ? 128 : 8)
+#define EACH(result, value)                                                                        \
+    for (int i = 0; i < 16; i++) result.lane[i] = value;
+
+INLINE floats spread(float x) {
+    floats y;
+    EACH(y, x)
+    return y;
+}
+INLINE floats widen(const uint16_t *p) {
+    floats y;
+    EACH(y, from_bf16(p[i]))
+    return y;
+}
+INLINE floats multiply_add(floats a, floats b, floats sum) {
+    EACH(sum, sum.lane[i] + a.lane[i] * b.lane[i])
+    return sum;
+}
+INLINE void store(float *p, floats x) { memcpy(p, x.lane, sizeof x.lane); }
+INLINE float total(floats x) {
+    for (int width = 8; width; width /= 2)
+        for (int i = 0; i < width; i++) x.lane[i] += x.lane[i + width];
+    return x.lane[0];
+}
+INLINE ints spread_int(int32_t x) {
+    ints y;
+    EACH(y, x)
+    return y;
+}
+INLINE bytes load_bytes(const uint8_t *p) {
+    bytes y;
+    memcpy(y.lane, p, sizeof y.lane);
+    return y;
+}
+INLINE bytes low_halves(bytes x) {
+    for (int i = 0; i < 64; i++) x.lane[i] &= 15;
+    return x;
+}
+INLINE bytes high_halves(bytes x) {
+    for (int i = 0; i < 64; i++) x.lane[i] >>= 4;
+    return x;
+}
+INLINE ints add_products(ints sums, bytes w, int32_t q, int bits) {
+    int8_t four[4];
+    (void)bits;
+    memcpy(four, &q, 4);
+    EACH(sums, sums.lane[i] + w.lane[4 * i] * four[0] + w.lane[4 * i + 1] * four[1] +
+                   w.lane[4 * i + 2] * four[2] + w.lane[4 * i + 3] * four[3])
+    return sums;
+}
+INLINE floats add_scaled(floats sums, ints x, const _Float16 *scales, float scale) {
+    EACH(sums, sums.lane[i] + (float)x.lane[i] * ((float)scales[i] * scale))
+    return sums;
+}
+#endif
+
+/* What the lanes of each of 16 vectors add up to. */
+INLINE void store_totals(float *y, const floats v[16]) {
+#ifdef HAS_AVX512
+    floats pairs[8], fours[4];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++)
+        pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]),
+                                 _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+        fours[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                                 _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+#define FOLD(a, b) _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd))
+    store(y, FOLD(FOLD(fours[0], fours[1]), FOLD(fours[2], fours[3])));
+#undef FOLD
+#else
+    for (int i = 0; i < 16; i++) y[i] = total(v[i]);
+#endif
+}
+
+/* Adds, spread over the lanes, the product of 32 numbers of x with 32 of w. */
+INLINE floats add_dot(floats sum, const uint16_t *x, const uint16_t *w) {
+#if defined(__AVX512BF16__)
+    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(w), (__m512bh)_mm512_loadu_si512(x));
+#else
+    return multiply_add(widen(x + 16), widen(w + 16), multiply_add(widen(x), widen(w), sum));
+#endif
+}
+
+#endif

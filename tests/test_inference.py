@@ -1,0 +1,196 @@
+"""Blocks whose few rows go through native kernels, beside plain blocks in float64."""
+
+import pytest
+import torch
+from fixtures import KERNEL_TARGETS, difference, needs_compiler, run_ranks, use_kernels
+
+from llama import ModelArgs, Transformer, kernels, parallel
+from llama.inference import InferenceBlock
+from llama.quantize import InferenceLinear, use_format
+
+# heads, KV heads, size of a head: all ways that attention has of taking heads together
+HEADS = [
+    (8, 8, 32),
+    (8, 2, 32),
+    (3, 1, 64),
+    (4, 1, 64),
+    (5, 1, 64),
+    (6, 3, 64),
+    (3, 1, 128),
+    (4, 2, 24),
+]
+LENGTH = 600  # more than two chunks of positions
+
+
+def model_of(heads: int, kv_heads: int, head_dim: int, layers: int = 2) -> Transformer:
+    torch.manual_seed(0)
+    args = ModelArgs(
+        dim=96,
+        n_layers=layers,
+        n_heads=heads,
+        n_kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=64,
+        multiple_of=32,
+        max_batch_size=3,
+        max_seq_len=LENGTH,
+    )
+    model = Transformer(args).bfloat16()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(8)  # so that attention is no plain mean
+            else:
+                parameter.copy_(torch.rand_like(parameter) + 0.5)
+    return model
+
+
+def exactly(model: Transformer) -> Transformer:
+    """A plain model in float32 with the numbers that this one's weights stand for."""
+    plain = Transformer(model.params)
+    with torch.no_grad():
+        for name, parameter in plain.named_parameters():
+            module = model.get_submodule(name.rpartition(".")[0])
+            weight = module.matrix if isinstance(module, InferenceLinear) else module.weight
+            if isinstance(weight, kernels.Packed):
+                weight = kernels.unpack(weight, torch.float32)
+            parameter.copy_(weight)
+    return plain
+
+
+def few_rows(model: Transformer, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits of decoding at common positions, of a few tokens at a time, and of ragged rows."""
+    with torch.no_grad():
+        cache = model.new_cache(3, LENGTH)
+        parts = [model(tokens[:, i : i + 5], i, cache=cache) for i in range(0, 580, 5)][-3:]
+        parts += [model(tokens[:, i : i + 1], i, cache=cache) for i in range(580, 584)]
+        for starts in ([584, 300, 2], [0, 255, 256]):
+            some = tokens[:, 584:589] if starts[0] else tokens[:, 590:591]
+            parts.append(model(some, torch.tensor(starts), cache=cache))
+    return torch.cat([part.flatten(0, 1) for part in parts])
+
+
+def some_tokens() -> torch.Tensor:
+    return torch.randint(0, 64, (3, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+@needs_compiler
+@pytest.mark.parametrize(("quantize", "most"), [("bfloat16", 0.02), ("int8", 0.06), ("int4", 0.06)])
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_a_block_computes_what_a_plain_one_does(heads, quantize: str, most: float) -> None:
+    model = model_of(*heads)
+    use_format(model, quantize)
+    expected = few_rows(exactly(model), some_tokens())
+    assert difference(few_rows(model, some_tokens()), expected) < most
+
+
+@pytest.mark.parametrize("quantize", ["bfloat16", "int4"])
+@pytest.mark.parametrize("heads", [(4, 1, 64), (3, 1, 128)], ids=str)
+@pytest.mark.parametrize("target", KERNEL_TARGETS)
+def test_lesser_processors_compute_the_same(target, heads, quantize: str, monkeypatch) -> None:
+    model = model_of(*heads)
+    use_format(model, quantize)
+    native = few_rows(model, some_tokens())
+    use_kernels(target, monkeypatch)
+    assert difference(few_rows(model, some_tokens()), native) < 0.06
+
+
+@needs_compiler
+def test_it_is_as_near_to_the_truth_as_plain_bfloat16() -> None:
+    plain = model_of(4, 2, 64)
+    expected = few_rows(exactly(plain), some_tokens())
+    found = few_rows(plain, some_tokens())
+    use_format(plain, "bfloat16")
+    assert all(isinstance(layer, InferenceBlock) for layer in plain.layers)
+    native = few_rows(plain, some_tokens())
+    assert not torch.equal(native, found)
+    assert difference(native, expected) < 1.1 * difference(found, expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize("quantize", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_row_depends_neither_on_others_nor_on_threads(quantize: str, threads: int) -> None:
+    model = model_of(4, 1, 64)
+    use_format(model, quantize)
+    tokens, starts = some_tokens(), torch.tensor([584, 300, 2])
+    before = torch.get_num_threads()
+    with torch.no_grad():
+        cache = model.new_cache(3, LENGTH)
+        model(tokens[:, :584], 0, cache=cache)
+        alone = [
+            model(tokens[i : i + 1, :1], starts[i : i + 1], cache=cache.view(i, 1, LENGTH))[0]
+            for i in range(3)
+        ]
+        torch.set_num_threads(threads)
+        try:
+            together = model(tokens[:, :1], starts, cache=cache)
+        finally:
+            torch.set_num_threads(before)
+    assert torch.equal(together, torch.stack(alone))
+
+
+@needs_compiler
+def test_a_position_outside_the_cache_is_an_error_not_a_write() -> None:
+    model = model_of(4, 1, 64, layers=1)
+    use_format(model, "bfloat16")
+    cache = model.new_cache(2, 8)
+    for starts in ([3, 8], [3, -1], [7, 2**40]):
+        with pytest.raises(IndexError, match="outside of the KV cache"), torch.no_grad():
+            model(torch.ones(2, 1, dtype=torch.long), torch.tensor(starts), cache=cache)
+
+
+@needs_compiler
+def test_parameters_that_move_are_followed() -> None:
+    model, other = model_of(4, 1, 64), model_of(4, 1, 64)
+    use_format(model, "bfloat16")
+    few_rows(model, some_tokens())
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.neg_()
+    moved = {key: value.clone() for key, value in other.state_dict().items()}
+    model.load_state_dict(moved, assign=True)
+    expected = few_rows(exactly(model), some_tokens())
+    assert difference(few_rows(model, some_tokens()), expected) < 0.02
+    del moved
+    wide = model.float()
+    assert difference(few_rows(wide, some_tokens()), expected) < 1e-5
+    assert difference(few_rows(wide.bfloat16(), some_tokens()), expected) < 0.02
+
+
+def decode_on_a_rank(quantize: str, ranks: int):
+    parallel.initialize(ranks)
+    torch.manual_seed(0)
+    args = ModelArgs(
+        dim=128,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        vocab_size=64,
+        multiple_of=64,
+        max_seq_len=LENGTH,
+    )
+    whole = {}
+    for name, shape in {
+        "tok_embeddings": (64, 128), "output": (64, 128), "wq": (128, 128), "wk": (64, 128),
+        "wv": (64, 128), "wo": (128, 128), "w1": (384, 128), "w3": (384, 128), "w2": (128, 384),
+    }.items():  # fmt: skip
+        whole[name] = torch.randn(shape) * 0.1
+    model = Transformer(args).bfloat16()
+    rank = parallel.model_parallel_rank()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                weight = whole[name.split(".")[-2]]
+                cut = next((d for d in (0, 1) if weight.shape[d] != parameter.shape[d]), None)
+                parameter.copy_(weight if cut is None else weight.chunk(ranks, cut)[rank])
+    use_format(model, quantize)
+    return few_rows(model, some_tokens())
+
+
+@needs_compiler
+@pytest.mark.parametrize("quantize", ["bfloat16", "int8"])
+def test_ranks_compute_what_one_does(quantize: str) -> None:
+    one = run_ranks(1, decode_on_a_rank, quantize, 1)[0]
+    for found in run_ranks(2, decode_on_a_rank, quantize, 2):
+        assert difference(found, one) < 0.02
