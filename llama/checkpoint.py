@@ -320,7 +320,11 @@ def load_model(
 
     def pieces(name: str) -> Iterator[Tensor]:
         if checkpoint.quantize:
-            return map(whole, formats.parts(name))
+            # For a GPU they are mapped here and leave nothing behind: there they are repacked.
+            cpu, parts = torch.device("cpu"), formats.parts(name)
+            if device.type != "cpu":
+                return (checkpoint.weights[p].read(regions[p], cpu, dtypes[p]) for p in parts)
+            return map(whole, parts)
         return checkpoint.weights[name].blocks(regions[name], dtype, formats.TILE)
 
     def counted(tensors: Iterator[Tensor]) -> Iterator[Tensor]:

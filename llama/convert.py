@@ -63,7 +63,7 @@ def convert(
             given with --quantize.
         shards: meta: how many shards, 1 if not given; hf: how many files, else one for each 5 GB.
         dtype: bfloat16, float16 or float32; what each weight has if not given.
-        quantize: int8 or int4, in which the linear layers are packed for decoding on a CPU.
+        quantize: int8 or int4, in which the linear layers are packed for decoding.
         text: file of UTF-8 text the model has not seen, on which to measure what packing costs.
     """
     if quantize is not None:

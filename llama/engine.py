@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 from llama import parallel
 from llama.cache import KVCache
+from llama.graphs import DecodeGraphs
 from llama.model import Transformer
 from llama.sampling import NonFiniteLogitsError, SamplerState, SamplingParams, sample
 from llama.tokenizer import StreamDecoder, Tokenizer
@@ -143,6 +144,7 @@ class Engine:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # the place in the list is the row in the cache
         self._cache: KVCache | None = None
+        self._graphs: DecodeGraphs | None = None  # on a GPU that has the model to itself
 
     @property
     def idle(self) -> bool:
@@ -254,6 +256,10 @@ class Engine:
         self._cache = self.model.new_cache(rows, length)
         if old is not None:
             self._cache.copy_from(old)
+        if self._graphs is None and self._cache.k.is_cuda and parallel.model_parallel_size() == 1:
+            self._graphs = DecodeGraphs(self.model)
+        if self._graphs is not None:
+            self._graphs.use(self._cache)
 
     def _prefill(self, sequence: Sequence, row: int) -> torch.Tensor:
         """Runs a prompt in its row, scores it if wanted; logits after its last token (1, vocab)."""
@@ -274,9 +280,14 @@ class Engine:
     def _decode(self) -> torch.Tensor:
         """Runs the newest token of each running sequence; logits after it (n, vocab)."""
         assert self._cache is not None
-        device = self._cache.k.device
-        newest = torch.tensor([[s.tokens[-1]] for s in self.running], device=device)  # (n, 1)
+        tokens = [s.tokens[-1] for s in self.running]
         positions = [len(s.prompt) + len(s.tokens) - 1 for s in self.running]
+        if self._graphs is not None:
+            logits = self._graphs.run(tokens, positions)
+            if logits is not None:
+                return logits
+        device = self._cache.k.device
+        newest = torch.tensor(tokens, device=device).unsqueeze(1)  # (n, 1)
         cache = self._cache.view(0, len(self.running), _whole_blocks(max(positions) + 1))
         return self.model(newest, torch.tensor(positions, device=device), cache=cache)[:, -1]
 

@@ -99,9 +99,9 @@ class Llama:
 
         Defaults: the folder's own `tokenizer.model`, the model's own context, 8 prompts at a time,
         all running processes, the best device, and bfloat16 where that device computes it (float32
-        for a small model on a CPU; see `select_dtype`). `quantize` is int8 or int4, on a CPU (see
-        `quantize.py`): weights are packed while they are read, or have been by `llama convert`.
-        `seed` is what the draws of all later calls follow from. Raises
+        for a small model on a CPU; see `select_dtype`). `quantize` is int8 or int4, on a CPU or an
+        NVIDIA GPU (see `quantize.py`): weights are packed while they are read, or have been by
+        `llama convert`. `seed` is what the draws of all later calls follow from. Raises
         FileNotFoundError or ValueError, naming the file and the values, for what is missing,
         damaged or does not fit.
         """
@@ -126,7 +126,9 @@ class Llama:
         tokenizer = Tokenizer(str(tokenizer_path or checkpoint.tokenizer))
         checkpoint.check_tokenizer(tokenizer)
         tokenizer.stop_tokens = tokenizer.stop_tokens | checkpoint.stop_ids
-        convert_layer = packed_layers(checkpoint, quantize) if quantize in formats.PACKED else None
+        convert_layer = None
+        if quantize in formats.PACKED:
+            convert_layer = packed_layers(checkpoint, quantize, chosen)
         model = load_model(
             checkpoint,
             chosen,

@@ -7,12 +7,15 @@ the block's own way, which computes the same.
 """
 
 import torch
-from fairscale.nn.model_parallel.mappings import reduce_from_model_parallel_region
 from torch import Tensor, nn
 
 from llama import kernels, parallel
 from llama.cache import KVCache
 from llama.model import RMSNorm, TransformerBlock
+
+# What lies between two products is made anew for each: 16 MB of it are taken from memory that was
+# used before, while larger pieces come from the system, which fills them with zeros first.
+_ROWS_AT_ONCE = 1024
 
 
 class InferenceBlock(TransformerBlock):
@@ -36,26 +39,47 @@ class InferenceBlock(TransformerBlock):
         """As `TransformerBlock.forward`."""
         if cache is None or not self._is_native(x, cache):
             return super().forward(x, start_pos, freqs_cis, mask, cache)
-        if self._halves is None:
-            self._halves = self._native_halves()
-        attention, feed_forward = self._halves
-        is_partial = parallel.model_parallel_size() > 1
-        y = attention(x, start_pos, freqs_cis, cache.k, cache.v, is_partial)
-        if is_partial:
-            y = x = (x + reduce_from_model_parallel_region(y)).bfloat16()
-        z = feed_forward(y, is_partial)
-        return (x + reduce_from_model_parallel_region(z)).bfloat16() if is_partial else z
+        if x.shape[0] * x.shape[1] <= kernels.MOST_ROWS:
+            return self._few_rows(x, start_pos, freqs_cis, cache)
+        if kernels.attends(self.attention.head_dim):
+            return self._many_rows(x, start_pos, freqs_cis, cache)
+        return super().forward(x, start_pos, freqs_cis, mask, cache)
 
     def _is_native(self, x: Tensor, cache: KVCache) -> bool:
         return (
-            x.shape[0] * x.shape[1] <= kernels.MOST_ROWS
-            and (x.device.type, x.dtype) == ("cpu", torch.bfloat16)
+            (x.device.type, x.dtype) == ("cpu", torch.bfloat16)
             and not torch.is_grad_enabled()
             and type(cache) is KVCache
             and cache.suits(x)
             and cache.k.stride()[2:] == (cache.k.shape[3], 1)
             and kernels.available()
         )
+
+    def _few_rows(
+        self, x: Tensor, start_pos: int | Tensor, freqs_cis: Tensor, cache: KVCache
+    ) -> Tensor:
+        if self._halves is None:
+            self._halves = self._native_halves()
+        attention, feed_forward = self._halves
+        is_partial = parallel.model_parallel_size() > 1
+        y = attention(x, start_pos, freqs_cis, cache.k, cache.v, is_partial)
+        if is_partial:
+            y = x = (x + parallel.add_up(y)).bfloat16()
+        z = feed_forward(y, is_partial)
+        return (x + parallel.add_up(z)).bfloat16() if is_partial else z
+
+    def _many_rows(
+        self, x: Tensor, start_pos: int | Tensor, freqs_cis: Tensor, cache: KVCache
+    ) -> Tensor:
+        a, f, norm = self.attention, self.feed_forward, self.attention_norm
+        n = kernels.normalize(x, norm.weight, norm.eps)
+        q, k, v = (layer(n) for layer in (a.wq, a.wk, a.wv))
+        h = x + a.wo(kernels.attend(q, k, v, start_pos, freqs_cis, cache.k, cache.v))
+        rows, norm = h.flatten(0, 1), self.ffn_norm
+        for part in rows.split(_ROWS_AT_ONCE):
+            n = kernels.normalize(part, norm.weight, norm.eps)
+            part += f.w2(kernels.gate(f.w1(n), f.w3(n)))
+        return h
 
     def _native_halves(self) -> tuple[kernels.AttentionHalf, kernels.FeedForwardHalf]:
         def matrices(module: nn.Module, names: str) -> list[Tensor | kernels.Packed]:

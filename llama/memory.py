@@ -22,6 +22,7 @@ import torch
 from llama import formats, parallel
 from llama.args import ModelArgs, weight_shapes
 from llama.checkpoint import Checkpoint
+from llama.cuda_linear import OLDEST
 from llama.files import Folder, short_size
 
 # What Llama.build can run a model in: bytes of a weight, and of a number in the KV cache.
@@ -119,8 +120,8 @@ class Need(NamedTuple):
 class Place(NamedTuple):
     """Where ranks can run: each on one of `devices`, which have so many bytes of `memory` each.
 
-    Ranks on a CPU share its memory, where one takes less than several do: it is one device. Only
-    there weights can be packed.
+    Ranks on a CPU share its memory, where one takes less than several do: it is one device. Weights
+    can be packed there, and with `is_cuda` on GPUs that have torch's kernel for it.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Place(NamedTuple):
     dtype: str  # what Llama.build takes there
     devices: int = 1
     is_cpu: bool = False
+    is_cuda: bool = False
 
 
 # Looked at where nothing fits on this machine.
@@ -144,21 +146,26 @@ class Setting(NamedTuple):
     need: Need
 
 
-def need(facts: Facts, dtype: str, ranks: int, batch: int, context: int) -> Need:
+def need(
+    facts: Facts, dtype: str, ranks: int, batch: int, context: int, is_cuda: bool = False
+) -> Need:
     """What each of `ranks` needs for its weights and for a KV cache of that size."""
     args, (weight_bytes, cache_bytes) = facts.args, FORMATS.get(dtype, FORMATS["bfloat16"])
     numbers = 2 * args.n_layers * batch * args.kv_heads_on_each_of(ranks) * args.head_dim * context
     packed = dtype in formats.PACKED
-    weights = packed_weights(facts, dtype, ranks) if packed else facts.parameters(ranks)
+    weights = packed_weights(facts, dtype, ranks, is_cuda) if packed else facts.parameters(ranks)
     return Need(weights * (1 if packed else weight_bytes), numbers * cache_bytes)
 
 
-def packed_weights(facts: Facts, name: str, ranks: int) -> int:
+def packed_weights(facts: Facts, name: str, ranks: int, is_cuda: bool = False) -> int:
     """Bytes of the weights of each of `ranks` in int8 or int4; what is not packed is bfloat16."""
     bits = 0.0
     for key, shape in weight_shapes(facts.args, ranks).items():
-        scale = 16 / formats.GROUP
-        each = formats.bits(name, key) + scale if formats.is_linear(key, shape) else 16
+        each = 16.0
+        if formats.is_linear(key, shape):
+            each = formats.bits(name, key)
+            # A scale a group, and for a GPU with an offset for every four bits (`cuda_linear.py`).
+            each += (32 * each / 4 if is_cuda else 16) / formats.GROUP
         bits += math.prod(shape) * each
     return int(bits / 8)
 
@@ -166,17 +173,18 @@ def packed_weights(facts: Facts, name: str, ranks: int) -> int:
 def this_machine(parameters: int) -> list[Place]:
     """Where this machine can run a model of so many, the place that Llama.build takes first."""
 
-    def place(device: str, name: str, memory: float, devices: int = 1) -> Place:
+    def place(device: str, name: str, memory: float, devices: int = 1, new: bool = False) -> Place:
         taken = parallel.select_dtype(torch.device(device), parameters=parameters)
         dtype = str(taken).removeprefix("torch.")
-        return Place(f"this machine's {name}", memory, dtype, devices, device == "cpu")
+        return Place(f"this machine's {name}", memory, dtype, devices, device == "cpu", new)
 
     places = []
     if torch.cuda.is_available():
         gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         least = min(gpus, key=lambda gpu: gpu.total_memory)
         name = f"{len(gpus)} GPUs" if len(gpus) > 1 else "GPU"
-        places.append(place("cuda", f"{name} ({least.name})", least.total_memory, len(gpus)))
+        new = all((gpu.major, gpu.minor) >= OLDEST for gpu in gpus)
+        places.append(place("cuda", f"{name} ({least.name})", least.total_memory, len(gpus), new))
     if torch.backends.mps.is_available():
         places.append(place("mps", "Apple GPU", torch.mps.recommended_max_memory()))
     return [*places, place("cpu", "main memory", _main_memory())]
@@ -203,11 +211,11 @@ def best_setting(
     for rows, dtype, ranks in product({batch, 1}, names, facts.ranks):
         if dtype in formats.PACKED and facts.misfit(ranks, dtype):
             continue
-        weights, position = need(facts, dtype, ranks, rows, 1)
+        weights, position = need(facts, dtype, ranks, rows, 1, place.is_cuda)
         longest = int((place.memory - 0.5e9) / 1.1 - weights) // position
         positions = context if longest >= context else longest - longest % 256
         if ranks <= place.devices and positions >= min(context, _SHORTEST):
-            needed = need(facts, dtype, ranks, rows, positions)
+            needed = need(facts, dtype, ranks, rows, positions, place.is_cuda)
             found.append(Setting(dtype, ranks, rows, positions, needed))
     usual = place.dtype
     order = [*names][::-1]
@@ -223,14 +231,17 @@ def verdict(facts: Facts, places: list[Place], batch: int, context: int) -> list
     lines, fits_somewhere = [], False
     for place in places:
         where = f"{place.name} of {short_size(place.memory)}" + " each" * (place.devices > 1)
-        if facts.quantize and not place.is_cpu:
-            lines.append(f"Not on {where}: {facts.quantize} weights are multiplied on a CPU.")
+        packs = place.is_cpu or place.is_cuda
+        if facts.quantize and not packs:
+            why = f"{facts.quantize} weights need a CPU or an NVIDIA GPU, Ampere or newer"
+            lines.append(f"Not on {where}: {why}.")
             continue
         names = (facts.quantize,) if facts.quantize else FORMATS
         best = best_setting(facts, place, batch, context, names)
         most = max(ranks for ranks in facts.ranks if ranks <= place.devices)
         dtype = facts.quantize or place.dtype
-        asked = Setting(dtype, most, batch, context, need(facts, dtype, most, batch, context))
+        needed = need(facts, dtype, most, batch, context, place.is_cuda)
+        asked = Setting(dtype, most, batch, context, needed)
         changes = _changes(asked, best) if best else []
         if best and not changes:
             fits_somewhere = True
@@ -238,7 +249,7 @@ def verdict(facts: Facts, places: list[Place], batch: int, context: int) -> list
             continue
         lines.append(f"Does not fit {where}: it takes {_in_words(asked)}.")
         packed = None
-        if place.is_cpu and not facts.quantize:
+        if packs and not facts.quantize:
             packed = best_setting(facts, place, batch, context, formats.PACKED)
             if best and packed and packed[2:4] <= best[2:4]:
                 packed = None  # another dtype is enough, and exact

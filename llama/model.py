@@ -155,11 +155,21 @@ class Attention(nn.Module):
             keys, values = xk.transpose(1, 2), xv.transpose(1, 2)
         else:
             keys, values = cache.update(start_pos, xk, xv)  # (batch, kv_heads, positions, head_dim)
-        causal = mask is None and seq > 1
+        queries = xq.transpose(1, 2)
+        if seq == 1:
+            # Heads that share keys stand where a sequence would: no kernel has to repeat keys.
+            queries = queries.reshape(batch, keys.shape[1], -1, self.head_dim)
         out = F.scaled_dot_product_attention(
-            xq.transpose(1, 2), keys, values, attn_mask=mask, is_causal=causal, enable_gqa=True
+            queries,
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=mask is None and seq > 1,
+            enable_gqa=seq > 1,
         )
-        return self.wo(out.transpose(1, 2).reshape(batch, seq, -1))  # (batch, seq, dim)
+        if seq > 1:
+            out = out.transpose(1, 2)
+        return self.wo(out.reshape(batch, seq, -1))  # (batch, seq, dim)
 
 
 class FeedForward(nn.Module):

@@ -9,6 +9,7 @@ weight): decoding reads as many bytes less. In int4 the output layer is int8: wh
 nothing after it can mend. The embedding stays as it is, for only a row of it is read. A layer stays
 column or row parallel; groups lie along the inputs, so that ranks cut between them and compute
 what one rank does. Many rows at a time, a prompt, are multiplied by unpacked weights in bfloat16.
+All this is for a CPU; on an NVIDIA GPU packed weights are repacked (see `cuda_linear.py`).
 
 With `convert_layer=packed_layers(checkpoint, "int4")` `load_model` packs each weight as it is read,
 or takes it from a folder that holds it packed, and the bfloat16 model never is in memory whole;
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 from llama import formats, kernels, parallel
 from llama.checkpoint import Checkpoint, ConvertLayer
+from llama.cuda_linear import OLDEST, CudaPacked, repack
 from llama.inference import InferenceBlock
 from llama.model import Transformer, TransformerBlock
 
@@ -37,7 +39,7 @@ FORMATS = ("bfloat16", "int8", "int4")
 
 
 class InferenceLinear(nn.Module):
-    """A column or row parallel layer whose weights are in a format, for inference on a CPU.
+    """A column or row parallel layer whose weights are in a format, for inference.
 
     In bfloat16 `weight` is the layer's own parameter, so that the model can still be saved, moved
     and trained; `packed` takes its place otherwise.
@@ -49,13 +51,15 @@ class InferenceLinear(nn.Module):
         self,
         layer: ColumnParallelLinear | RowParallelLinear,
         bits: int,
-        packed: kernels.Packed | None = None,
+        packed: kernels.Packed | CudaPacked | None = None,
     ) -> None:
         super().__init__()
         self.reduces = isinstance(layer, RowParallelLinear)
         self.gathers = not self.reduces and layer.gather_output
         if bits < 16 and packed is None:
-            packed = kernels.pack(layer.weight.detach(), bits)
+            packed = kernels.pack(layer.weight.detach().cpu(), bits)
+            if layer.weight.is_cuda:
+                packed = repack(packed, layer.weight.device)
         self.packed = packed
         self.weight = layer.weight if bits == 16 else None
 
@@ -63,6 +67,7 @@ class InferenceLinear(nn.Module):
     def matrix(self) -> Tensor | kernels.Packed:
         """The weights, as `kernels` takes them."""
         if self.packed is not None:
+            assert isinstance(self.packed, kernels.Packed)
             return self.packed
         assert self.weight is not None
         return self.weight.detach()
@@ -73,8 +78,10 @@ class InferenceLinear(nn.Module):
             x = copy_to_model_parallel_region(x)  # the ranks' gradients add up to its own
         rows = x.flatten(0, -2)
         as_float = self.gathers or (self.reduces and parallel.model_parallel_size() > 1)
-        few = len(rows) <= kernels.MOST_ROWS and not torch.is_grad_enabled()
-        if few and (x.device.type, x.dtype) == ("cpu", torch.bfloat16):
+        native = (x.device.type, x.dtype) == ("cpu", torch.bfloat16) and not torch.is_grad_enabled()
+        if isinstance(self.packed, CudaPacked):
+            y = self.packed.times(rows)
+        elif native and (self.packed is not None or len(rows) <= kernels.MOST_ROWS):
             y = kernels.linear(rows, self.matrix, as_float)
         elif self.packed is not None:
             y = F.linear(rows, kernels.unpack(self.packed))
@@ -85,7 +92,8 @@ class InferenceLinear(nn.Module):
         if self.gathers:
             return gather_from_model_parallel_region(y)
         if self.reduces:
-            return reduce_from_model_parallel_region(y).to(x.dtype)
+            add_up = parallel.add_up if native else reduce_from_model_parallel_region
+            return add_up(y).to(x.dtype)
         return y
 
 
@@ -93,14 +101,22 @@ def check_format(name: str, device: torch.device, dtype: torch.dtype) -> None:
     """Raises ValueError where a model of that dtype can't have weights of that format there."""
     if name not in FORMATS:
         raise ValueError(f"quantize={name!r} is none of {', '.join(FORMATS[1:])}")
-    if (device.type, dtype) != ("cpu", torch.bfloat16):
+    if device.type not in ("cpu", "cuda") or dtype != torch.bfloat16:
         raise ValueError(
-            f"{name} weights are multiplied with bfloat16 on a CPU, not with {dtype} on {device}"
+            f"{name} weights are multiplied with bfloat16 on a CPU or an NVIDIA GPU, "
+            f"not with {dtype} on {device}"
         )
+    if device.type == "cuda" and name in formats.PACKED:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < OLDEST:
+            raise ValueError(
+                f"{name} weights need a GPU of compute capability 8.0 or more; "
+                f"{device} has {capability[0]}.{capability[1]}"
+            )
 
 
 def use_format(model: Transformer, name: str) -> None:
-    """Replaces the linear layers of a bfloat16 model on a CPU, one after the other.
+    """Replaces the linear layers of a bfloat16 model, on a CPU its blocks too, one after the other.
 
     Raises ValueError for another format than `FORMATS`, a model of another dtype or device, and
     layers that do not divide into groups.
@@ -116,9 +132,10 @@ def use_format(model: Transformer, name: str) -> None:
                 except ValueError as error:
                     raise ValueError(f"{name}: {child_name}: {error}") from error
                 setattr(module, child_name, layer)
-    for i, block in enumerate(model.layers):
-        assert isinstance(block, TransformerBlock)
-        model.layers[i] = InferenceBlock(block)
+    if model.norm.weight.device.type == "cpu":
+        for i, block in enumerate(model.layers):
+            assert isinstance(block, TransformerBlock)
+            model.layers[i] = InferenceBlock(block)
 
 
 def stored_format(checkpoint: Checkpoint, name: str | None) -> str | None:
@@ -131,11 +148,13 @@ def stored_format(checkpoint: Checkpoint, name: str | None) -> str | None:
     return checkpoint.quantize or name
 
 
-def packed_layers(checkpoint: Checkpoint, name: str) -> ConvertLayer:
+def packed_layers(
+    checkpoint: Checkpoint, name: str, device: torch.device | None = None
+) -> ConvertLayer:
     """For `load_model`: packs each linear layer as it is read, or takes what is packed already.
 
-    What is read are blocks of rows, so that no unpacked weight ever is in memory whole. Raises
-    ValueError for layers that do not divide into groups.
+    What is read are blocks of rows, so that no unpacked weight ever is in memory whole. For a GPU
+    as `device` they are repacked. Raises ValueError for layers that do not divide into groups.
     """
     formats.stored_shapes(checkpoint.args, name, parallel.model_parallel_size())
 
@@ -158,6 +177,8 @@ def packed_layers(checkpoint: Checkpoint, name: str) -> ConvertLayer:
                 data[at:end], scales[at:end] = block
                 at = end
             packed = kernels.Packed(data, scales)
+        if device is not None and device.type == "cuda":
+            return InferenceLinear(layer, bits, repack(packed, device))
         return InferenceLinear(layer, bits, packed)
 
     return convert

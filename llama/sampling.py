@@ -31,8 +31,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CANDIDATES = 256  # almost every nucleus ends within these
-_GROWTH = 8  # a row whose nucleus does not gets this many times more
 _LARGEST = sys.float_info.max
 
 # Each test is False for NaN.
@@ -186,22 +184,25 @@ def sample(logits: Tensor, states: Sequence[SamplerState]) -> tuple[Tensor, Tens
     device = logits.device
     # MPS has no float64, and shares its memory with the CPU.
     logits = logits.to("cpu" if device.type == "mps" else device, torch.float32)
-    log_total = _weights(logits, 1.0).sum(-1).double().log() - math.log(_unit(logits))
-    log_total += logits.amax(-1)  # not finite if the largest is NaN or infinite
+    logprobs = logits.log_softmax(-1)  # all NaN if the largest is NaN or infinite
     scores = _adjust(logits, states)
-    _check_choosable(log_total, log_total if scores is logits else scores.amax(-1))
+    best = logprobs.amax(-1)
+    _check_choosable(best, best if scores is logits else scores.amax(-1))
 
     tokens = torch.empty(len(states), dtype=torch.int64, device=logits.device)
     ways = [_way(state.params) for state in states]
+    # The CPU draws for one large row at a time: then the temporaries fit its caches.
+    at_once = max(1, 2**17 // logits.shape[-1]) if logits.is_cpu else len(states)
     for way in dict.fromkeys(ways):
-        rows = [row for row, its_way in enumerate(ways) if its_way is way]
-        if len(rows) == len(states):
-            tokens = way(scores, states)
-        else:
-            index = torch.tensor(rows, device=logits.device)
-            tokens[index] = way(scores[index], [states[row] for row in rows])
-    logprobs = logits.gather(-1, tokens[:, None]).squeeze(-1) - log_total
-    return tokens.to(device), logprobs.float().to(device)
+        rows = torch.tensor([row for row, its_way in enumerate(ways) if its_way is way])
+        for part in rows.split(len(states) if way is _most_likely else at_once):
+            theirs = [states[row] for row in part.tolist()]
+            if len(part) == len(states):
+                tokens = way(scores, theirs)
+            else:
+                index = part.to(logits.device)
+                tokens[index] = way(scores[index], theirs)
+    return tokens.to(device), logprobs.gather(-1, tokens[:, None]).squeeze(-1).to(device)
 
 
 def _way(params: SamplingParams) -> Callable[[Tensor, Sequence[SamplerState]], Tensor]:
@@ -216,86 +217,82 @@ def _most_likely(scores: Tensor, states: Sequence[SamplerState]) -> Tensor:
 
 
 def _draw_untruncated(scores: Tensor, states: Sequence[SamplerState]) -> Tensor:
-    uniform, temperature = _settings(scores, states).split(1, dim=-1)[:2]
+    uniform, temperature, _, _ = _settings(scores, states)
     mass = _weights(scores, temperature).cumsum(-1)
-    return _pick(mass, mass[:, -1:], uniform)
+    return _pick(mass, mass[:, -1:], uniform).squeeze(-1)
 
 
 def _draw_truncated(scores: Tensor, states: Sequence[SamplerState]) -> Tensor:
-    """Sorts only the top candidates, and more of them for the rows whose nucleus is larger.
+    """Adds up the mass in buckets of like scores, and sorts only the buckets it has to look into.
 
-    How many a row needs depends on that row alone. Its nucleus is known if it ends above the last
-    candidate: which of the logits equal to that one are candidates is topk's arbitrary choice.
+    What stays is a prefix of the ranked tokens (higher scores first, of equal ones the lower id).
+    The first sums tell in which bucket the prefix ends, and between which two the draw then falls.
     """
-    vocab = scores.shape[-1]
-    settings = _settings(scores, states)
-    weights = _weights(scores, settings[:, 1:2])
-    total = weights.sum(-1, keepdim=True)
-    tokens = torch.empty(len(states), dtype=torch.int64, device=scores.device)
-    rows = torch.arange(len(states), device=scores.device)
-    size = min(_CANDIDATES, vocab)
-    while True:
-        uniform, _, top_p, top_k, min_p = settings.split(1, dim=-1)
-        values, ids = _ranked(scores, size)  # (rows, size)
-        weight = weights.gather(-1, ids)
-        mass = weight.cumsum(-1)
-        top_k = top_k.long()
-        left_by_k = torch.where(top_k < vocab, mass.gather(-1, top_k.clamp(max=size) - 1), total)
-        kept = torch.arange(size, device=ids.device) < top_k
-        kept &= mass - weight <= top_p * left_by_k  # the mass before the token
-        kept &= (weight >= min_p * _unit(scores)) & (weight > 0)
-        last = kept.sum(-1, keepdim=True) - 1
-        place = _pick(mass, mass.gather(-1, last), uniform)
-        tokens[rows] = ids.gather(-1, place[:, None]).squeeze(-1)
-        if size == vocab:
-            return tokens
-        known = (values.gather(-1, last) > values[:, -1:]) & ((top_k <= size) | (top_k == vocab))
-        open_ = (~known).squeeze(-1).nonzero().squeeze(-1)
-        if not len(open_):
-            return tokens
-        rows, scores, settings = rows[open_], scores[open_], settings[open_]
-        weights, total = weights[open_], total[open_]
-        size = min(size * _GROWTH, vocab)
+    uniform, temperature, top_p, min_p = _settings(scores, states)
+    weights = _weights(scores, temperature)
+    keys = (scores + 0.0).view(torch.int32)  # -0.0 is as good as 0.0
+    # As unsigned numbers: the higher the score, the lower. (In place: new memory costs more.)
+    keys ^= (keys >> 31).bitwise_not_().bitwise_and_(0x7FFFFFFF)
+    bits = min(scores.shape[-1].bit_length(), 16)
+    buckets = (keys >> (32 - bits)).bitwise_and_(2**bits - 1).add_(1).long()  # bucket 0 is empty
+    mass = weights.new_zeros(len(states), 2**bits + 1)
+    mass.scatter_add_(-1, buckets, weights).cumsum_(-1)
 
+    # The prefix ends at the token where the ranked mass first is above `end`.
+    left_by_k = mass[:, -1:].clone()
+    for row, state in enumerate(states):
+        if 0 < (top_k := state.params.top_k) < scores.shape[-1]:
+            best = scores[row].topk(top_k, sorted=False).indices  # any of those that tie for last
+            left_by_k[row] = weights[row, best].sum()
+    end = torch.where(top_p < 1, (top_p * left_by_k).long(), left_by_k).minimum(left_by_k - 1)
+    if any(state.params.min_p for state in states):
+        likely = weights >= (min_p * _unit(scores)).ceil().long()
+        end = end.minimum((weights * likely).sum(-1, keepdim=True) - 1)
 
-def _ranked(scores: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The `size` largest scores of each row and their ids; of equal ones the lower id first."""
-    ids = None
-    if size < scores.shape[-1]:
-        ids = scores.topk(size, sorted=False).indices.sort(-1).values
-        scores = scores.gather(-1, ids)
-    values, order = scores.sort(dim=-1, descending=True, stable=True)
-    return values, order if ids is None else ids.gather(-1, order)
+    last = torch.searchsorted(mass, end, right=True)
+    low = _pick(mass, mass.gather(-1, last - 1), uniform)
+    high = _pick(mass, mass.gather(-1, last), uniform)
+    wanted = (buckets >= low).logical_and_(buckets <= high).logical_or_(buckets == last)
+    rows, ids = wanted.nonzero().unbind(-1)  # synchronises with the device
+    keys = (rows << 32) + (keys[rows, ids].long() & 0xFFFFFFFF)
+    keys, order = keys.sort(stable=True)
+    rows, ids = rows[order], ids[order]
+    weight, bucket = weights[rows, ids], buckets[rows, ids]
+    bucket_keys = keys >> (32 - bits)
+    start = torch.searchsorted(bucket_keys, bucket_keys)  # where the token's bucket begins
+    ranked = weight.cumsum(0)  # over several rows it may wrap around; the differences hold
+    ranked += mass[rows, bucket - 1] - (ranked - weight)[start]
+    first = torch.searchsorted(rows, torch.arange(len(states), device=rows.device))
+
+    def place(target: Tensor) -> Tensor:  # of the token where the ranked mass first is above it
+        return first.index_add(0, rows, (ranked <= target[rows, 0]).long())
+
+    kept = ranked[place(end), None]
+    return ids[place((uniform * kept).long())]
 
 
 def _pick(mass: Tensor, total: Tensor, uniform: Tensor) -> Tensor:
-    """The first place in each row where the cumulative mass is above uniform * total: (rows,).
+    """The first place in each row where the cumulative mass is above uniform * total: (rows, 1).
 
     A uniform number is at most 1 - 2**-53, so the product stays below total in float64 too.
     """
-    return torch.searchsorted(mass, (uniform * total).long(), right=True).squeeze(-1)
+    return torch.searchsorted(mass, (uniform * total).long(), right=True)
 
 
-def _settings(scores: Tensor, states: Sequence[SamplerState]) -> Tensor:
-    """(rows, 5) float64: the uniform number, drawn here, temperature, top_p, top_k, min_p."""
-    vocab = scores.shape[-1]
-    table = []
-    for state in states:
-        p = state.params
-        top_k = min(p.top_k or vocab, vocab)
-        table.append((state.draw(), p.temperature, p.top_p, top_k, p.min_p))
-    return torch.tensor(table, dtype=torch.float64, device=scores.device)
+def _settings(scores: Tensor, states: Sequence[SamplerState]) -> tuple[Tensor, ...]:
+    """The uniform numbers, drawn here, temperatures, top_p and min_p: each (rows, 1) float64."""
+    table = [(s.draw(), s.params.temperature, s.params.top_p, s.params.min_p) for s in states]
+    return torch.tensor(table, dtype=torch.float64, device=scores.device).split(1, dim=-1)
 
 
-def _weights(scores: Tensor, temperature: Tensor | float) -> Tensor:
+def _weights(scores: Tensor, temperature: Tensor) -> Tensor:
     """exp(scores / temperature), (rows, vocab), in int64: the most likely token weighs `_unit`.
 
     What becomes 0 is less than 2**-44 as likely (at a vocabulary of 128k); all such tokens
     together stay below float32's precision.
     """
-    if isinstance(temperature, Tensor):
-        limits = torch.finfo(torch.float32)
-        temperature = temperature.clamp(limits.tiny, limits.max).float()
+    limits = torch.finfo(torch.float32)
+    temperature = temperature.clamp(limits.tiny, limits.max).float()
     below_peak = scores - scores.amax(-1, keepdim=True)  # so that no temperature overflows
     return below_peak.div_(temperature).exp_().mul_(_unit(scores)).long()
 
@@ -305,10 +302,10 @@ def _unit(scores: Tensor) -> float:
     return 2.0 ** (62 - scores.shape[-1].bit_length())
 
 
-def _check_choosable(log_total: Tensor, best: Tensor) -> None:
-    finite = log_total.isfinite()
-    choosable = finite & (best > -math.inf)
-    if choosable.all():  # the one synchronisation with the device
+def _check_choosable(best_logprob: Tensor, best_score: Tensor) -> None:
+    finite = best_logprob.isfinite()
+    choosable = finite & (best_score > -math.inf)
+    if choosable.all():  # synchronises with the device
         return
     if not finite.all():
         raise NonFiniteLogitsError((~finite).nonzero().flatten().tolist())

@@ -2,6 +2,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -316,6 +317,16 @@ def test_packed_weights_are_proposed_where_others_do_not_fit() -> None:
     assert "a GPU of 24 GB" in verdict(facts, [main_memory(6)], 1, 8192)[1]
 
 
+def test_packed_weights_on_a_gpu_take_a_scale_and_an_offset() -> None:
+    facts, gpu = released("Meta-Llama-3-8B"), Place("a GPU", 12e9, "bfloat16", is_cuda=True)
+    # 1.1 * (2 * 525,602,816 + 525,336,576 * 10 / 8 + 6,979,321,856 * 5 / 8 + 8192 * 131,072) + 0.5
+    assert verdict(facts, [gpu], 1, 8192)[1:] == [
+        "With quantize=int4 it fits: 8.4 GB in int4 on 1 rank."
+    ]
+    (line,) = verdict(replace(facts, quantize="int4"), [gpu], 1, 8192)
+    assert line == "Fits a GPU of 12.0 GB: it takes 8.4 GB in int4 on 1 rank."
+
+
 def test_packed_weights_are_not_proposed_where_another_dtype_is_enough() -> None:
     lines = verdict(released("Meta-Llama-3-8B"), [main_memory(25, "float32")], 1, 4096)
     assert lines[1:] == ["With dtype=bfloat16 it fits: 18.8 GB in bfloat16 on 1 rank."]
@@ -340,7 +351,8 @@ def test_packed_weights_on_disk(quantize: str, weights: str, said, machine, tmp_
     size = (folder / "consolidated.00.pth").stat().st_size / 1e6
     assert f"weights     {quantize} in 1 shard, {size:.1f} MB, in Meta's layout\n" in text
     assert re.search(rf"^  {quantize} +weights +{weights} ", text, re.M)
-    assert f"Not on the GPUs of 24.0 GB: {quantize} weights are multiplied on a CPU.\n" in text
+    no = f"Not on the GPUs of 24.0 GB: {quantize} weights need a CPU or an NVIDIA GPU, Ampere or"
+    assert f"{no} newer.\n" in text
     assert re.search(
         rf"^Fits the memory of 25.0 GB: it takes \S+ MB in {quantize} on 1", text, re.M
     )
@@ -391,17 +403,19 @@ def test_a_machine_without_gpus(monkeypatch) -> None:
 
 
 def test_a_machine_with_gpus(monkeypatch) -> None:
-    found = [SimpleNamespace(name="Big", total_memory=80e9)] * 3
-    found[1] = SimpleNamespace(name="Small", total_memory=40e9)
+    found = [SimpleNamespace(name="Big", total_memory=80e9, major=9, minor=0)] * 3
+    found[1] = SimpleNamespace(name="Small", total_memory=40e9, major=8, minor=6)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: found[i])
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     monkeypatch.setattr(parallel, "select_device", lambda *_: pytest.fail("not needed"))
     first, *_, last = this_machine(10**9)
-    assert first == ("this machine's 3 GPUs (Small)", 40e9, "float16", 3, False)
+    assert first == ("this machine's 3 GPUs (Small)", 40e9, "float16", 3, False, True)
     assert last.name == "this machine's main memory"
     assert last.is_cpu
+    found[2] = SimpleNamespace(name="Old", total_memory=80e9, major=7, minor=5)
+    assert not this_machine(10**9)[0].is_cuda
 
 
 def test_an_apple_machine(monkeypatch) -> None:
@@ -410,7 +424,7 @@ def test_an_apple_machine(monkeypatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *_: True)
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 12_000_000_000)
     first, _ = this_machine(10**9)
-    assert first == ("this machine's Apple GPU", 12_000_000_000, "bfloat16", 1, False)
+    assert first == ("this machine's Apple GPU", 12_000_000_000, "bfloat16", 1, False, False)
 
 
 # ---------------------------------------------------------------- what is read and told

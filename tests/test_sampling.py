@@ -6,7 +6,6 @@ import pickle
 import pytest
 import torch
 
-from llama import sampling
 from llama.sampling import NonFiniteLogitsError, SamplerState, SamplingParams, _adjust, sample
 
 LAST = 1 - 2**-53  # the largest uniform number: points at the last token that is kept
@@ -46,7 +45,7 @@ def random_logits(kind, vocab, seed):
     if kind == "equal":
         return torch.zeros(vocab)
     assert kind == "banned"  # most tokens
-    return torch.where(torch.arange(vocab) % 50 == 3, noise, -math.inf)
+    return torch.where(torch.arange(vocab) % 50 == min(3, vocab - 1), noise, -math.inf)
 
 
 def reference_kept(logits, params):
@@ -92,7 +91,7 @@ def test_the_nucleus_and_the_draw_are_those_of_a_whole_sort(kind, settings):
     params = SamplingParams(**{"temperature": 1, "top_p": 1, **settings})
     uniforms = [0.0, *torch.linspace(0.01137, 0.98711, 14, dtype=torch.float64).tolist(), LAST]
     # Primes: in float64 the reference may miss a top_p that is met exactly.
-    for vocab, seed in ((7, 0), (307, 1), (2111, 2)):
+    for vocab, seed in ((1, 0), (2, 0), (3, 0), (4, 0), (7, 0), (307, 1), (2111, 2)):
         logits = random_logits(kind, vocab, seed)
         ids, probs = reference_kept(logits, params)
         mass = probs.cumsum(-1)
@@ -104,6 +103,46 @@ def test_a_token_stays_if_the_mass_before_it_is_exactly_top_p():
     for vocab in (4, 1024):  # sums that float64 and the integers both hold exactly
         params = SamplingParams(temperature=1, top_p=0.5)
         assert drawn(torch.zeros(vocab), params, [LAST]) == [vocab // 2]
+
+
+def scores_in_one_bucket(vocab):
+    """Neighbours in float32, shuffled."""
+    order = torch.randperm(vocab, generator=torch.Generator().manual_seed(vocab))
+    return 1 + order * 2.0**-23
+
+
+def scores_that_tie(vocab):
+    """Of both signs; 0.0 and -0.0 tie as well."""
+    return random_logits("peaked", vocab, 5).round()
+
+
+@pytest.mark.parametrize("logits_of", [scores_in_one_bucket, scores_that_tie, torch.zeros])
+@pytest.mark.parametrize("vocab", [5, 509, 2039])
+@pytest.mark.parametrize("top_p", [0.0, 0.3, 0.77, 1 - 2**-53])
+def test_tokens_of_like_scores_are_told_apart_by_rank(logits_of, vocab, top_p):
+    logits = logits_of(vocab)
+    ids = sorted(range(vocab), key=lambda i: (-logits[i].item(), i))
+    # So hot that all tokens weigh the same: where the nucleus ends is a matter of counting.
+    params = SamplingParams(temperature=1e308, top_p=top_p)
+    kept = ids[: min(math.floor(top_p * vocab) + 1, vocab)]
+    picks = range(0, len(kept), 1 + len(kept) // 100)
+    uniforms = [(i + 0.5) / len(kept) for i in picks]
+    assert drawn(logits, params, [0.0, *uniforms, LAST]) == [
+        kept[0],
+        *(kept[i] for i in picks),
+        kept[-1],
+    ]
+
+
+@pytest.mark.parametrize("settings", [s for s in SETTINGS if s.get("top_p") != 0], ids=str)
+def test_weights_that_differ_inside_one_bucket(settings):
+    logits, temperature = scores_in_one_bucket(2039), 2.0**-15
+    params = SamplingParams(**{"top_p": 1, **settings, "temperature": temperature})
+    ids, probs = reference_kept(logits, params)
+    mass = probs.cumsum(-1)
+    uniforms = torch.linspace(0.01137, 0.98711, 40, dtype=torch.float64)
+    expected = ids[torch.searchsorted(mass, uniforms * mass[-1], right=True)].tolist()
+    assert drawn(logits, params, uniforms.tolist()) == expected
 
 
 def test_untruncated_draw_goes_through_the_vocabulary_in_order():
@@ -220,8 +259,9 @@ def mixed_batch(vocab):
     return logits, [SamplingParams(**s, seed=i) for i, s in enumerate(settings)]
 
 
-def test_a_row_in_a_batch_gets_what_it_gets_alone():
-    logits, params = mixed_batch(5000)
+@pytest.mark.parametrize("vocab", [5000, 50000])  # drawn together on the CPU, and in parts
+def test_a_row_in_a_batch_gets_what_it_gets_alone(vocab):
+    logits, params = mixed_batch(vocab)
     together = [SamplerState(p, [1, 2, 3]) for p in params]
     alone = [SamplerState(p, [1, 2, 3]) for p in params]
     for _ in range(10):
@@ -235,23 +275,6 @@ def test_a_row_in_a_batch_gets_what_it_gets_alone():
     assert backwards.flip(0).tolist() == [
         sample(logits[i : i + 1], [state])[0].item() for i, state in enumerate(alone)
     ]
-
-
-def test_only_rows_with_a_large_nucleus_get_more_candidates(monkeypatch):
-    seen = []
-    ranked = sampling._ranked
-    monkeypatch.setattr(
-        sampling, "_ranked", lambda s, size: seen.append((len(s), size)) or ranked(s, size)
-    )
-    logits = torch.stack([random_logits(kind, 20000, 0) for kind in ("peaked", "flat", "peaked")])
-    flat = SamplingParams(top_p=0.2)
-    sample(logits, [SamplerState(p) for p in (SamplingParams(top_p=0.5), flat, flat)])
-    assert seen == [(3, 256), (1, 2048), (1, 16384)]
-    seen.clear()
-    banned = torch.full((1, 20000), -math.inf)
-    banned[0, :3] = 1.0
-    sample(banned, [SamplerState(SamplingParams(top_k=200, top_p=1))])
-    assert seen == [(1, 256)]  # what cannot be drawn is not looked for
 
 
 def test_frequencies_over_many_seeds():

@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,9 +35,10 @@ from llama import files, parallel
 GROUP = 32  # inputs that share a scale
 _TILE = 16  # outputs that lie side by side in packed weights
 MOST_ROWS = 16  # of a block's half: more are a matter for matrix products
-_SOURCES = [
-    Path(__file__).with_name(name) for name in ("vectors.h", "linear.h", "linear.c", "block.c")
-]
+_HEADERS, _CODE = (
+    [Path(__file__).with_name(name) for name in names]
+    for names in (("vectors.h", "linear.h", "block.h"), ("linear.c", "block.c", "prompt.c"))
+)
 
 
 class Packed(NamedTuple):
@@ -76,6 +77,58 @@ def linear(x: Tensor, weight: Tensor | Packed, as_float: bool = False) -> Tensor
     y = x.new_empty(len(x), n, dtype=torch.float32 if as_float else torch.bfloat16)
     matrix = _Matrix.of(weight)
     _check(library.linear(ctypes.byref(matrix), x.data_ptr(), y.data_ptr(), len(x), as_float))
+    return y
+
+
+def attends(head_dim: int) -> bool:
+    """Whether `attend`, `normalize` and `gate` are there, for a prompt's many rows."""
+    library = _library()
+    return library is not None and bool(library.attends(head_dim))
+
+
+def normalize(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm of x (..., dim), all in bfloat16."""
+    library = _library()
+    assert library is not None
+    x = x.contiguous()
+    y, dim = torch.empty_like(x), x.shape[-1]
+    pointers = x.data_ptr(), weight.data_ptr(), eps, y.data_ptr()
+    library.normalize_rows(*pointers, x.numel() // dim, dim)
+    return y
+
+
+def gate(gates: Tensor, ups: Tensor) -> Tensor:
+    """silu(gates) * ups, in the place of `gates`; both bfloat16 and contiguous."""
+    library = _library()
+    assert library is not None
+    library.gate_rows(gates.data_ptr(), ups.data_ptr(), gates.numel())
+    return gates
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    start: int | Tensor,
+    turns: Tensor,
+    keys: Tensor,
+    values: Tensor,
+) -> Tensor:
+    """Rotary attention of many rows, (batch, seq, n_heads * head_dim) as `q`.
+
+    `q` (batch, seq, n_heads * head_dim) is rotated in place; `k` and `v` (batch, seq, n_kv_heads *
+    head_dim) go to the cache, `k` rotated. The others and what it raises as in `AttentionHalf`.
+    """
+    library = _library()
+    assert library is not None
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    cache, places = _cache(keys, values), _places(q, start, turns)
+    where = ctypes.byref(cache), ctypes.byref(places)
+    head_dim = keys.shape[-1]
+    sizes = q.shape[-1] // head_dim, k.shape[-1] // head_dim, head_dim
+    y = torch.empty_like(q)
+    _check(library.store_rows(*where, q.data_ptr(), k.data_ptr(), v.data_ptr(), *sizes))
+    _check(library.attend_rows(*where, q.data_ptr(), y.data_ptr(), *sizes))
     return y
 
 
@@ -206,6 +259,24 @@ def available() -> bool:
     return _library() is not None
 
 
+def _places(x: Tensor, start: int | Tensor, turns: Tensor) -> _Places:
+    """Of x (batch, seq, ...). What it points to is kept alive by its attribute."""
+    batch, seq = x.shape[:2]
+    turns = turns.contiguous()
+    starts = start.contiguous() if isinstance(start, Tensor) else None
+    first = 0 if isinstance(start, Tensor) else start
+    pointer = None if starts is None else starts.data_ptr()
+    places = _Places(batch * seq, seq, first, pointer, turns.data_ptr())
+    places.kept = starts, turns
+    return places
+
+
+def _cache(keys: Tensor, values: Tensor) -> _CacheLayer:
+    assert keys.stride() == values.stride()
+    strides = keys.stride()[:2]
+    return _CacheLayer(keys.data_ptr(), values.data_ptr(), *strides, keys.shape[2])
+
+
 class AttentionHalf:
     """x + wo(attention(rms_norm(x))) for a few rows, over a KV cache in bfloat16.
 
@@ -240,21 +311,9 @@ class AttentionHalf:
         """
         library = _library()
         assert library is not None
-        assert keys.stride() == values.stride()
-        x, turns = x.contiguous(), turns.contiguous()
-        batch, seq, _ = x.shape
+        x = x.contiguous()
         y = torch.empty_like(x, dtype=torch.float32 if partial else None)
-        starts = start.contiguous() if isinstance(start, Tensor) else None
-        places = _Places(
-            batch * seq,
-            seq,
-            0 if isinstance(start, Tensor) else start,
-            None if starts is None else starts.data_ptr(),
-            turns.data_ptr(),
-        )
-        cache = _CacheLayer(
-            keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1), keys.shape[2]
-        )
+        places, cache = _places(x, start, turns), _cache(keys, values)
         parts = (ctypes.byref(part) for part in (self._layer, cache, places))
         _check(library.attention(*parts, x.data_ptr(), y.data_ptr(), partial))
         return y
@@ -307,6 +366,13 @@ def bind(path: Path) -> ctypes.CDLL:
     library.linear.argtypes = [*[pointer] * 3, size, flag]
     library.attention.argtypes = [*[pointer] * 5, flag]
     library.feed_forward.argtypes = [*[pointer] * 3, size, flag]
+    library.attends.argtypes = [size]
+    library.normalize_rows.argtypes = [*[pointer] * 2, ctypes.c_double, pointer, size, size]
+    library.normalize_rows.restype = None
+    library.gate_rows.argtypes = [pointer, pointer, size]
+    library.gate_rows.restype = None
+    library.store_rows.argtypes = [*[pointer] * 5, *[size] * 3]
+    library.attend_rows.argtypes = [*[pointer] * 4, *[size] * 3]
     library.pack_linear.argtypes = [*[pointer] * 3, *[size] * 2, flag]
     library.pack_linear.restype = None
     return library
@@ -324,27 +390,35 @@ def compiled(target: str = "native") -> Path:
     is_arm = platform.machine() in ("arm64", "aarch64")
     # The two about math leave numbers as they are, and let loops with rintf become vectors.
     flags = ["-O3", f"-m{'cpu' if is_arm else 'arch'}={target}", "-fno-math-errno"]
-    flags += ["-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
+    flags += ["-fno-trapping-math", "-fopenmp", "-fPIC"]
     # torch's own OpenMP, by its file: another copy would bring threads of its own.
     libraries = sorted(Path(torch.__file__).parent.glob("lib*/lib*omp*.so*"))[:1]
-    command = [compiler, *flags, *map(str, _SOURCES[2:]), *map(str, libraries)]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    made_from = [
-        *(source.read_text() for source in _SOURCES),
-        version.stdout,
-        " ".join(command),
-        _processor(),
-    ]
+    made_from = [*(source.read_text() for source in _HEADERS + _CODE), version.stdout]
+    made_from += [compiler, *flags, *map(str, libraries), _processor()]
     name = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:16]
     path = files.cache_root() / "kernels" / f"llama-{name}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            objects = [Path(folder, f"{source.stem}.o") for source in _CODE]
             made = Path(folder, path.name)
-            command += ["-o", str(made), "-lm"]
-            subprocess.run(command, capture_output=True, text=True, check=True)
+            _run_all(
+                [compiler, *flags, "-c", source, "-o", target]
+                for source, target in zip(_CODE, objects, strict=True)
+            )
+            _run_all([[compiler, *flags, "-shared", *objects, *libraries, "-o", made, "-lm"]])
             made.replace(path)
     return path
+
+
+def _run_all(commands: Iterable[list[str | Path]]) -> None:
+    """Runs commands side by side. Raises CalledProcessError with what the first to fail said."""
+    started = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in commands]
+    outputs = [process.communicate()[1] for process in started]
+    for process, output in zip(started, outputs, strict=True):
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, process.args, stderr=output)
 
 
 def _processor() -> str:

@@ -9,9 +9,8 @@
    the last. Sums are float32 and what one product hands the next is bfloat16, as in plain torch. How
    a row is computed depends on no other row and not on the number of threads. */
 
-#include "linear.h"
+#include "block.h"
 
-#include <math.h>
 #include <stdlib.h>
 
 #define CHUNK 256 /* positions that are attended to together, by one thread */
@@ -30,54 +29,6 @@ typedef struct {
     matrix w1, w2, w3;
 } feed_forward_layer;
 
-/* A layer's keys and values, each (rows, kv_heads, positions, head_dim); strides in elements. */
-typedef struct {
-    uint16_t *keys, *values;
-    int64_t row, head, positions;
-} cache_layer;
-
-/* Where the tokens of a pass stand: row i of it is token i % seq of the cache's row i / seq. */
-typedef struct {
-    int64_t rows, seq;
-    int64_t start;         /* the position of each first token, */
-    const int64_t *starts; /* or where they differ a position for each */
-    const float *turns;    /* (rows or where all are alike seq, head_dim / 2, 2): cosine, sine */
-} places;
-
-INLINE int64_t position_of(const places *p, int64_t i) {
-    return (p->starts ? p->starts[i / p->seq] : p->start) + i % p->seq;
-}
-
-/* e^x to about 1e-7, in operations of which loops become vectors. */
-INLINE float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x; /* NaN stays */
-    x = x > 88.0f ? 88.0f : x;
-    float whole = rintf(x * 1.44269504f);
-    float part = x - whole * 0.693359375f + whole * 2.12194440e-4f; /* ln 2, in two parts */
-    float e = 1.0f / 720;
-    e = e * part + 1.0f / 120;
-    e = e * part + 1.0f / 24;
-    e = e * part + 1.0f / 6;
-    e = e * part + 0.5f;
-    e = e * part + 1.0f;
-    e = e * part + 1.0f;
-    uint32_t bits = (uint32_t)((int32_t)whole + 127) << 23;
-    float power;
-    memcpy(&power, &bits, 4);
-    return e * power;
-}
-
-static void rms_norm(const uint16_t *x, const uint16_t *weight, double eps, int64_t dim,
-                     uint16_t *y) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < dim; i++) sum += from_bf16(x[i]) * from_bf16(x[i]);
-    float scale = 1.0f / sqrtf(sum / (float)dim + (float)eps);
-#pragma omp simd
-    for (int64_t i = 0; i < dim; i++)
-        y[i] = to_bf16(from_bf16(to_bf16(from_bf16(x[i]) * scale)) * from_bf16(weight[i]));
-}
-
 /* A tile of m's product with `in`, to y: with x added and rounded, or the plain float32 sums where
    other ranks' are to be added first. */
 static void finish_tile(const matrix *m, const inputs *in, int64_t tile, const uint16_t *x, void *y,
@@ -92,16 +43,6 @@ static void finish_tile(const matrix *m, const inputs *in, int64_t tile, const u
             else
                 ((uint16_t *)y)[at] = to_bf16(from_bf16(x[at]) + part[b * TILE + r]);
         }
-}
-
-/* Turns pairs (x[2j], x[2j + 1]) by angles given as cosine and sine. */
-INLINE void rotate(const float *x, const float *turns, int64_t head_dim, uint16_t *y) {
-#pragma omp simd
-    for (int64_t j = 0; j < head_dim / 2; j++) {
-        float even = x[2 * j], odd = x[2 * j + 1], c = turns[2 * j], s = turns[2 * j + 1];
-        y[2 * j] = to_bf16(even * c - odd * s);
-        y[2 * j + 1] = to_bf16(even * s + odd * c);
-    }
 }
 
 /* Attention reads the cache twice: keys for scores, and values that scores then weigh. Heads of 64 and
@@ -237,7 +178,7 @@ static void combine(const float *parts, int64_t count, int64_t stride, int64_t h
    `is_partial` the float32 result. Returns 1 without memory, 2 for a position outside the cache. */
 int attention(const attention_layer *l, const cache_layer *cache, const places *at, const uint16_t *x,
               void *y, int is_partial) {
-    const int64_t rows = at->rows, seq = at->seq;
+    const int64_t rows = at->rows;
     int64_t positions[MOST_ROWS], last = 0;
     for (int64_t b = 0; b < rows; b++) {
         positions[b] = position_of(at, b);
@@ -283,8 +224,8 @@ int attention(const attention_layer *l, const cache_layer *cache, const places *
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < rows * kv; i++) {
             int64_t b = i / kv, h = i % kv;
-            int64_t slot = b / seq * cache->row + h * cache->head + positions[b] * hd;
-            const float *turn = at->turns + (at->starts ? b : b % seq) * hd;
+            int64_t slot = slot_of(cache, at, b, h, positions[b], hd);
+            const float *turn = turns_of(at, b, hd);
             const float *from = qkv + b * width;
             for (int64_t g = h * group; g < (h + 1) * group; g++)
                 rotate(from + g * hd, turn, hd, turned + b * q_dim + g * hd);
@@ -299,7 +240,7 @@ int attention(const attention_layer *l, const cache_layer *cache, const places *
             int64_t count = positions[b] + 1 - first;
             if (count <= 0) continue;
             count = count < CHUNK ? count : CHUNK;
-            int64_t slot = b / seq * cache->row + h * cache->head + first * hd;
+            int64_t slot = slot_of(cache, at, b, h, first, hd);
             const uint16_t *q = turned + b * q_dim + h * group * hd;
             const uint16_t *keys = cache->keys + slot, *values = cache->values + slot;
             attend(hd, q, keys, values, group, count, scratch, parts + i * part);
@@ -328,9 +269,9 @@ int feed_forward(const feed_forward_layer *l, const uint16_t *x, void *y, int64_
     char *memory = malloc(rounded_size(rows, most) + 2 * rows * (dim + hidden));
     if (!memory) return 1;
     uint16_t *normed = (uint16_t *)(memory + rounded_size(rows, most));
-    uint16_t *gated = normed + rows * dim;
+    uint16_t *between = normed + rows * dim;
     inputs in = {.x = normed, .rows = rows, .k = dim};
-    inputs inner = {.x = gated, .rows = rows, .k = hidden};
+    inputs inner = {.x = between, .rows = rows, .k = hidden};
     place_rounded(&in, memory);
     place_rounded(&inner, memory);
 #pragma omp parallel
@@ -346,11 +287,9 @@ int feed_forward(const feed_forward_layer *l, const uint16_t *x, void *y, int64_
             multiply_tile(&l->w1, &in, t, gates, TILE);
             multiply_tile(&l->w3, &in, t, ups, TILE);
             for (int64_t b = 0; b < rows; b++)
-                for (int64_t r = 0; r < outputs_of(&l->w1, t); r++) {
-                    float gate = gates[b * TILE + r];
-                    gated[b * hidden + t * TILE + r] =
-                        to_bf16(gate / (1.0f + exponential(-gate)) * ups[b * TILE + r]);
-                }
+                for (int64_t r = 0; r < outputs_of(&l->w1, t); r++)
+                    between[b * hidden + t * TILE + r] =
+                        gated(gates[b * TILE + r], ups[b * TILE + r]);
         }
         if (l->w2.bits != 16) round_rows(&inner);
 

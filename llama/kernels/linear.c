@@ -151,42 +151,59 @@ void round_rows(const inputs *in) {
     for (int64_t g = 0; g < in->rows * (in->k / GROUP); g++) round_group(in, g);
 }
 
+/* Sums over groups are added up in pairs, as in a knockout: of a matrix whose inputs are divided among
+   2, 4, ... processes each computes a branch, and the sum of the branches has the same last bit. The
+   first pairs are of leaves of at most LEAF groups, halves of halves of the whole. */
+#define LEAF 2
+#define LEVELS 24
+
 /* `rows` rows of the inputs from `first` on. */
 INLINE void packed_rows(const int rows, const int bits, const matrix *m, const inputs *in,
                         int64_t first, int64_t tile, float *y, int64_t stride) {
-    int64_t groups = m->k / GROUP;
+    const int64_t groups = m->k / GROUP;
+    int64_t leaf = groups, level = 0;
+    while (leaf > LEAF && leaf % 2 == 0) leaf /= 2;
     const uint8_t *w = (const uint8_t *)m->data + tile * m->k * TILE * bits / 8;
     const _Float16 *scales = m->scales + tile * groups * TILE;
-    floats out[PACKED_ROWS];
+    floats parts[LEVELS][PACKED_ROWS]; /* the sums that wait for their partner */
+    for (int64_t begin = 0; begin < groups; begin += leaf) {
+        floats out[PACKED_ROWS];
 #pragma GCC unroll 8
-    for (int b = 0; b < rows; b++) out[b] = spread(0);
-    for (int64_t g = first * groups; g < (first + 1) * groups; g++) { /* of the first row */
-        ints sums[PACKED_ROWS];
+        for (int b = 0; b < rows; b++) out[b] = spread(0);
+        for (int64_t g = first * groups + begin; g < first * groups + begin + leaf; g++) {
+            ints sums[PACKED_ROWS];
 #pragma GCC unroll 8
-        for (int b = 0; b < rows; b++) sums[b] = spread_int(-BIAS(bits) * in->sums[b * groups + g]);
+            for (int b = 0; b < rows; b++)
+                sums[b] = spread_int(-BIAS(bits) * in->sums[b * groups + g]);
 #pragma GCC unroll 8
-        for (int i = 0; i < bits; i++, w += 64) { /* 8 vectors of int8, or 4 of int4, fill a group */
-            __builtin_prefetch(w + 4096);
-            bytes v = load_bytes(w), low = bits == 8 ? v : low_halves(v), high = high_halves(v);
+            for (int i = 0; i < bits; i++, w += 64) { /* 8 vectors of int8, or 4 of int4: a group */
+                __builtin_prefetch(w + 4096);
+                bytes v = load_bytes(w), low = bits == 8 ? v : low_halves(v), high = high_halves(v);
 #pragma GCC unroll 8
-            for (int b = 0; b < rows; b++) {
-                const int8_t *q = in->q + (b * groups + g) * GROUP + 4 * i;
-                int32_t four;
-                memcpy(&four, q, 4);
-                sums[b] = add_products(sums[b], low, four, bits);
-                if (bits == 4) {
-                    memcpy(&four, q + 16, 4);
-                    sums[b] = add_products(sums[b], high, four, bits);
+                for (int b = 0; b < rows; b++) {
+                    const int8_t *q = in->q + (b * groups + g) * GROUP + 4 * i;
+                    int32_t four;
+                    memcpy(&four, q, 4);
+                    sums[b] = add_products(sums[b], low, four, bits);
+                    if (bits == 4) {
+                        memcpy(&four, q + 16, 4);
+                        sums[b] = add_products(sums[b], high, four, bits);
+                    }
                 }
             }
-        }
 #pragma GCC unroll 8
-        for (int b = 0; b < rows; b++)
-            out[b] = add_scaled(out[b], sums[b], scales, in->scales[b * groups + g]);
-        scales += TILE;
+            for (int b = 0; b < rows; b++)
+                out[b] = add_scaled(out[b], sums[b], scales, in->scales[b * groups + g]);
+            scales += TILE;
+        }
+        for (level = 0; (begin / leaf) >> level & 1; level++)
+#pragma GCC unroll 8
+            for (int b = 0; b < rows; b++) out[b] = add(parts[level][b], out[b]);
+#pragma GCC unroll 8
+        for (int b = 0; b < rows; b++) parts[level][b] = out[b];
     }
 #pragma GCC unroll 8
-    for (int b = 0; b < rows; b++) store(y + b * stride, out[b]);
+    for (int b = 0; b < rows; b++) store(y + b * stride, parts[level][b]);
 }
 
 static void packed_tile(const matrix *m, const inputs *in, int64_t tile, float *y, int64_t stride) {
@@ -250,16 +267,17 @@ int linear(const matrix *m, const uint16_t *x, void *y, int64_t rows, int as_flo
    whichever of four scales errs least. */
 static _Float16 pack_group(const uint16_t *w, int bits, uint8_t *out) {
     static const float reaches[4] = {8.0f, 7.6f, 7.2f, 6.8f};
-    float values[GROUP], largest = 0, least = INFINITY;
+    float values[GROUP], most = 0, largest = 0, least = INFINITY;
     _Float16 best = 0;
-    for (int j = 0; j < GROUP; j++) {
-        values[j] = from_bf16(w[j]);
-        if (fabsf(values[j]) > fabsf(largest)) largest = values[j];
-    }
+    for (int j = 0; j < GROUP; j++) values[j] = from_bf16(w[j]);
+#pragma omp simd reduction(max : most)
+    for (int j = 0; j < GROUP; j++) most = fabsf(values[j]) > most ? fabsf(values[j]) : most;
+    for (int j = GROUP - 1; j >= 0; j--) largest = fabsf(values[j]) == most ? values[j] : largest;
     float lowest = bits == 8 ? -127 : -8, highest = bits == 8 ? 127 : 7;
     for (int c = 0; c < (bits == 8 ? 1 : 4); c++) {
         _Float16 scale = (_Float16)(bits == 8 ? fabsf(largest) / 127 : largest / -reaches[c]);
         float divisor = scale == 0 ? 1 : (float)scale, error = 0, found[GROUP];
+#pragma omp simd reduction(+ : error)
         for (int j = 0; j < GROUP; j++) {
             float v = rintf(values[j] / divisor);
             v = v < lowest ? lowest : v;

@@ -234,6 +234,8 @@ INLINE floats add_scaled(floats sums, ints x, const _Float16 *scales, float scal
 }
 #endif
 
+INLINE floats add(floats a, floats b) { return multiply_add(a, spread(1), b); }
+
 /* What the lanes of each of 16 vectors add up to. */
 INLINE void store_totals(float *y, const floats v[16]) {
 #ifdef HAS_AVX512

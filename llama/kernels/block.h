@@ -1,0 +1,82 @@
+/* What few rows and a prompt's many rows have in common besides products. */
+
+#ifndef BLOCK_H
+#define BLOCK_H
+
+#include "linear.h"
+
+#include <math.h>
+
+/* A layer's keys and values, each (rows, kv_heads, positions, head_dim); strides in elements. */
+typedef struct {
+    uint16_t *keys, *values;
+    int64_t row, head, positions;
+} cache_layer;
+
+/* Where the tokens of a pass stand: row i of it is token i % seq of the cache's row i / seq. */
+typedef struct {
+    int64_t rows, seq;
+    int64_t start;         /* the position of each first token, */
+    const int64_t *starts; /* or where they differ a position for each */
+    const float *turns;    /* (rows or where all are alike seq, head_dim / 2, 2): cosine, sine */
+} places;
+
+INLINE int64_t position_of(const places *p, int64_t i) {
+    return (p->starts ? p->starts[i / p->seq] : p->start) + i % p->seq;
+}
+
+INLINE const float *turns_of(const places *p, int64_t i, int64_t head_dim) {
+    return p->turns + (p->starts ? i : i % p->seq) * head_dim;
+}
+
+/* Where in keys and values position `at` of head h lies, in the cache's row for row i of the pass. */
+INLINE int64_t slot_of(const cache_layer *cache, const places *p, int64_t i, int64_t h, int64_t at,
+                       int64_t head_dim) {
+    return i / p->seq * cache->row + h * cache->head + at * head_dim;
+}
+
+/* e^x to about 1e-7, in operations of which loops become vectors. */
+INLINE float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x; /* NaN stays */
+    x = x > 88.0f ? 88.0f : x;
+    float whole = rintf(x * 1.44269504f);
+    float part = x - whole * 0.693359375f + whole * 2.12194440e-4f; /* ln 2, in two parts */
+    float e = 1.0f / 720;
+    e = e * part + 1.0f / 120;
+    e = e * part + 1.0f / 24;
+    e = e * part + 1.0f / 6;
+    e = e * part + 0.5f;
+    e = e * part + 1.0f;
+    e = e * part + 1.0f;
+    uint32_t bits = (uint32_t)((int32_t)whole + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return e * power;
+}
+
+INLINE void rms_norm(const uint16_t *x, const uint16_t *weight, double eps, int64_t dim,
+                     uint16_t *y) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < dim; i++) sum += from_bf16(x[i]) * from_bf16(x[i]);
+    float scale = 1.0f / sqrtf(sum / (float)dim + (float)eps);
+#pragma omp simd
+    for (int64_t i = 0; i < dim; i++)
+        y[i] = to_bf16(from_bf16(to_bf16(from_bf16(x[i]) * scale)) * from_bf16(weight[i]));
+}
+
+INLINE uint16_t gated(float gate, float up) {
+    return to_bf16(gate / (1.0f + exponential(-gate)) * up);
+}
+
+/* Turns pairs (x[2j], x[2j + 1]) by angles given as cosine and sine. */
+INLINE void rotate(const float *x, const float *turns, int64_t head_dim, uint16_t *y) {
+#pragma omp simd
+    for (int64_t j = 0; j < head_dim / 2; j++) {
+        float even = x[2 * j], odd = x[2 * j + 1], c = turns[2 * j], s = turns[2 * j + 1];
+        y[2 * j] = to_bf16(even * c - odd * s);
+        y[2 * j + 1] = to_bf16(even * s + odd * c);
+    }
+}
+
+#endif
