@@ -89,10 +89,10 @@ class InferenceBlock(TransformerBlock):
             return norm.weight.detach(), norm.eps
 
         head_dim = self.attention.head_dim
-        weights = matrices(self.attention, "wq wk wv wo")
-        attention = kernels.AttentionHalf(*scale(self.attention_norm), head_dim, weights)
-        weights = matrices(self.feed_forward, "w1 w2 w3")
-        return attention, kernels.FeedForwardHalf(*scale(self.ffn_norm), weights)
+        weights, parts = matrices(self.attention, "wq wk wv wo"), self.attention.wo.parts
+        attention = kernels.AttentionHalf(*scale(self.attention_norm), head_dim, weights, parts)
+        weights, parts = matrices(self.feed_forward, "w1 w2 w3"), self.feed_forward.w2.parts
+        return attention, kernels.FeedForwardHalf(*scale(self.ffn_norm), weights, parts)
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         self._halves = None  # the parameters are about to move

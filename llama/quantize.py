@@ -64,6 +64,11 @@ class InferenceLinear(nn.Module):
         self.weight = layer.weight if bits == 16 else None
 
     @property
+    def parts(self) -> int:
+        """In how many parts sums over the inputs are made: those of all ranks are `PARTS`."""
+        return max(1, kernels.PARTS // parallel.model_parallel_size()) if self.reduces else 1
+
+    @property
     def matrix(self) -> Tensor | kernels.Packed:
         """The weights, as `kernels` takes them."""
         if self.packed is not None:
@@ -82,7 +87,7 @@ class InferenceLinear(nn.Module):
         if isinstance(self.packed, CudaPacked):
             y = self.packed.times(rows)
         elif native and (self.packed is not None or len(rows) <= kernels.MOST_ROWS):
-            y = kernels.linear(rows, self.matrix, as_float)
+            y = kernels.linear(rows, self.matrix, as_float, self.parts)
         elif self.packed is not None:
             y = F.linear(rows, kernels.unpack(self.packed))
         else:

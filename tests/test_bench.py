@@ -95,8 +95,8 @@ def test_each_is_compared_with_its_counterpart() -> None:
 def test_one_request_gives_prefill_and_decoding_of_the_context() -> None:
     names = {metric.name: metric.request for metric in metrics_of(8, 24, 3, [1, 4])}
     assert list(names) == [
-        *("prefill 8", "prefill 24", "decode batch 1", "decode batch 4"),
-        *("decode at 24", "decode sampled"),
+        *("prefill 8", "prefill 24", "decode batch 1", "decode sampled"),
+        *("decode batch 4", "decode at 24"),
     ]
     assert names["prefill 24"] is names["decode at 24"]
     assert names["prefill 8"] == Request(1, 8, 0)
@@ -212,11 +212,14 @@ def test_a_run(capfd, tmp_path: Path, temporary: Path) -> None:
         assert contender["load"] > 0
         assert contender["peak"] > 5e7
         assert list(contender["rates"]) == [
-            *("prefill 8", "prefill 24", "decode batch 1", "decode batch 2"),
-            *("decode at 24", "decode sampled"),
+            *("prefill 8", "prefill 24", "decode batch 1", "decode sampled"),
+            *("decode batch 2", "decode at 24"),
         ]
         first = [8 / rate for rate in contender["rates"]["prefill 8"]["rounds"]]
         assert contender["first token"] == pytest.approx(sum(first) / 2)
+        sampled, greedy = (contender["rates"][f"decode {n}"] for n in ("sampled", "batch 1"))
+        ratios = [a / b for a, b in zip(sampled["rounds"], greedy["rounds"], strict=True)]
+        assert sampled.pop("x greedy") == pytest.approx(sum(ratios) / 2)
         for entry in contender["rates"].values():
             assert set(entry) == {"median", "share", "rounds"}
             assert entry["median"] == pytest.approx(sum(entry["rounds"]) / 2)
@@ -224,7 +227,7 @@ def test_a_run(capfd, tmp_path: Path, temporary: Path) -> None:
     assert text[0] == "tiny (5.77M parameters, its own weights)"
     assert text[2].startswith("ceiling: torch reads ")
     rows = [line for line in text if line.startswith("int4")]
-    assert len(rows) == 4  # beginning, prefills, decode at two batches, at the context and sampled
+    assert len(rows) == 4  # beginning, prefills, decode of one row, of more and at the context
     assert max(map(len, text)) <= 100
     assert not any(temporary.iterdir())
     assert torch.get_num_threads() == threads

@@ -21,6 +21,7 @@ TRANSFORMERS = "transformers"
 LLAMA_CPP = {"bfloat16": "llama.cpp BF16", "int8": "llama.cpp Q8_0", "int4": "llama.cpp Q4_0"}
 SHORT = 4  # tokens of the prompts where not the context counts
 _RATIOS = ("x transformers", "x llama.cpp")
+_GREEDY, _SAMPLED = "decode batch 1", "decode sampled"
 # Ours in one family of colours, each peer in another.
 _COLOURS = {
     "bfloat16": "#1f4e79",
@@ -67,8 +68,9 @@ def metrics_of(prompt: int, context: int, tokens: int, batches: Sequence[int]) -
     found.append(Metric(f"prefill {context}", long, True))
     for rows in batches:
         found.append(Metric(f"decode batch {rows}", Request(rows, SHORT, tokens), False))
+        if rows == 1:  # soon after what it is compared with
+            found.append(Metric(_SAMPLED, Request(1, SHORT, tokens, True), False))
     found.append(Metric(f"decode at {context}", long, False))
-    found.append(Metric("decode sampled", Request(1, SHORT, tokens, True), False))
     return found
 
 
@@ -133,6 +135,8 @@ def summary(
             for label, base in zip(_RATIOS, (TRANSFORMERS, LLAMA_CPP.get(name)), strict=True):
                 if base in measured:
                     entry[label] = paired_ratio(rounds, measured[base])
+            if metric.name == _SAMPLED:
+                entry["x greedy"] = paired_ratio(rounds, found[name][_GREEDY]["rounds"])
             entry["rounds"] = rounds
     return found
 
@@ -169,6 +173,10 @@ def tables(
             cells = "".join(_cells(c["rates"].get(name), shown) for name in names)
             if cells.strip():
                 lines.append(f"{contender:<{width}}{cells}".rstrip())
+    sampled = {n: c["rates"][_SAMPLED] for n, c in contenders.items() if _SAMPLED in c["rates"]}
+    if sampled:
+        ratios = ", ".join(f"{name} {entry['x greedy']:.2f}" for name, entry in sampled.items())
+        lines += ["", f"sampled to greedy, in the same round: {ratios}"]
     return lines
 
 

@@ -34,6 +34,7 @@ from llama import files, parallel
 
 GROUP = 32  # inputs that share a scale
 _TILE = 16  # outputs that lie side by side in packed weights
+PARTS = 8  # of the sums of a row parallel layer, in all: for 1, 2, 4 or 8 ranks
 MOST_ROWS = 16  # of a block's half: more are a matter for matrix products
 _HEADERS, _CODE = (
     [Path(__file__).with_name(name) for name in names]
@@ -59,11 +60,13 @@ class Packed(NamedTuple):
         return self.data.shape[0] * _TILE, self.data.shape[1] * GROUP
 
 
-def linear(x: Tensor, weight: Tensor | Packed, as_float: bool = False) -> Tensor:
+def linear(x: Tensor, weight: Tensor | Packed, as_float: bool = False, parts: int = 1) -> Tensor:
     """x (rows, k) in bfloat16 times weight (n, k), bfloat16 or packed: (rows, n).
 
     Sums are float32, the result bfloat16, or with `as_float` float32. A row's result depends on no
-    other row. For packed weights inputs are rounded to int8, in groups of 32 too.
+    other row. For packed weights inputs are rounded to int8, in groups of 32 too, and sums are made
+    in `parts`, 1, 2, 4 or 8 of equal length, that are added up in pairs, (0 + 1) + (2 + 3): where
+    ranks divide the inputs, N of them with `PARTS` / N each get the last bit that one gets.
     """
     library = _library()
     if library is None:
@@ -75,7 +78,7 @@ def linear(x: Tensor, weight: Tensor | Packed, as_float: bool = False) -> Tensor
         weight = weight.contiguous()
     x, n = x.contiguous(), weight.shape[0]
     y = x.new_empty(len(x), n, dtype=torch.float32 if as_float else torch.bfloat16)
-    matrix = _Matrix.of(weight)
+    matrix = _Matrix.of(weight, parts)
     _check(library.linear(ctypes.byref(matrix), x.data_ptr(), y.data_ptr(), len(x), as_float))
     return y
 
@@ -205,15 +208,15 @@ class _Matrix(ctypes.Structure):
     _fields_ = (
         ("data", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("n", "k", "bits")),
+        *((name, ctypes.c_int64) for name in ("n", "k", "bits", "parts")),
     )
 
     @classmethod
-    def of(cls, weight: Tensor | Packed) -> "_Matrix":
+    def of(cls, weight: Tensor | Packed, parts: int = 1) -> "_Matrix":
         if isinstance(weight, Packed):
             pointers = weight.data.data_ptr(), weight.scales.data_ptr()
-            return cls(*pointers, *weight.shape, weight.bits)
-        return cls(weight.data_ptr(), None, *weight.shape, 16)
+            return cls(*pointers, *weight.shape, weight.bits, parts)
+        return cls(weight.data_ptr(), None, *weight.shape, 16, parts)
 
 
 class _AttentionLayer(ctypes.Structure):
@@ -280,16 +283,21 @@ def _cache(keys: Tensor, values: Tensor) -> _CacheLayer:
 class AttentionHalf:
     """x + wo(attention(rms_norm(x))) for a few rows, over a KV cache in bfloat16.
 
-    `weights` are wq, wk, wv and wo, as this rank has them. They and the norm's weight (dim,) must
-    stay where they are.
+    `weights` are wq, wk, wv and wo, as this rank has them; wo is summed in `parts`, as in `linear`.
+    They and the norm's weight (dim,) must stay where they are.
     """
 
     def __init__(
-        self, norm: Tensor, eps: float, head_dim: int, weights: Sequence[Tensor | Packed]
+        self,
+        norm: Tensor,
+        eps: float,
+        head_dim: int,
+        weights: Sequence[Tensor | Packed],
+        parts: int,
     ) -> None:
         self._kept = norm, weights
         heads, kv_heads = (weight.shape[0] // head_dim for weight in weights[:2])
-        matrices = map(_Matrix.of, weights)
+        matrices = *map(_Matrix.of, weights[:3]), _Matrix.of(weights[3], parts)
         self._layer = _AttentionLayer(norm.data_ptr(), eps, heads, kv_heads, head_dim, *matrices)
 
     def __call__(
@@ -320,11 +328,18 @@ class AttentionHalf:
 
 
 class FeedForwardHalf:
-    """x + w2(silu(w1 n) * w3 n) with n = rms_norm(x), for a few rows; `weights` are w1, w2, w3."""
+    """x + w2(silu(w1 n) * w3 n) with n = rms_norm(x), for a few rows.
 
-    def __init__(self, norm: Tensor, eps: float, weights: Sequence[Tensor | Packed]) -> None:
+    `weights` are w1, w2 and w3; w2 is summed in `parts`.
+    """
+
+    def __init__(
+        self, norm: Tensor, eps: float, weights: Sequence[Tensor | Packed], parts: int
+    ) -> None:
         self._kept = norm, weights
-        self._layer = _FeedForwardLayer(norm.data_ptr(), eps, *map(_Matrix.of, weights))
+        w1, w2, w3 = weights
+        matrices = _Matrix.of(w1), _Matrix.of(w2, parts), _Matrix.of(w3)
+        self._layer = _FeedForwardLayer(norm.data_ptr(), eps, *matrices)
 
     def __call__(self, x: Tensor, partial: bool) -> Tensor:
         """x (..., dim) and the result as in `AttentionHalf`."""

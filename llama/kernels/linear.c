@@ -151,18 +151,17 @@ void round_rows(const inputs *in) {
     for (int64_t g = 0; g < in->rows * (in->k / GROUP); g++) round_group(in, g);
 }
 
-/* Sums over groups are added up in pairs, as in a knockout: of a matrix whose inputs are divided among
-   2, 4, ... processes each computes a branch, and the sum of the branches has the same last bit. The
-   first pairs are of leaves of at most LEAF groups, halves of halves of the whole. */
-#define LEAF 2
-#define LEVELS 24
+/* The sum over inputs is made in `parts` of a matrix, which are added up in pairs, as in a knockout: of
+   a matrix whose inputs are divided among 2, 4 or 8 processes each computes a branch, and the sum of
+   the branches has the same last bit. */
+#define LEVELS 8
 
 /* `rows` rows of the inputs from `first` on. */
 INLINE void packed_rows(const int rows, const int bits, const matrix *m, const inputs *in,
                         int64_t first, int64_t tile, float *y, int64_t stride) {
     const int64_t groups = m->k / GROUP;
-    int64_t leaf = groups, level = 0;
-    while (leaf > LEAF && leaf % 2 == 0) leaf /= 2;
+    const int64_t leaf = groups % m->parts ? groups : groups / m->parts;
+    int64_t level = 0;
     const uint8_t *w = (const uint8_t *)m->data + tile * m->k * TILE * bits / 8;
     const _Float16 *scales = m->scales + tile * groups * TILE;
     floats parts[LEVELS][PACKED_ROWS]; /* the sums that wait for their partner */

@@ -14,6 +14,7 @@ typedef struct {
     const void *data;
     const _Float16 *scales; /* of packed weights */
     int64_t n, k, bits;
+    int64_t parts; /* a power of two: in how many the sums over k are made */
 } matrix;
 
 /* Rows that are multiplied: bfloat16 (rows, k), and for packed weights what `round_rows` makes. */
