@@ -8,7 +8,8 @@
 weight): decoding reads as many bytes less. In int4 the output layer is int8: what goes wrong there
 nothing after it can mend. The embedding stays as it is, for only a row of it is read. A layer stays
 column or row parallel; groups lie along the inputs, so that ranks cut between them and compute
-what one rank does. Many rows at a time, a prompt, are multiplied by unpacked weights in bfloat16.
+what one rank does, to the last bit on 2, 4 or 8 of them. A prompt's many rows are multiplied by the
+same kernel as one; without native kernels, by unpacked weights in bfloat16.
 All this is for a CPU; on an NVIDIA GPU packed weights are repacked (see `cuda_linear.py`).
 
 With `convert_layer=packed_layers(checkpoint, "int4")` `load_model` packs each weight as it is read,
@@ -83,10 +84,11 @@ class InferenceLinear(nn.Module):
             x = copy_to_model_parallel_region(x)  # the ranks' gradients add up to its own
         rows = x.flatten(0, -2)
         as_float = self.gathers or (self.reduces and parallel.model_parallel_size() > 1)
-        native = (x.device.type, x.dtype) == ("cpu", torch.bfloat16) and not torch.is_grad_enabled()
+        plain = torch.is_grad_enabled() or (x.device.type, x.dtype) != ("cpu", torch.bfloat16)
+        few = len(rows) <= kernels.MOST_ROWS
         if isinstance(self.packed, CudaPacked):
             y = self.packed.times(rows)
-        elif native and (self.packed is not None or len(rows) <= kernels.MOST_ROWS):
+        elif not plain and (few or (self.packed is not None and kernels.available())):
             y = kernels.linear(rows, self.matrix, as_float, self.parts)
         elif self.packed is not None:
             y = F.linear(rows, kernels.unpack(self.packed))
@@ -97,7 +99,7 @@ class InferenceLinear(nn.Module):
         if self.gathers:
             return gather_from_model_parallel_region(y)
         if self.reduces:
-            add_up = parallel.add_up if native else reduce_from_model_parallel_region
+            add_up = reduce_from_model_parallel_region if plain else parallel.add_up
             return add_up(y).to(x.dtype)
         return y
 
