@@ -85,10 +85,10 @@ class InferenceLinear(nn.Module):
         rows = x.flatten(0, -2)
         as_float = self.gathers or (self.reduces and parallel.model_parallel_size() > 1)
         plain = torch.is_grad_enabled() or (x.device.type, x.dtype) != ("cpu", torch.bfloat16)
-        few = len(rows) <= kernels.MOST_ROWS
+        fits = self.packed is not None or len(rows) <= kernels.MOST_ROWS
         if isinstance(self.packed, CudaPacked):
             y = self.packed.times(rows)
-        elif not plain and (few or (self.packed is not None and kernels.available())):
+        elif fits and not plain and kernels.available():
             y = kernels.linear(rows, self.matrix, as_float, self.parts)
         elif self.packed is not None:
             y = F.linear(rows, kernels.unpack(self.packed))
