@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llama import kernels
-from llama.kernels import GROUP, Packed
+from llama.formats import GROUP
+from llama.kernels import Packed
 
 OLDEST = (8, 0)  # compute capability with tensor cores for bfloat16
 _MOST_ROWS = 256  # above, unpacking the weights first costs less than the kernel's smaller tiles

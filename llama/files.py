@@ -277,8 +277,7 @@ def _fetch(path: str, target: Path) -> Path:
     try:
         held = lock.acquire(timeout=5)
     except filelock.Timeout:
-        if parallel.is_main():
-            print(f"waiting for another process that fetches {path}", file=sys.stderr)
+        parallel.notice(f"waiting for another process that fetches {path}")
         held = lock.acquire()
     with held:
         if not _is_copy(target, remote):

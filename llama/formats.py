@@ -17,7 +17,7 @@ import torch
 
 from llama.args import ModelArgs, weight_shapes
 
-TILE, GROUP = 16, 32  # outputs side by side, and inputs that share a scale, as in `kernels`
+TILE, GROUP = 16, 32  # outputs side by side, and inputs that share a scale; linear.h has them too
 _BITS = {"int8": 8, "int4": 4}
 PACKED = tuple(_BITS)
 DTYPES = {"data": torch.uint8, "scales": torch.float16}

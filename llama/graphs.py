@@ -14,7 +14,6 @@ fourth row computes token 0 at position 0 and writes there, over what no one nee
 gets the row begins at position 0.
 """
 
-import sys
 from collections.abc import Callable
 
 import torch
@@ -103,9 +102,8 @@ class DecodeGraphs:
             except RuntimeError as error:
                 self._is_able = False
                 self._graphs.clear()
-                if parallel.is_main():
-                    reason = str(error.__context__ or error).strip().partition("\n")[0]
-                    print(f"no CUDA graphs, decoding is slower: {reason:.200}", file=sys.stderr)
+                reason = str(error.__context__ or error).strip().partition("\n")[0]
+                parallel.notice(f"no CUDA graphs, decoding is slower: {reason:.200}")
                 return None
         return self._graphs[rows, length]()[:n]
 

@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import io
 import os
+import sys
 
 import torch
 import torch.distributed as dist
@@ -194,6 +195,12 @@ def say(text: str = "", end: str = "\n") -> None:
     """Prints, at once, in the process that speaks for all; the others stay silent."""
     if is_main():
         print(text, end=end, flush=True)
+
+
+def notice(text: str) -> None:
+    """A line on standard error, in the process that speaks for all."""
+    if is_main():
+        print(text, file=sys.stderr)
 
 
 def progress(

@@ -36,7 +36,7 @@ from llama.cuda_linear import OLDEST, CudaPacked, repack
 from llama.inference import InferenceBlock
 from llama.model import Transformer, TransformerBlock
 
-FORMATS = ("bfloat16", "int8", "int4")
+FORMATS = ("bfloat16", *formats.PACKED)
 
 
 class InferenceLinear(nn.Module):
@@ -129,13 +129,13 @@ def use_format(model: Transformer, name: str) -> None:
     layers that do not divide into groups.
     """
     check_format(name, model.norm.weight.device, model.norm.weight.dtype)
-    bits = {"bfloat16": 16, "int8": 8, "int4": 4}[name]
     for module in list(model.modules()):
         for child_name, child in list(module.named_children()):
             if isinstance(child, (ColumnParallelLinear, RowParallelLinear)):
-                is_output = child is model.output
+                packs = name in formats.PACKED
+                bits = formats.bits(name, f"{child_name}.weight") if packs else 16
                 try:
-                    layer = InferenceLinear(child, 8 if is_output and bits == 4 else bits)
+                    layer = InferenceLinear(child, bits)
                 except ValueError as error:
                     raise ValueError(f"{name}: {child_name}: {error}") from error
                 setattr(module, child_name, layer)

@@ -20,7 +20,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,9 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llama import files, parallel
+from llama.formats import GROUP, TILE
 
-GROUP = 32  # inputs that share a scale
-_TILE = 16  # outputs that lie side by side in packed weights
 PARTS = 8  # of the sums of a row parallel layer, in all: for 1, 2, 4 or 8 ranks
 MOST_ROWS = 16  # of a block's half: more are a matter for matrix products
 _HEADERS, _CODE = (
@@ -53,11 +51,11 @@ class Packed(NamedTuple):
 
     @property
     def bits(self) -> int:
-        return self.data.shape[-1] // (GROUP * _TILE // 8)
+        return self.data.shape[-1] // (GROUP * TILE // 8)
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.data.shape[0] * _TILE, self.data.shape[1] * GROUP
+        return self.data.shape[0] * TILE, self.data.shape[1] * GROUP
 
 
 def linear(x: Tensor, weight: Tensor | Packed, as_float: bool = False, parts: int = 1) -> Tensor:
@@ -142,12 +140,12 @@ def pack(weight: Tensor, bits: int) -> Packed:
     int4 reaches from -8 to 7 and takes the scale, of some, with the least squared error.
     """
     n, k = weight.shape
-    if n % _TILE or k % GROUP:
-        raise ValueError(f"a matrix of {n} x {k} can't be packed in tiles of {_TILE} x {GROUP}")
+    if n % TILE or k % GROUP:
+        raise ValueError(f"a matrix of {n} x {k} can't be packed in tiles of {TILE} x {GROUP}")
     library = _library()
     if library is not None:
-        data = torch.empty(n // _TILE, k // GROUP, GROUP * _TILE * bits // 8, dtype=torch.uint8)
-        scales = torch.empty(n // _TILE, k // GROUP, _TILE, dtype=torch.float16)
+        data = torch.empty(n // TILE, k // GROUP, GROUP * TILE * bits // 8, dtype=torch.uint8)
+        scales = torch.empty(n // TILE, k // GROUP, TILE, dtype=torch.float16)
         weight = weight.contiguous()
         pointers = (t.data_ptr() for t in (weight, data, scales))
         library.pack_linear(*pointers, n, k, bits)
@@ -158,18 +156,18 @@ def pack(weight: Tensor, bits: int) -> Packed:
     values = _divided(groups, scales).round_().clamp_(-highest - (bits == 4), highest)
     shifted = (values + 2 ** (bits - 1)).to(torch.uint8)
     if bits == 8:
-        tiles = shifted.view(n // _TILE, _TILE, k // GROUP, 8, 4)
+        tiles = shifted.view(n // TILE, TILE, k // GROUP, 8, 4)
     else:
-        halves = shifted.view(n // _TILE, _TILE, k // GROUP, 2, 4, 4)
+        halves = shifted.view(n // TILE, TILE, k // GROUP, 2, 4, 4)
         tiles = halves[:, :, :, 0] | halves[:, :, :, 1] << 4
     data = tiles.permute(0, 2, 3, 1, 4).flatten(2).contiguous()
-    return Packed(data, scales.view(n // _TILE, _TILE, -1).transpose(1, 2).contiguous())
+    return Packed(data, scales.view(n // TILE, TILE, -1).transpose(1, 2).contiguous())
 
 
 def unpack(weight: Packed, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """The matrix (n, k) that packed weights stand for."""
     (n, k), bits = weight.shape, weight.bits
-    tiles = weight.data.view(n // _TILE, k // GROUP, -1, _TILE, 4).permute(0, 3, 1, 2, 4)
+    tiles = weight.data.view(n // TILE, k // GROUP, -1, TILE, 4).permute(0, 3, 1, 2, 4)
     if bits == 4:
         tiles = torch.stack((tiles & 15, tiles >> 4), dim=3)
     values = tiles.reshape(n, k // GROUP, GROUP).float().sub_(2 ** (bits - 1))
@@ -363,16 +361,13 @@ def _library() -> ctypes.CDLL | None:
     except (OSError, subprocess.CalledProcessError) as error:
         lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         cost = "decoding takes 2.5 times as long, of int8 and int4 weights over 100 times"
-        _notice(f"no native kernels, {cost}: {lines[-1]:.200}")
+        parallel.notice(f"no native kernels, {cost}: {lines[-1]:.200}")
         return None
     if target != "native":
-        _notice(f"native kernels for {target}, where this processor may be faster (LLAMA_KERNELS)")
+        parallel.notice(
+            f"native kernels for {target}, where this processor may be faster (LLAMA_KERNELS)"
+        )
     return bind(path)
-
-
-def _notice(text: str) -> None:
-    if parallel.is_main():
-        print(text, file=sys.stderr)
 
 
 def bind(path: Path) -> ctypes.CDLL:
