@@ -108,6 +108,22 @@ def apply_rotary_emb(xq: Tensor, xk: Tensor, freqs_cis: Tensor) -> tuple[Tensor,
     return rotate(xq), rotate(xk)
 
 
+def document_mask(positions: Tensor) -> Tensor:
+    """What packed documents may attend to, bool (batch, 1, seq, seq): their own past.
+
+    `positions` (batch, seq) begin anew at 0 with each document of a row: 0 1 2 0 1 makes
+
+        x . . . .
+        x x . . .
+        x x x . .
+        . . . x .
+        . . . x x
+    """
+    document = (positions == 0).cumsum(-1)
+    same = document.unsqueeze(-1) == document.unsqueeze(-2)  # (batch, seq, seq)
+    return same.tril().unsqueeze(1)
+
+
 def repeat_kv(x: Tensor, n_rep: int) -> Tensor:
     """(batch, seq, n_kv_heads, head_dim) -> (batch, seq, n_kv_heads * n_rep, head_dim).
 
@@ -144,7 +160,7 @@ class Attention(nn.Module):
 
         `mask` is what `scaled_dot_product_attention` takes, over the keys of the layer's `cache`
         (without one, over those of `x`). None stands for causal over `x` alone, or where seq is 1
-        for all there is.
+        for all there is. `start_pos` (batch, seq) are the positions of packed documents.
         """
         batch, seq, _ = x.shape
         xq = self.wq(x).view(batch, seq, -1, self.head_dim)  # (batch, seq, heads, head_dim)
@@ -260,23 +276,41 @@ class Transformer(nn.Module):
         *,
         cache: KVCache | None = None,
         logits_at: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """float32 logits (batch, seq, vocab_size) for `tokens` (batch, seq).
 
-        Without `start_pos` nothing is cached and gradients flow. With it, an int for all rows or
-        a tensor (batch,), earlier positions are read from `cache`, new ones are stored there, and
-        there are no gradients; the model's own cache for `max_batch_size` rows of `max_seq_len`
-        is made where none is handed in. `logits_at` (batch, n) picks the columns of `tokens`
-        whose logits are wanted, (batch, n, vocab_size). Raises ValueError for tokens of another
-        rank than 2, or where the cache has too few rows or positions (IndexError where only a
-        row of a tensor `start_pos` runs over its end).
+        Without `start_pos` nothing is cached and gradients flow; rows may then hold packed
+        documents, whose `positions` (batch, seq) begin anew at 0 with each. With it, an int for all
+        rows or a tensor (batch,), earlier positions are read from `cache`, new ones are stored
+        there, and there are no gradients; the model's own cache for `max_batch_size` rows of
+        `max_seq_len` is made where none is handed in. `logits_at` (batch, n) picks the columns of
+        `tokens` whose logits are wanted, (batch, n, vocab_size). Raises ValueError for tokens of
+        another rank than 2, or where the cache has too few rows or positions (IndexError where only
+        a row of a tensor `start_pos` runs over its end).
         """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and start_pos is None):
+            h = self.hidden(tokens, start_pos, cache, positions)
+            if logits_at is not None:
+                h = h.gather(1, logits_at.unsqueeze(-1).expand(-1, -1, h.shape[-1]))
+            return self.output(self.norm(h)).float()
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        start_pos: int | Tensor | None = None,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """What the last block leaves, (batch, seq, dim); arguments and errors as for `forward`."""
         if tokens.dim() != 2:
             raise ValueError(f"tokens should be (batch, seq), not {tuple(tokens.shape)}")
         (batch, seq), p = tokens.shape, self.params
         shape = start_pos.shape if isinstance(start_pos, Tensor) else None
         if shape not in (None, (batch,)) or (isinstance(start_pos, int) and start_pos < 0):
             raise ValueError(f"start_pos should be 0 or more, or ({batch},) such: {start_pos}")
+        if positions is not None and (start_pos is not None or positions.shape != tokens.shape):
+            raise ValueError("positions are those of each token, (batch, seq), without start_pos")
         if start_pos is not None:
             if cache is None:
                 # The model may have been moved or cast since it was last used.
@@ -289,20 +323,20 @@ class Transformer(nn.Module):
             start_pos = 0
         else:
             raise ValueError("a cache needs start_pos, the position of each row's first token")
-        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+        mask = None
+        if positions is not None:
+            start_pos, mask = positions, document_mask(positions)
+        else:
             key_count = seq if cache is None else cache.seq_len
             start = start_pos.unsqueeze(1) if isinstance(start_pos, Tensor) else start_pos
             positions = start + torch.arange(seq, device=tokens.device)  # (seq,) or (batch, seq)
-            freqs_cis = rotations(positions, self.freqs.to(tokens.device))
-            mask = None
-            # None where a prompt starts at position 0 (plainly causal) and where one token at a
-            # common position sees all of its past: without a mask the fast kernels run.
+            # No mask where a prompt starts at position 0 (plainly causal) and where one token at a
+            # common position sees all of its past: without one the fast kernels run.
             if isinstance(start, Tensor) or (start > 0 and seq > 1):
                 keys = torch.arange(key_count, device=tokens.device)
                 mask = (keys <= positions.unsqueeze(-1)).unsqueeze(-3)  # ([batch,] 1, seq, keys)
-            h = self.tok_embeddings(tokens)  # (batch, seq, dim)
-            for i, layer in enumerate(self.layers):
-                h = layer(h, start_pos, freqs_cis, mask, cache.layer(i) if cache else None)
-            if logits_at is not None:
-                h = h.gather(1, logits_at.unsqueeze(-1).expand(-1, -1, h.shape[-1]))
-            return self.output(self.norm(h)).float()
+        freqs_cis = rotations(positions, self.freqs.to(tokens.device))
+        h = self.tok_embeddings(tokens)  # (batch, seq, dim)
+        for i, layer in enumerate(self.layers):
+            h = layer(h, start_pos, freqs_cis, mask, cache.layer(i) if cache else None)
+        return h
