@@ -26,9 +26,13 @@ setup(
         "tqdm>=4.66",
         "typing_extensions>=4.6",
     ],
-    entry_points={"console_scripts": ["llama = llama.cli:main"]},
+    entry_points={
+        "console_scripts": ["llama = llama.cli:main"],
+        "lm_eval.models": ["llama = llama.harness:HarnessModel"],
+    },
     extras_require={
         "train": ["tokenizers>=0.20"],
+        "eval": ["lm-eval>=0.4.10,<0.5"],
         # What `llama bench` measures beside, writes for it, and draws with.
         "bench": [
             "transformers>=4.56",

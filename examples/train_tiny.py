@@ -4,35 +4,31 @@
 
 `DATA` is a folder with `tinystories.txt` (stories separated by a line `<|endoftext|>`),
 `selfdialogue.jsonl` (`{"turns": [str, ...]}`) and `math_spelling.jsonl` (`{"cat", "prompt",
-"response"}`). About an hour on two cores. Stopped with Ctrl-C, the same command goes on.
+"response"}`). Under two hours on two cores. Stopped with Ctrl-C, the same command goes on.
 
-It has two stages, each one epoch of documents (see `reading` and `tuning`). The first is mostly
-text: every story ten times, in turn as it is and as the answer to a request for it, every
-small-talk dialog, both speakers learned, some spelling, and short chats in which greetings,
-questions about the model, stories and spelling follow each other. The second is mostly answers:
-spelling and counting letters, requested stories, chats, and a little of the rest. The weights that
-are kept lie between those of the two stages (Wortsman et al., 2022, "Robust fine-tuning"): what the
-second forgot of the first comes back, at little cost.
+It is one pass over documents that are made beforehand, in random order (see `mixture`): every story
+many times, in turn as it is and as the answer to a request for it; small talk, both speakers
+learned; and dialogs of `tiny_skills.py`, hardly any of them twice. Blocks' matrices are trained by
+Muon, which gets about as far in half of AdamW's steps here.
 """
 
 import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
+from examples.tiny_skills import Skills, exam, made_up_words, score
 from llama import Dialog, Llama, Message, Tokenizer
-from llama.checkpoint import load_model, open_checkpoint, save_model
 from llama.cli import run
 from llama.model import ModelArgs
 from llama.tokenizer import Role
 from llama.training import (
     Document,
+    Documents,
     TrainConfig,
     dialog_document,
     text_document,
@@ -54,8 +50,26 @@ SHAPE = ModelArgs(
     rope_theta=500000.0,
     max_seq_len=1024,
 )
-
-SECOND_STAGE = 0.9  # its share in the weights that are kept
+STORY_PASSES = 16
+# Millions of tokens of each kind of dialogs.
+MIXTURE = {
+    "facts": 20,
+    "sums": 6,
+    "style": 6,
+    "names": 6,
+    "tools": 10,
+    "spelling": 6,
+    "counting": 2,
+    "chats": 4,
+}
+CONFIG = TrainConfig(
+    batch_size=4,
+    seq_len=1024,
+    optimizer="muon",
+    learning_rate=3e-3,
+    eval_every=1000,
+    save_every=500,
+)
 
 STORY_REQUESTS = (
     "Tell me a story.",
@@ -180,7 +194,6 @@ SYSTEM_PROMPTS = (
     "Always answer politely.",
     "You are a tiny Llama.",
 )
-SPELL_REQUESTS = ("Spell {}.", "Spell the word {}.", "How do you spell {}?", "How is {} spelled?")
 COUNT_REQUESTS = (
     "How many {}'s are in {}?",
     "Count the {}'s in {}.",
@@ -190,132 +203,108 @@ COUNT_REQUESTS = (
 LENGTH_REQUESTS = ("How many letters are in {}?", "How many letters does the word {} have?")
 
 
-def main(data: str, out: str = "params/tiny", seed: int = 1) -> None:
-    """Trains on the files in the folder `data` and writes the checkpoint folder `out`."""
+def main(data: str, out: str = "params/tiny", seed: int = 1, share: float = 1.0) -> None:
+    """Trains on the files in the folder `data` and writes the checkpoint folder `out`.
+
+    Args:
+        data: folder of the texts.
+        out: folder that the model goes to.
+        seed: of the documents and the first weights.
+        share: of all documents, to try something out.
+    """
     source = Path(data)
     stories = read_stories(source / "tinystories.txt")
     dialogs = read_dialogs(source / "selfdialogue.jsonl")
     spelling = read_spelling(source / "math_spelling.jsonl")
     words = known_words(stories, dialogs, spelling)
-    rng = random.Random(seed)
-    rng.shuffle(words)
+    random.Random(seed).shuffle(words)
 
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    skills = Skills(random.Random(seed), kept(words), SMALL_TALK, kept(stories))
     tokenizer_path = folder / "tokenizer.model"
     if not tokenizer_path.exists():
-        plain = [turn for dialog in kept(dialogs) for turn in dialog]
-        own = random.Random(seed)  # so that the documents are the same when this is skipped
-        letters = [reply for word in words for _, reply in (spell(own, word), count(own, word))]
-        train_tokenizer(kept(stories) * 3 + plain + letters, SHAPE.vocab_size - 256, tokenizer_path)
-    tokenizer = Tokenizer(str(tokenizer_path))
+        texts = kept(stories) * 3 + [turn for dialog in kept(dialogs) for turn in dialog]
+        for make in (skills.facts, skills.style, skills.names, skills.tools, skills.spelling):
+            texts += [message["content"] for _ in range(2000) for message in make()]
+        train_tokenizer(texts, SHAPE.vocab_size - 256, tokenizer_path, digits=True)
+    tokenizer = Tokenizer(tokenizer_path)
 
-    sources = Sources(tokenizer, rng, kept(stories), kept(dialogs), spelling, kept(words))
-    stages = (
-        (folder / "stage1", reading(sources), 2e-3, None),
-        (folder, tuning(sources), 1e-3, folder / "stage1"),
-    )
-    for stage, documents, rate, start in stages:
-        tokens = sum(len(document) for document in documents)
-        print(f"{stage}: {len(documents):,} documents, {tokens:,} tokens", flush=True)
-        config = TrainConfig(seed=seed, batch_tokens=2048, learning_rate=rate)
-        train(SHAPE, tokenizer_path, documents, held_out(stories), stage, config, start)
-    blend(folder, folder / "stage1", SECOND_STAGE)
+    rng = random.Random(seed)
+    extra = made_up_words(rng, tokenizer, kept(words), held_out(words), 8)
+    skills = replace(skills, rng=rng, words=kept(words) + extra)
+    documents = Documents.of(mixture(tokenizer, skills, kept(dialogs), share))
+    print(f"{len(documents):,} documents, {documents.lengths.sum():,} tokens", flush=True)
+    measured = [text_document(tokenizer, story) for story in held_out(stories)]
+    train(folder, tokenizer, documents, CONFIG, args=SHAPE, held_out=measured)
+
     asked = set(re.findall("[a-z]+", "\n".join(question for question, _ in spelling)))
     new = [word for word in held_out(words) if word not in asked]
-    llama = Llama.build(folder)
-    print(
-        f"{len(new)} new words: {spelling_score(llama, rng, new, spell):.1%} spelled right, "
-        f"{spelling_score(llama, rng, new, count):.1%} counted right"
-    )
+    unseen = Skills(random.Random(seed + 1), new, SMALL_TALK, held_out(stories), held_out=True)
+    llama = Llama.build(folder, max_batch_size=32)
+    for name, right in score(llama, exam(unseen)).items():
+        print(f"{name}: {right:.1%}")
 
 
-@dataclass(frozen=True)
-class Sources:
-    """What documents are made of: the tokenizer, one source of randomness, and what is kept."""
-
-    tokenizer: Tokenizer
-    rng: random.Random
-    stories: list[str]
-    dialogs: list[list[str]]
-    spelling: list[tuple[str, str]]
-    words: list[str]
-
-
-def reading(sources: Sources) -> list[Document]:
-    """The first stage, in no order."""
-    documents = told(sources, 10)
-    documents += talked(sources, share=1)
-    documents += spelled(sources, 2)
-    return documents + chatted(sources, 5000)
-
-
-def tuning(sources: Sources) -> list[Document]:
-    """The second stage, in no order."""
-    documents = spelled(sources, 5)
-    documents += told(sources, 2)
-    documents += [answer(sources, [tell(sources.rng, story)]) for story in sources.stories]
-    documents += talked(sources, share=20)
-    return documents + chatted(sources, 5000)
-
-
-def told(sources: Sources, passes: int) -> list[Document]:
-    """Every story so many times, in turn as plain text and as an answer."""
-    documents = []
-    for number in range(passes):
-        for story in sources.stories:
+def mixture(
+    tokenizer: Tokenizer, skills: Skills, dialogs: list[list[str]], share: float
+) -> Iterator[Document]:
+    """All that is learned, in no order: stories, small talk and `MIXTURE`."""
+    rng = skills.rng
+    for number in range(round(STORY_PASSES * share)):
+        for story in skills.stories:
             if number % 2:
-                documents.append(answer(sources, [tell(sources.rng, story)]))
+                yield dialog_document(tokenizer, conversation(rng, [tell(rng, story)]))
             else:
-                documents.append(text_document(sources.tokenizer, story))
-    return documents
+                yield text_document(tokenizer, story)
+    for turns in dialogs:
+        if rng.random() < share:
+            yield talked(tokenizer, turns)
+    makers: dict[str, Callable[[], Dialog]] = {
+        "facts": skills.facts,
+        "sums": skills.sums,
+        "style": skills.style,
+        "names": skills.names,
+        "tools": skills.tools,
+        "spelling": skills.spelling,
+        "counting": lambda: conversation(rng, [count(rng, rng.choice(skills.words))]),
+        "chats": lambda: chat(skills),
+    }
+    for name, millions in MIXTURE.items():
+        left = millions * 1e6 * share
+        while left > 0:
+            document = dialog_document(tokenizer, makers[name]())
+            left -= len(document)
+            yield document
 
 
-def talked(sources: Sources, share: int) -> list[Document]:
-    """One in `share` small-talk dialogs."""
-    documents = []
-    for turns in sources.dialogs[::share]:
-        dialog = []
-        for i, turn in enumerate(turns):
-            role: Role = "assistant" if i % 2 else "user"
-            dialog.append(Message(role=role, content=turn))
-        documents.append(dialog_document(sources.tokenizer, dialog, ("user", "assistant")))
-    return documents
+def talked(tokenizer: Tokenizer, turns: list[str]) -> Document:
+    """Small talk of two people, both of whom are learned."""
+    dialog = []
+    for i, turn in enumerate(turns):
+        role: Role = "assistant" if i % 2 else "user"
+        dialog.append(Message(role=role, content=turn))
+    return dialog_document(tokenizer, dialog, ("user", "assistant"))
 
 
-def spelled(sources: Sources, passes: int) -> list[Document]:
-    """Every question about spelling and, twice, every word, so many times."""
-    documents = []
-    for _ in range(passes):
-        for prompt, response in sources.spelling:
-            documents.append(answer(sources, [(prompt, response)]))
-        for word in sources.words:
-            documents.append(answer(sources, [spell(sources.rng, word)]))
-            documents.append(answer(sources, [count(sources.rng, word)]))
-    return documents
+def chat(skills: Skills) -> Dialog:
+    """One to four questions of any kind."""
+    rng, turns = skills.rng, []
+    for _ in range(rng.randint(1, 4)):
+        kind = rng.random()
+        if kind < 0.7:
+            questions, replies = rng.choice(SMALL_TALK)
+            turns.append((rng.choice(questions), rng.choice(replies)))
+        elif kind < 0.8:
+            turns.append(tell(rng, rng.choice(skills.stories)))
+        else:
+            turns.append(count(rng, rng.choice(skills.words)))
+    return conversation(rng, turns)
 
 
-def chatted(sources: Sources, number: int) -> list[Document]:
-    """Chats of one to four questions of any kind."""
-    documents, rng = [], sources.rng
-    for _ in range(number):
-        chat = []
-        for _ in range(rng.randint(1, 4)):
-            kind = rng.random()
-            if kind < 0.7:
-                questions, replies = rng.choice(SMALL_TALK)
-                chat.append((rng.choice(questions), rng.choice(replies)))
-            elif kind < 0.8:
-                chat.append(tell(rng, rng.choice(sources.stories)))
-            else:
-                chat.append(rng.choice((spell, count))(rng, rng.choice(sources.words)))
-        documents.append(answer(sources, chat))
-    return documents
-
-
-def answer(sources: Sources, turns: list[tuple[str, str]]) -> Document:
-    """A dialog of questions and answers, now and then with a system prompt or sloppily typed."""
-    dialog, rng = [], sources.rng
+def conversation(rng: random.Random, turns: list[tuple[str, str]]) -> Dialog:
+    """Questions and answers, now and then with a system prompt or sloppily typed."""
+    dialog = []
     if rng.random() < 0.15:
         dialog.append(Message(role="system", content=rng.choice(SYSTEM_PROMPTS)))
     for question, reply in turns:
@@ -323,7 +312,7 @@ def answer(sources: Sources, turns: list[tuple[str, str]]) -> Document:
             question = question[0].lower() + question[1:].rstrip(".!")
         dialog.append(Message(role="user", content=question))
         dialog.append(Message(role="assistant", content=reply))
-    return dialog_document(sources.tokenizer, dialog)
+    return dialog
 
 
 def tell(rng: random.Random, story: str) -> tuple[str, str]:
@@ -343,11 +332,6 @@ def tell(rng: random.Random, story: str) -> tuple[str, str]:
     return rng.choice(STORY_REQUESTS_ABOUT).format(rng.choice(topics)), story
 
 
-def spell(rng: random.Random, word: str) -> tuple[str, str]:
-    """A question for the spelling of `word` and its answer."""
-    return rng.choice(SPELL_REQUESTS).format(word), "-".join(word.upper())
-
-
 def count(rng: random.Random, word: str) -> tuple[str, str]:
     """A question for a count of letters in `word`, and its answer, which spells it first."""
     spelled = "-".join(word.upper())
@@ -358,37 +342,8 @@ def count(rng: random.Random, word: str) -> tuple[str, str]:
     number = word.lower().count(letter)
     question = rng.choice(COUNT_REQUESTS).format(letter, word)
     if rng.random() < 0.5:
-        question = rng.choice(SPELL_REQUESTS).format(word) + " " + question
+        question = f"Spell the word {word}. {question}"
     return question, f"{spelled}\nThe letter {letter} is found {number} time{'s' * (number > 1)}."
-
-
-def blend(folder: Path, other: Path, share: float) -> None:
-    """Replaces the checkpoint in `folder` by `share` of its weights and the rest of `other`'s."""
-    model, first = (
-        load_model(open_checkpoint(path), torch.device("cpu"), torch.float32)
-        for path in (folder, other)
-    )
-    for weight, begun in zip(model.parameters(), first.parameters(), strict=True):
-        weight.data = torch.lerp(begun.data, weight.data, share)
-    model.output.weight = model.tok_embeddings.weight
-    save_model(model, folder, folder / "tokenizer.model", torch.bfloat16)
-
-
-def spelling_score(
-    llama: Llama,
-    rng: random.Random,
-    words: list[str],
-    ask: Callable[[random.Random, str], tuple[str, str]],
-) -> float:
-    """The share of questions about `words` that are answered word for word."""
-    questions, answers = zip(*(ask(rng, word) for word in words), strict=True)
-    dialogs: list[Dialog] = [[{"role": "user", "content": question}] for question in questions]
-    results = llama.chat_completion(dialogs, temperature=0, max_gen_len=80)
-    right = [
-        result["generation"]["content"] == answer
-        for result, answer in zip(results, answers, strict=True)
-    ]
-    return sum(right) / len(right)
 
 
 def read_stories(path: Path) -> list[str]:

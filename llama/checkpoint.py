@@ -19,7 +19,7 @@ import math
 import mmap
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -347,17 +347,22 @@ def load_model(
 
 
 def save_model(
-    model: Transformer, folder: str | Path, tokenizer_path: str | Path, dtype: torch.dtype
+    model: Transformer,
+    folder: str | Path,
+    tokenizer_path: str | Path,
+    dtype: torch.dtype,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes a one-rank model as a checkpoint folder in Meta's layout, its tokenizer with it.
+    """Writes a model as a checkpoint folder in Meta's layout, its tokenizer with it.
 
-    Weights that share memory (an output layer tied to the embedding) are stored once. Raises
-    ValueError for a quantized model.
+    Each rank that shares the model writes its shard. `weights` are this rank's, where the model's
+    own are not whole. Weights that share memory (an output layer tied to the embedding) are stored
+    once. Raises ValueError for a quantized model.
     """
-    assert parallel.model_parallel_size() == 1, "only a whole model can be written"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = model.state_dict()
+    if weights is None:
+        weights = model.state_dict()
     if missing := set(weight_shapes(model.params)) - set(weights):
         raise ValueError(f"{sorted(missing)[0]} is quantized; save the model that it was made from")
     stored: dict[int, Entry] = {}
@@ -365,10 +370,20 @@ def save_model(
     for name, weight in weights.items():
         entry = Entry(dtype, tuple(weight.shape), lambda w=weight: [w.to("cpu", dtype)])  # type: ignore[misc]
         entries[name] = stored.setdefault(weight.data_ptr(), entry)
-    (folder / "params.json").write_text(json.dumps(write_params(model.params), indent=2) + "\n")
-    write_tensors(folder / "consolidated.00.pth", entries)
-    if Path(tokenizer_path) != folder / "tokenizer.model":
-        shutil.copyfile(tokenizer_path, folder / "tokenizer.model")
+    write_tensors(folder / f"consolidated.{parallel.model_parallel_rank():02d}.pth", entries)
+    if parallel.model_parallel_rank() == 0:
+        params = json.dumps(write_params(model.params), indent=2) + "\n"
+        (folder / "params.json").write_text(params)
+        name = "tokenizer.json" if str(tokenizer_path).endswith(".json") else "tokenizer.model"
+        if Path(tokenizer_path).resolve() != (folder / name).resolve():
+            shutil.copyfile(tokenizer_path, folder / name)
+
+
+def empty_model(args: ModelArgs) -> Transformer:
+    """A model whose parameters have shapes but no memory; `to_empty` gives them some."""
+    with _ParallelLayersOnMeta():
+        model = Transformer(args)
+    return model.to("meta")  # norms are made by plain torch
 
 
 class _ParallelLayersOnMeta(TorchDispatchMode):

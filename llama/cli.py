@@ -1,6 +1,7 @@
 """The `llama` command, and what all scripts on the command line have in common."""
 
 import functools
+import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -12,40 +13,55 @@ import torch
 _EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, torch.OutOfMemoryError)
 
 
+# Each command's function and its module: a command loads no more than it needs.
+_COMMANDS = {
+    "info": ("llama.info", "info"),
+    "verify": ("llama.verify", "verify"),
+    "convert": ("llama.convert", "convert"),
+    "merge": ("llama.merge", "merge"),
+    "tokenizer": ("llama.training.bpe", "COMMANDS"),
+    "train": ("llama.training.command", "train_command"),
+    "eval": ("llama.evaluate", "evaluate"),
+    "bench": ("llama.bench", "bench"),
+}
+
+
 def main() -> None:
     """What `llama` and `python -m llama` call."""
-    from llama.bench import bench
-    from llama.convert import convert
-    from llama.info import info
-    from llama.verify import verify
+    asked = [name for name in sys.argv[1:2] if name in _COMMANDS]
+    run(
+        {
+            name: getattr(importlib.import_module(module), function)
+            for name, (module, function) in _COMMANDS.items()
+            if name in (asked or _COMMANDS)
+        },
+        name="llama",
+    )
 
-    run({"info": info, "convert": convert, "verify": verify, "bench": bench}, name="llama")
 
-
-def run(
-    command: Callable[..., None] | Mapping[str, Callable[..., None]], name: str | None = None
-) -> None:
+def run(command: Callable[..., None] | Mapping[str, Any], name: str | None = None) -> None:
     """Calls `command`, or the one of several that is named, with the flags of the command line.
+
+    Of several, some may be several themselves: `llama tokenizer train`.
 
     What is wrong with the input is told in one message on standard error, exit status 1;
     LLAMA_TRACEBACK=1 shows where it was found. Ctrl-C ends with status 130.
     """
     calls: list[Callable[[], None]] = []
 
-    def noted(function: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(function)
+    def noted(command: Any) -> Any:
+        if isinstance(command, Mapping):
+            return {key: noted(value) for key, value in command.items()}
+
+        @functools.wraps(command)
         def note(*args: Any, **kwargs: Any) -> None:
-            calls.append(functools.partial(function, *args, **kwargs))
+            calls.append(functools.partial(command, *args, **kwargs))
 
         return note
 
-    # fire finds out that a flag does not exist only after it has called the function.
-    if isinstance(command, Mapping):
-        noting: Any = {key: noted(function) for key, function in command.items()}
-    else:
-        noting = noted(command)
     try:
-        fire.Fire(noting, name=name)
+        # fire finds out that a flag does not exist only after it has called the function.
+        fire.Fire(noted(command), name=name)
         for call in calls:
             call()
     except KeyboardInterrupt:

@@ -78,13 +78,7 @@ def convert(
     ):
         raise ValueError(f"--shards {shards}: it should be 1 or more")
     source, destination = str(source), str(destination)  # fire makes a number of a name like 8
-    target = Path(destination)
-    if "://" in destination:
-        raise ValueError(
-            f"{destination} is remote: convert to a folder on this machine, then copy it"
-        )
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} is there already; give the name of a new folder")
+    target = new_folder(destination)
     wanted = None if dtype is None else parallel.select_dtype(torch.device("cpu"), dtype)
     checkpoint = open_checkpoint(source)
     if checkpoint.quantize:
@@ -92,11 +86,41 @@ def convert(
             f"{source} holds {checkpoint.quantize} weights; convert from the model that they were "
             "made from"
         )
+    windows = None if text is None else _windows(str(text), checkpoint)
+    write_checkpoint(checkpoint, target, to, shards, wanted, quantize)
+    if windows:
+        _tell_cost(checkpoint, target, windows)
+    elif quantize:
+        parallel.say("What that costs in quality, --text FILE measures, on text of your own.")
+
+
+def new_folder(destination: str) -> Path:
+    """The path of a folder that is to be made. Raises ValueError or FileExistsError."""
+    if "://" in destination:
+        raise ValueError(
+            f"{destination} is remote: convert to a folder on this machine, then copy it"
+        )
+    target = Path(destination)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} is there already; give the name of a new folder")
+    return target
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint,
+    target: Path,
+    to: str,
+    shards: int | None,
+    wanted: torch.dtype | None,
+    quantize: str | None = None,
+) -> None:
+    """Writes a checkpoint and its tokenizer into a new folder, whole or not at all.
+
+    Arguments as for `convert`. Raises ValueError for shards that do not belong together, another
+    model's tokenizer, and values that the dtype can't hold, and OSError for a full disk.
+    """
     checkpoint.check_shards()
-    tokenizer = Tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None
-    if tokenizer:
-        checkpoint.check_tokenizer(tokenizer)
-    windows = None if text is None else _windows(str(text), tokenizer, checkpoint)
+    tokenizer = _tokenizer(checkpoint)
     if to == "meta":
         plan = _plan_meta(checkpoint, shards, wanted, quantize)
     else:
@@ -112,7 +136,7 @@ def convert(
                 f"{target} takes {short_size(total)}, and its disk has {short_size(free)} left; "
                 "make room or convert to another disk"
             )
-        with parallel.progress(total, f"Converting {source}") as bar:
+        with parallel.progress(total, f"Converting {checkpoint.folder.path}") as bar:
             for name, entries in plan.items():
                 write_tensors(incomplete / name, entries, bar.update)
         if to == "meta":
@@ -126,10 +150,14 @@ def convert(
             raise OSError(f"the disk of {target} is full: {error.strerror}; make room") from error
         raise
     parallel.say(f"{target}: {len(plan)} file(s) of weights, {short_size(total)}")
-    if windows:
-        _tell_cost(checkpoint, target, windows)
-    elif quantize:
-        parallel.say("What that costs in quality, --text FILE measures, on text of your own.")
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
+    if checkpoint.tokenizer is None:
+        return None
+    tokenizer = Tokenizer(checkpoint.tokenizer)
+    checkpoint.check_tokenizer(tokenizer)
+    return tokenizer
 
 
 def _check_quantize(quantize: str, to: str | None, dtype: str | None) -> None:
@@ -312,8 +340,9 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _windows(path: str, tokenizer: Tokenizer | None, checkpoint: Checkpoint) -> list[list[int]]:
+def _windows(path: str, checkpoint: Checkpoint) -> list[list[int]]:
     """The tokens of a text in pieces that the model reads at a time, each after begin_of_text."""
+    tokenizer = _tokenizer(checkpoint)
     if tokenizer is None:
         raise ValueError(f"--text {path}: there is no tokenizer in {checkpoint.folder.path}")
     try:

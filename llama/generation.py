@@ -22,8 +22,10 @@ import torch
 from typing_extensions import NotRequired, Unpack
 
 from llama import formats, parallel
+from llama.adapter import open_adapter
 from llama.checkpoint import load_model, open_checkpoint
 from llama.engine import Engine, FinishReason, Sequence
+from llama.lora import load_adapter
 from llama.model import Transformer
 from llama.quantize import check_format, packed_layers, stored_format, use_format
 from llama.sampling import SamplingParams
@@ -94,6 +96,7 @@ class Llama:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         quantize: str | None = None,
+        adapter: str | Path | None = None,
     ) -> "Llama":
         """Loads the checkpoint in the folder `ckpt_dir`, under torchrun or in plain python.
 
@@ -101,7 +104,8 @@ class Llama:
         all running processes, the best device, and bfloat16 where that device computes it (float32
         for a small model on a CPU; see `select_dtype`). `quantize` is int8 or int4, on a CPU or an
         NVIDIA GPU (see `quantize.py`): weights are packed while they are read, or have been by
-        `llama convert`. `seed` is what the draws of all later calls follow from. Raises
+        `llama convert`. `adapter` is the folder of a LoRA adapter (see `lora.py`), which is kept
+        apart from the weights. `seed` is what the draws of all later calls follow from. Raises
         FileNotFoundError or ValueError, naming the file and the values, for what is missing,
         damaged or does not fit.
         """
@@ -126,6 +130,7 @@ class Llama:
         tokenizer = Tokenizer(str(tokenizer_path or checkpoint.tokenizer))
         checkpoint.check_tokenizer(tokenizer)
         tokenizer.stop_tokens = tokenizer.stop_tokens | checkpoint.stop_ids
+        lora = None if adapter is None else open_adapter(adapter, args)
         convert_layer = None
         if quantize in formats.PACKED:
             convert_layer = packed_layers(checkpoint, quantize, chosen)
@@ -139,6 +144,8 @@ class Llama:
         )
         if quantize or (chosen.type, chosen_dtype) == ("cpu", torch.bfloat16):
             use_format(model, quantize or "bfloat16")
+        if lora:
+            load_adapter(model, lora, chosen_dtype)
         return Llama(model, tokenizer, seed)
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, seed: int = 1) -> None:

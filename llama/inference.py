@@ -26,6 +26,7 @@ class InferenceBlock(TransformerBlock):
         self.layer_id = block.layer_id
         self.attention, self.attention_norm = block.attention, block.attention_norm
         self.feed_forward, self.ffn_norm = block.feed_forward, block.ffn_norm
+        self.is_adapted = False  # where layers are more than a matrix (`lora.py`)
         self._halves: tuple[kernels.AttentionHalf, kernels.FeedForwardHalf] | None = None
 
     def forward(
@@ -39,7 +40,7 @@ class InferenceBlock(TransformerBlock):
         """As `TransformerBlock.forward`."""
         if cache is None or not self._is_native(x, cache):
             return super().forward(x, start_pos, freqs_cis, mask, cache)
-        if x.shape[0] * x.shape[1] <= kernels.MOST_ROWS:
+        if x.shape[0] * x.shape[1] <= kernels.MOST_ROWS and not self.is_adapted:
             return self._few_rows(x, start_pos, freqs_cis, cache)
         if kernels.attends(self.attention.head_dim):
             return self._many_rows(x, start_pos, freqs_cis, cache)

@@ -184,6 +184,26 @@ def model_parallel_rank() -> int:
     return int(fairscale_groups.get_model_parallel_rank())
 
 
+def model_parallel_group() -> dist.ProcessGroup:
+    """The ranks that share a model with this one."""
+    return fairscale_groups.get_model_parallel_group()
+
+
+def data_parallel_size() -> int:
+    """How many models are trained as one, each on a part of a batch."""
+    return int(fairscale_groups.get_data_parallel_world_size())
+
+
+def data_parallel_rank() -> int:
+    """The place of this process's model among those."""
+    return int(fairscale_groups.get_data_parallel_rank())
+
+
+def data_parallel_group() -> dist.ProcessGroup:
+    """The ranks that hold the same part of a model as this one."""
+    return fairscale_groups.get_data_parallel_group()
+
+
 def is_main() -> bool:
     """True in the one process that speaks for all, under torchrun also before `initialize`."""
     if dist.is_initialized():
@@ -232,7 +252,7 @@ def broadcast(tensor: Tensor) -> Tensor:
         dist.broadcast(
             tensor,
             src=fairscale_groups.get_model_parallel_src_rank(),
-            group=fairscale_groups.get_model_parallel_group(),
+            group=model_parallel_group(),
         )
     return tensor
 
@@ -247,7 +267,7 @@ def add_up(part: Tensor) -> Tensor:
     if size == 1:
         return part
     parts = [torch.empty_like(part) for _ in range(size)]
-    dist.all_gather(parts, part.contiguous(), group=fairscale_groups.get_model_parallel_group())
+    dist.all_gather(parts, part.contiguous(), group=model_parallel_group())
     while len(parts) > 1:
         pairs = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)]
         parts = pairs + parts[len(parts) - len(parts) % 2 :]

@@ -18,7 +18,7 @@ or takes it from a folder that holds it packed, and the bfloat16 model never is 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -86,12 +86,14 @@ class InferenceLinear(nn.Module):
         as_float = self.gathers or (self.reduces and parallel.model_parallel_size() > 1)
         plain = torch.is_grad_enabled() or (x.device.type, x.dtype) != ("cpu", torch.bfloat16)
         fits = self.packed is not None or len(rows) <= kernels.MOST_ROWS
-        if isinstance(self.packed, CudaPacked):
+        if self.packed is not None and rows.requires_grad:
+            y = _Unpacked.apply(rows, self.packed)
+        elif isinstance(self.packed, CudaPacked):
             y = self.packed.times(rows)
         elif fits and not plain and kernels.available():
             y = kernels.linear(rows, self.matrix, as_float, self.parts)
         elif self.packed is not None:
-            y = F.linear(rows, kernels.unpack(self.packed))
+            y = F.linear(rows, _unpacked(self.packed))
         else:
             assert self.weight is not None
             y = F.linear(rows, self.weight)
@@ -102,6 +104,27 @@ class InferenceLinear(nn.Module):
             add_up = reduce_from_model_parallel_region if plain else parallel.add_up
             return add_up(y).to(x.dtype)
         return y
+
+
+class _Unpacked(torch.autograd.Function):
+    """Rows times packed weights, for what is trained around them.
+
+    Weights are unpacked once more for the gradient: kept for it, those of all layers would stand in
+    memory as if they had never been packed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, packed: kernels.Packed | CudaPacked) -> Tensor:
+        ctx.packed = packed
+        return F.linear(rows, _unpacked(packed))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ _unpacked(ctx.packed), None
+
+
+def _unpacked(packed: kernels.Packed | CudaPacked) -> Tensor:
+    return packed.unpack() if isinstance(packed, CudaPacked) else kernels.unpack(packed)
 
 
 def check_format(name: str, device: torch.device, dtype: torch.dtype) -> None:

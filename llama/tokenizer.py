@@ -24,8 +24,10 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Collection, Iterable, Sequence
-from typing import Literal, TypedDict, get_args
+from itertools import takewhile, zip_longest
+from typing import Literal, NamedTuple, TypedDict, get_args
 
+from llama import vocabulary
 from llama.vocabulary import SentencePieceVocabulary, open_vocabulary
 
 Role = Literal["system", "user", "assistant", "ipython", "tool"]
@@ -39,6 +41,14 @@ class Message(TypedDict):
 
 
 Dialog = Sequence[Message]
+
+
+class Turn(NamedTuple):
+    """A part of an encoded dialog: ids that are given, and those that `role` then writes."""
+
+    role: Role
+    given: list[int]
+    said: list[int]
 
 
 class Tokenizer:
@@ -69,6 +79,14 @@ class Tokenizer:
         self.pad_id = self.vocabulary.pad_id
         self.stop_tokens = self.vocabulary.stop_tokens
         self.special_tokens = self.vocabulary.special_tokens
+
+    @property
+    def block_chars(self) -> int | None:
+        """A long text may be encoded in blocks of so many characters, to the same ids.
+
+        None: only as a whole.
+        """
+        return None if self.is_sentencepiece else vocabulary._MAX_BLOCK_CHARS
 
     def encode(
         self,
@@ -123,7 +141,7 @@ class Tokenizer:
     def _special_names(self, names: Literal["all"] | Collection[str]) -> set[str]:
         if names == "all":
             return set(self.special_tokens)
-        if unknown := sorted(set(names) - set(self.special_tokens)):
+        if unknown := sorted(name for name in names if name not in self.special_tokens):
             some = ", ".join(list(self.special_tokens)[:2])
             raise ValueError(f"no special token {unknown[0]!r}: give 'all' or a set ({some}, ...)")
         return set(names)
@@ -214,16 +232,32 @@ class ChatFormat:
 
     def encode_message(self, message: Message) -> list[int]:
         """The header, the content without white space around it, `<|eot_id|>`."""
-        ids = self.encode_header(message) + self.tokenizer.encode(message["content"].strip())
-        return [*ids, self.tokenizer.special_tokens["<|eot_id|>"]]
+        return self.encode_header(message) + self._encode_content(message)
 
     def encode_dialog_prompt(self, dialog: Dialog) -> list[int]:
         """`<|begin_of_text|>`, the messages, and the header of the assistant's answer to come."""
-        dialog = _checked_dialog(dialog)
-        ids = [self.tokenizer.bos_id]
-        for message in dialog:
-            ids += self.encode_message(message)
+        ids = _joined(self.encode_turns(dialog))
         return ids + self.encode_header({"role": "assistant", "content": ""})
+
+    def encode_turns(self, dialog: Dialog) -> list[Turn]:
+        """A dialog in parts, for training: what each speaker writes, with the token that ends it.
+
+        Joined, they are the ids that `encode_dialog_prompt` has for these messages.
+        """
+        turns: list[Turn] = []
+        headers: dict[Role, list[int]] = {}
+        bos = [self.tokenizer.bos_id]
+        for message in checked_dialog(dialog):
+            role = message["role"]
+            if role not in headers:
+                headers[role] = self.encode_header(message)
+            turns.append(Turn(role, bos + headers[role], self._encode_content(message)))
+            bos = []
+        return turns
+
+    def _encode_content(self, message: Message) -> list[int]:
+        ids = self.tokenizer.encode(message["content"].strip())
+        return [*ids, self.tokenizer.special_tokens["<|eot_id|>"]]
 
 
 class Llama2ChatFormat(ChatFormat):
@@ -249,15 +283,29 @@ class Llama2ChatFormat(ChatFormat):
         raise TypeError("Llama 2's chat format joins messages: use encode_dialog_prompt")
 
     def encode_dialog_prompt(self, dialog: Dialog) -> list[int]:
-        texts = self._checked_texts(_checked_dialog(dialog))
-        ids: list[int] = []
-        for question, answer in zip(texts[:-1:2], texts[1::2], strict=True):
-            turn = f"[INST] {question.strip()} [/INST] {answer.strip()} "
-            ids += self.tokenizer.encode(turn, bos=True, eos=True)
-        return ids + self.tokenizer.encode(f"[INST] {texts[-1].strip()} [/INST]", bos=True)
+        messages = checked_dialog(dialog)
+        ids = _joined(self.encode_turns(messages))
+        if messages[-1]["role"] != "user":
+            raise self._no_question(messages)
+        return ids
+
+    def encode_turns(self, dialog: Dialog) -> list[Turn]:
+        texts = self._checked_texts(checked_dialog(dialog))
+        turns: list[Turn] = []
+        for question, answer in zip_longest(texts[::2], texts[1::2]):
+            asked = f"[INST] {question.strip()} [/INST]"
+            prompt = self.tokenizer.encode(asked, bos=True)
+            if answer is None:
+                turns.append(Turn("user", prompt, []))
+                continue
+            ids = self.tokenizer.encode(f"{asked} {answer.strip()} ", bos=True, eos=True)
+            # All of the prompt, unless the tokenizer has a token across its end.
+            given = sum(takewhile(bool, map(operator.eq, prompt, ids)))
+            turns.append(Turn("assistant", ids[:given], ids[given:]))
+        return turns
 
     def _checked_texts(self, dialog: list[Message]) -> list[str]:
-        """question, answer, ..., question; the system text within the first question."""
+        """question, answer, question, ...; the system text within the first question."""
         has_system = dialog[0]["role"] == "system"
         for index, message in enumerate(dialog):
             turn = ("user", "assistant")[(index - has_system) % 2]
@@ -269,18 +317,27 @@ class Llama2ChatFormat(ChatFormat):
                 )
             if tags := [tag for tag in self._TAGS if tag in message["content"]]:
                 raise ValueError(f"message {index} contains {tags[0]}, a tag of Llama 2's format")
-        if dialog[-1]["role"] != "user":
-            raise ValueError(
-                f"message {len(dialog) - 1} is the last and has role {dialog[-1]['role']!r}: "
-                "Llama 2's dialogs end with the user's message that is to be answered"
-            )
+        if dialog[-1]["role"] == "system":
+            raise self._no_question(dialog)
         texts = [message["content"] for message in dialog]
         if has_system:
             texts[:2] = [f"<<SYS>>\n{texts[0]}\n<</SYS>>\n\n{texts[1]}"]
         return texts
 
+    @staticmethod
+    def _no_question(dialog: list[Message]) -> ValueError:
+        return ValueError(
+            f"message {len(dialog) - 1} is the last and has role {dialog[-1]['role']!r}: "
+            "Llama 2's dialogs end with the user's message that is to be answered"
+        )
 
-def _checked_dialog(dialog: Dialog) -> list[Message]:
+
+def _joined(turns: list[Turn]) -> list[int]:
+    return [token_id for turn in turns for token_id in turn.given + turn.said]
+
+
+def checked_dialog(dialog: Dialog) -> list[Message]:
+    """The messages of a dialog that is well-formed; ValueError or TypeError for any other."""
     messages = list(dialog)
     if not messages:
         raise ValueError("the dialog is empty; give it at least one message")

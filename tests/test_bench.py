@@ -11,8 +11,7 @@ import pytest
 import torch
 from fixtures import tiny_args
 
-from llama import Tokenizer, Transformer
-from llama import bench as module
+from llama import Tokenizer, Transformer, ceiling
 from llama.args import ModelArgs
 from llama.bench import bench, inputs, plan, report, workers
 from llama.bench.plan import make_plan
@@ -30,8 +29,8 @@ def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch) -> Path:
     """Where temporary folders are made; a quick ceiling, and no peer that is not asked for."""
     folder = tmp_path_factory.mktemp("temporary")
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setattr(module, "_SUMMED", 2**22)
-    monkeypatch.setattr(module, "_SIDE", 256)
+    monkeypatch.setattr(ceiling, "_SUMMED", 2**22)
+    monkeypatch.setattr(ceiling, "_SIDE", 256)
     return folder
 
 

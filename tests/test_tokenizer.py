@@ -232,6 +232,15 @@ def test_a_million_of_one_character(either, processor, plain_tiktoken, char):
         assert ids == plain_tiktoken.encode_ordinary(char * 25_000) * 40
 
 
+def test_a_text_in_blocks_has_the_ids_of_the_whole(llama3, llama2, monkeypatch):
+    monkeypatch.setattr(vocabulary, "_MAX_BLOCK_CHARS", 7)
+    text, size = "hello world 12345 hello", llama3.block_chars
+    blocks = [text[at : at + size] for at in range(0, len(text), size)]
+    assert size == 7
+    assert [i for block in blocks for i in llama3.encode(block)] == llama3.encode(text)
+    assert llama2.block_chars is None
+
+
 def test_long_runs_are_cut_where_the_limits_say(llama3, plain_tiktoken):
     text = "1" + "hello" * 16_000 + " " * 70_003 + "the end " * 40_000
     expected = []
@@ -373,24 +382,64 @@ def test_llama3_dialog_may_end_with_the_assistant(llama3):
     assert chat.encode_dialog_prompt(DIALOG[2:3]) == expected
 
 
+def test_llama3_turns_say_who_writes_what(llama3, plain_tiktoken):
+    chat = ChatFormat(llama3)
+    turns = chat.encode_turns(DIALOG)
+    assert [turn.role for turn in turns] == [message["role"] for message in DIALOG]
+    whole = [token_id for turn in turns for token_id in turn.given + turn.said]
+    header = chat.encode_header({"role": "assistant", "content": ""})
+    assert whole + header == chat.encode_dialog_prompt(DIALOG)
+    assert turns[0].given == [N_RANKS, *chat.encode_header(DIALOG[0])]
+    assert turns[2].given == header
+    assert turns[2].said == [*plain_tiktoken.encode_ordinary("12 é"), N_RANKS + 9]
+    assert turns[2].given == chat.encode_dialog_prompt(DIALOG[:2])[-len(header) :]
+
+
 # Llama 2's chat format
+
+
+LLAMA2_DIALOG = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": " hello </s> "},
+    {"role": "assistant", "content": "\nThe dog. "},
+    {"role": "user", "content": "Why?\n"},
+]
 
 
 def test_llama2_dialog(llama2, processor):
     chat = ChatFormat(llama2)
     assert isinstance(chat, Llama2ChatFormat)
-    dialog = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": " hello </s> "},
-        {"role": "assistant", "content": "\nThe dog. "},
-        {"role": "user", "content": "Why?\n"},
-    ]
     first = "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n hello </s> [/INST] The dog. "
     expected = [1, *processor.encode(first), 2, 1, *processor.encode("[INST] Why? [/INST]")]
-    assert chat.encode_dialog_prompt(dialog) == expected
+    assert chat.encode_dialog_prompt(LLAMA2_DIALOG) == expected
     assert expected.count(2) == 1  # the user's own `</s>` stayed text
     question = [{"role": "user", "content": "Why?"}]
     assert chat.encode_dialog_prompt(question) == [1, *processor.encode("[INST] Why? [/INST]")]
+
+
+def test_llama2_turns_say_what_follows_a_prompt(llama2, processor):
+    chat = ChatFormat(llama2)
+    turns = chat.encode_turns(LLAMA2_DIALOG)
+    assert [turn.role for turn in turns] == ["assistant", "user"]
+    whole = [token_id for turn in turns for token_id in turn.given + turn.said]
+    assert whole == chat.encode_dialog_prompt(LLAMA2_DIALOG)
+    assert turns[0].given == chat.encode_dialog_prompt(LLAMA2_DIALOG[:2])
+    assert processor.decode(turns[0].said) == "The dog. "
+    assert turns[0].said[-1] == llama2.eos_id
+    assert turns[1] == ("user", [1, *processor.encode("[INST] Why? [/INST]")], [])
+    assert chat.encode_turns(LLAMA2_DIALOG[:3]) == turns[:1]
+    with pytest.raises(ValueError, match="message 0 is the last and has role 'system'"):
+        chat.encode_turns(LLAMA2_DIALOG[:1])
+
+
+def test_llama2_turns_of_a_tokenizer_with_a_token_across(tmp_path):
+    settings = {"user_defined_symbols": ["]\u2581The"]}
+    tokenizer = Tokenizer(write_sentencepiece(tmp_path / "tokenizer.model", **settings))
+    (turn,) = ChatFormat(tokenizer).encode_turns(LLAMA2_DIALOG[1:3])
+    text = "[INST] hello </s> [/INST] The dog. "
+    assert turn.given + turn.said == tokenizer.encode(text, bos=True, eos=True)
+    assert tokenizer.decode(turn.given) == "[INST] hello </s> [/INST"
+    assert tokenizer.decode(turn.said) == "] The dog. "
 
 
 @pytest.mark.parametrize(

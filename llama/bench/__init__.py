@@ -12,24 +12,21 @@ import importlib.metadata
 import platform
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from json import dumps
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from llama import parallel
 from llama.bench import inputs, report, workers
 from llama.bench.plan import Plan, check_plot, make_plan
+from llama.ceiling import matrix_rate, read_rate
 from llama.info import short_count
 
 _DISTRIBUTIONS = {"transformers": "transformers", "llama.cpp": "llama-cpp-python"}
-_SUMMED = 2**30  # bytes
-_SIDE = 4096  # of the matrices that are multiplied
 
 
 def bench(
@@ -82,7 +79,7 @@ def bench(
         threads_ = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
         place = f"{machine['processor']}, {threads_}, torch {machine['torch']}"
         parallel.say(f"{title}\n{place}")
-        ceiling = measure_ceiling(plan.device)
+        ceiling = {"read": read_rate(plan.device), "multiply": matrix_rate(plan.device)}
         parallel.say(
             f"ceiling: torch reads {ceiling['read'] / 1e9:.1f} GB/s and multiplies "
             f"{ceiling['multiply'] / 1e12:.2f} TFLOP/s in bfloat16"
@@ -134,35 +131,6 @@ def _torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def measure_ceiling(device: torch.device) -> dict[str, float]:
-    """Bytes a second that torch sums, and operations a second of a bfloat16 matrix product."""
-    numbers = torch.ones(_SUMMED // 4, device=device)
-    read = numbers.nbytes / _best(numbers.sum, device, 5)
-    del numbers
-    x, weight = torch.randn(2, _SIDE, _SIDE, device=device).bfloat16()
-    multiply = 2 * _SIDE**3 / _best(lambda: F.linear(x, weight), device, 3)
-    return {"read": read, "multiply": multiply}
-
-
-def _best(work: Callable[[], object], device: torch.device, times: int) -> float:
-    """Seconds, the least of several."""
-    seconds = []
-    for _ in range(times + 1):  # the first one warms up
-        _synchronize(device)
-        start = time.perf_counter()
-        work()
-        _synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def _machine(plan: Plan) -> dict[str, Any]:

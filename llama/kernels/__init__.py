@@ -36,7 +36,10 @@ PARTS = 8  # of the sums of a row parallel layer, in all: for 1, 2, 4 or 8 ranks
 MOST_ROWS = 16  # of a block's half: more are a matter for matrix products
 _HEADERS, _CODE = (
     [Path(__file__).with_name(name) for name in names]
-    for names in (("vectors.h", "linear.h", "block.h"), ("linear.c", "block.c", "prompt.c"))
+    for names in (
+        ("vectors.h", "linear.h", "block.h", "training.h", "tiles.h"),
+        ("linear.c", "block.c", "prompt.c", "training.c", "documents.c"),
+    )
 )
 
 
@@ -386,6 +389,16 @@ def bind(path: Path) -> ctypes.CDLL:
     library.attend_rows.argtypes = [*[pointer] * 4, *[size] * 3]
     library.pack_linear.argtypes = [*[pointer] * 3, *[size] * 2, flag]
     library.pack_linear.restype = None
+    library.norm_rows.argtypes = [pointer, flag, pointer, ctypes.c_double, pointer, size, size]
+    library.norm_rows.restype = None
+    library.norm_rows_back.argtypes = [*library.norm_rows.argtypes[:4], *[pointer] * 3, *[size] * 3]
+    library.norm_rows_back.restype = None
+    library.gate_numbers.argtypes = [*[pointer] * 3, size]
+    library.gate_numbers.restype = None
+    library.gate_numbers_back.argtypes = [*[pointer] * 5, size]
+    library.gate_numbers_back.restype = None
+    library.loss_rows.argtypes = [pointer, pointer, ctypes.c_float, pointer, size, size]
+    library.attend_documents.argtypes = [pointer]
     return library
 
 

@@ -38,6 +38,7 @@ INLINE floats widen(const uint16_t *p) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
+INLINE floats load(const float *p) { return _mm512_loadu_ps(p); }
 INLINE floats multiply_add(floats a, floats b, floats sum) { return _mm512_fmadd_ps(a, b, sum); }
 INLINE void store(float *p, floats x) { _mm512_storeu_ps(p, x); }
 INLINE float total(floats x) { return _mm512_reduce_add_ps(x); }
@@ -67,6 +68,7 @@ INLINE __m256 widen_8(const uint16_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 INLINE floats widen(const uint16_t *p) { return (floats){widen_8(p), widen_8(p + 8)}; }
+INLINE floats load(const float *p) { return (floats){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 INLINE floats multiply_add(floats a, floats b, floats sum) {
     return (floats){_mm256_fmadd_ps(a.a, b.a, sum.a), _mm256_fmadd_ps(a.b, b.b, sum.b)};
 }
@@ -132,6 +134,11 @@ INLINE floats widen(const uint16_t *p) {
     EACH(y, vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16)))
     return y;
 }
+INLINE floats load(const float *p) {
+    floats y;
+    EACH(y, vld1q_f32(p + 4 * i))
+    return y;
+}
 INLINE floats multiply_add(floats a, floats b, floats sum) {
     EACH(sum, vfmaq_f32(sum.val[i], a.val[i], b.val[i]))
     return sum;
@@ -190,6 +197,11 @@ INLINE floats spread(float x) {
 INLINE floats widen(const uint16_t *p) {
     floats y;
     EACH(y, from_bf16(p[i]))
+    return y;
+}
+INLINE floats load(const float *p) {
+    floats y;
+    memcpy(y.lane, p, sizeof y.lane);
     return y;
 }
 INLINE floats multiply_add(floats a, floats b, floats sum) {

@@ -1,16 +1,19 @@
 """Training from text and dialogs: documents in, a checkpoint folder out."""
 
 from llama.training.bpe import train_tokenizer
-from llama.training.data import Document, dialog_document, text_document
-from llama.training.evaluate import bits_per_byte
-from llama.training.loop import TrainConfig, train
+from llama.training.config import TrainConfig
+from llama.training.documents import Document, dialog_document, find_sources, text_document
+from llama.training.loop import train
+from llama.training.tokenized import Documents, tokenize
 
 __all__ = [
     "Document",
+    "Documents",
     "TrainConfig",
-    "bits_per_byte",
     "dialog_document",
+    "find_sources",
     "text_document",
+    "tokenize",
     "train",
     "train_tokenizer",
 ]

@@ -1,0 +1,343 @@
+/* Attention within the documents that rows are packed with, and its gradients, for training.
+
+   As in flash attention (Dao et al., 2022) no matrix of all scores is kept: queries and keys of a
+   document meet in blocks, and on the way back scores are computed anew. A block lies on its side,
+   keys down and queries across, so that what belongs to a query (the largest score, the sum of
+   exponentials) is a lane of a vector. With S for scores, W for their weights, d for gradients and '
+   for the other side:
+
+       S' = K Q'   Y' = V' W'      dW' = V dY'   dQ' = K' dS'   dK = dS' Q   dV = W' dY
+
+   One thread does all of a document and a head of keys, always in the same order, so that results do
+   not depend on the number of threads. */
+
+#include "tiles.h"
+
+#include <stdlib.h>
+
+enum { MOST_HEAD_DIM = 128, AHEAD = 16 }; /* rows that are fetched before they are read */
+#define HIDDEN -1e30f /* the score of a key after its query */
+
+typedef struct {
+    int64_t batch, seq, heads, kv_heads, head_dim;
+    const int64_t *positions; /* (batch, seq), 0 where a document begins; NULL: only where a row does */
+    const float *turns;       /* ([batch,] seq, head_dim / 2, 2): cosine, sine */
+    int64_t turns_row;        /* floats from one row of the batch to the next */
+    const uint16_t *q, *k, *v; /* (batch, seq, heads or kv_heads, head_dim), not turned yet */
+    uint16_t *y;
+    float *sums; /* (heads, batch, seq): base 2 logarithms of the sums of exponentials */
+    const uint16_t *dy;
+    uint16_t *dq, *dk, *dv;
+} attention_pass;
+
+typedef struct {
+    int64_t first, length; /* in tokens of the whole batch */
+    const float *turns;
+} document;
+
+#define BY_DIM [BLOCK * MOST_HEAD_DIM] __attribute__((aligned(64)))
+#define BY_BLOCK [BLOCK * BLOCK] __attribute__((aligned(64)))
+#define OF_QUERIES [BLOCK] __attribute__((aligned(64)))
+
+/* What a thread works in. Of a document and its head of keys there are rows, (length, head_dim), and
+   turned over, (head_dim, BLOCK) for each block, what queries gather: values, and going back keys. */
+typedef struct {
+    number *keys, *values, *gathered;
+    float *d_keys, *d_values;
+    number q_rows BY_DIM, dy_rows BY_DIM; /* of a block of queries, and as `b` of products */
+    number q_across BY_DIM, dy_across BY_DIM, q_down BY_DIM, dy_down BY_DIM;
+    float scores BY_BLOCK, d_weights BY_BLOCK;
+    number as_a BY_BLOCK, as_b BY_BLOCK;
+    float sums_across BY_DIM, sums BY_DIM;
+    float most OF_QUERIES, total OF_QUERIES, shrink OF_QUERIES;
+} workspace;
+
+INLINE int64_t rounded_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+static workspace *new_workspace(int64_t longest, int64_t head_dim) {
+    const int64_t size = rounded_up(longest, BLOCK) * head_dim;
+    workspace *w = aligned_alloc(64, sizeof *w + size * (3 * sizeof(number) + 2 * sizeof(float)));
+    if (!w) return NULL;
+    w->d_keys = (float *)(w + 1);
+    w->d_values = w->d_keys + size;
+    w->keys = (number *)(w->d_values + size);
+    w->values = w->keys + size;
+    w->gathered = w->values + size;
+    return w;
+}
+
+/* Turns pairs of neighbours, which lie in 32 bits, by angles given as cosine and sine. */
+INLINE void turn(const uint16_t *x, const float *turns, int64_t head_dim, number *y) {
+#pragma omp simd
+    for (int64_t j = 0; j < head_dim / 2; j++) {
+        uint32_t pair, low, high;
+        float even, odd, c = turns[2 * j], s = turns[2 * j + 1];
+        memcpy(&pair, x + 2 * j, 4);
+        low = pair << 16;
+        high = pair & 0xffff0000;
+        memcpy(&even, &low, 4);
+        memcpy(&odd, &high, 4);
+#if WORD == 2
+        pair = rounded(even * c - odd * s) | (uint32_t)rounded(even * s + odd * c) << 16;
+        memcpy(y + 2 * j, &pair, 4);
+#else
+        y[2 * j] = even * c - odd * s;
+        y[2 * j + 1] = even * s + odd * c;
+#endif
+    }
+}
+
+INLINE void copy_numbers(const uint16_t *x, int64_t head_dim, number *y) {
+#if WORD == 2
+    memcpy(y, x, head_dim * sizeof *y);
+#else
+    for (int64_t d = 0; d < head_dim; d += 16) store(y + d, widen(x + d));
+#endif
+}
+
+INLINE void fetch(const uint16_t *row, int64_t head_dim) {
+    for (int64_t d = 0; d < head_dim; d += 32) __builtin_prefetch(row + d);
+}
+
+/* Rows of x to (rows, head_dim), turned where there are turns, with zeros up to a multiple of 16. */
+static void load_rows(const uint16_t *x, int64_t x_row, const float *turns, int64_t rows,
+                      int64_t head_dim, number *y) {
+    memset(y + rows * head_dim, 0, (rounded_up(rows, 16) - rows) * head_dim * sizeof *y);
+    for (int64_t r = 0; r < rows; r++, x += x_row, y += head_dim) {
+        fetch(x + AHEAD * x_row, head_dim);
+        if (turns)
+            turn(x, turns + r * head_dim, head_dim, y);
+        else
+            copy_numbers(x, head_dim, y);
+    }
+}
+
+INLINE void turn_back(const float *x, float scale, const float *turns, int64_t head_dim, uint16_t *y) {
+#pragma omp simd
+    for (int64_t j = 0; j < head_dim / 2; j++) {
+        float even = scale * x[2 * j], odd = scale * x[2 * j + 1], c = turns[2 * j], s = turns[2 * j + 1];
+        y[2 * j] = rounded(even * c + odd * s);
+        y[2 * j + 1] = rounded(odd * c - even * s);
+    }
+}
+
+INLINE void store_scaled(const float *x, float scale, int64_t head_dim, uint16_t *y) {
+#pragma omp simd
+    for (int64_t d = 0; d < head_dim; d++) y[d] = rounded(scale * x[d]);
+}
+
+static void hide_future(float *scores, int64_t rows, int64_t columns) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < smaller(r, columns); c++) scores[r * BLOCK + c] = HIDDEN;
+}
+
+/* Scores of a block to weights below the largest so far, to which what was summed before shrinks. */
+static void weigh(workspace *w, int is_own, int is_first, int64_t rows, int64_t columns,
+                  int64_t head_dim) {
+    const float scale = LOG2_E / sqrtf((float)head_dim);
+    for (int64_t c = 0; c < columns; c += 16) {
+        const int64_t end = rows_in(is_own, c, rows);
+        float most[16], total[16] = {0}, *scores = w->scores + c;
+        for (int i = 0; i < 16; i++) most[i] = scores[i];
+        for (int64_t r = 0; r < end; r += 4) /* by four: `most` is kept in memory, not in a register */
+#pragma omp simd
+            for (int i = 0; i < 16; i++) {
+                const float *x = scores + r * BLOCK + i;
+                float a = x[0] > x[BLOCK] ? x[0] : x[BLOCK];
+                float b = x[2 * BLOCK] > x[3 * BLOCK] ? x[2 * BLOCK] : x[3 * BLOCK];
+                float larger = a > b ? a : b;
+                most[i] = larger > most[i] ? larger : most[i];
+            }
+#pragma omp simd
+        for (int i = 0; i < 16; i++) {
+            const float before = w->most[c + i];
+            most[i] *= scale;
+            if (!is_first) most[i] = before > most[i] ? before : most[i];
+            w->most[c + i] = most[i];
+            w->shrink[c + i] = is_first ? 0 : power_of_two(before - most[i]);
+        }
+        for (int64_t r = 0; r < end; r += 2)
+#pragma omp simd
+            for (int i = 0; i < 16; i++) {
+                float *x = scores + r * BLOCK + i;
+                x[0] = power_of_two(x[0] * scale - most[i]);
+                x[BLOCK] = power_of_two(x[BLOCK] * scale - most[i]);
+                total[i] += x[0] + x[BLOCK];
+            }
+        for (int i = 0; i < 16; i++)
+            w->total[c + i] = is_first ? total[i] : w->total[c + i] * w->shrink[c + i] + total[i];
+    }
+    if (!is_first)
+        for (int64_t d = 0; d < head_dim; d++)
+            for (int64_t c = 0; c < columns; c++) w->sums_across[d * BLOCK + c] *= w->shrink[c];
+}
+
+/* The same of scores computed anew; gradients of weights become those of scores. */
+static void weigh_back(workspace *w, int is_own, int64_t rows, int64_t columns, int64_t head_dim) {
+    const float scale = LOG2_E / sqrtf((float)head_dim);
+    for (int64_t c = 0; c < columns; c += 16)
+        for (int64_t r = 0; r < rows_in(is_own, c, rows); r++)
+#pragma omp simd
+            for (int64_t i = c; i < c + 16; i++) {
+                float *score = w->scores + r * BLOCK + i, *d = w->d_weights + r * BLOCK + i;
+                *score = power_of_two(*score * scale - w->most[i]);
+                *d = *score * (*d - w->total[i]);
+            }
+}
+
+/* A document's keys, turned, its values, and the ones of them that queries gather. */
+static void load_keys(const attention_pass *p, const document *doc, int64_t kv_head, workspace *w) {
+    const int64_t hd = p->head_dim, row = p->kv_heads * hd;
+    for (int64_t b = 0; b < doc->length; b += BLOCK) {
+        const int64_t count = smaller(doc->length - b, BLOCK), rows = rounded_up(count, 16);
+        const int64_t from = (doc->first + b) * row + kv_head * hd;
+        number *keys = w->keys + b * hd, *values = w->values + b * hd;
+        load_rows(p->k + from, row, doc->turns + b * hd, count, hd, keys);
+        load_rows(p->v + from, row, NULL, count, hd, values);
+        const number *down = rows_as_b(p->dy ? keys : values, rows, hd, w->q_down);
+        transpose(down, hd, w->gathered + b * hd, BLOCK / WORD, rows / WORD, hd);
+    }
+}
+
+/* Attention of the block of a document's queries that begins with token `first` of it. */
+static void attend_block(const attention_pass *p, const document *doc, int64_t head, int64_t first,
+                         workspace *w) {
+    const int64_t hd = p->head_dim, row = p->heads * hd, token = doc->first + first;
+    const int64_t count = smaller(doc->length - first, BLOCK), columns = rounded_up(count, 16);
+    const int64_t from = token * row + head * hd;
+    load_rows(p->q + from, row, doc->turns + first * hd, count, hd, w->q_rows);
+    transpose(w->q_rows, hd / WORD, w->q_across, BLOCK, columns, hd / WORD);
+    for (int64_t b = 0; b <= first; b += BLOCK) {
+        const int is_own = b == first, is_first = b == 0;
+        const int64_t rows = is_own ? columns : BLOCK;
+        multiply(is_own ? SCORES : ALL, 1, w->scores, BLOCK, w->keys + b * hd, hd, w->q_across, BLOCK,
+                 rows, columns, hd);
+        if (is_own) hide_future(w->scores, rows, columns);
+        weigh(w, is_own, is_first, rows, columns, hd);
+        const number *weights = block_as_b(is_own, w->scores, rows, columns, w->as_b);
+        multiply(is_own ? FOR_QUERIES : ALL, is_first, w->sums_across, BLOCK, w->gathered + b * hd,
+                 BLOCK, weights, BLOCK, hd, columns, rows);
+    }
+    transpose(w->sums_across, BLOCK, w->sums, hd, hd, columns);
+    for (int64_t i = 0; i < count; i++) {
+        p->sums[head * p->batch * p->seq + token + i] = w->most[i] + log2f(w->total[i]);
+        store_scaled(w->sums + i * hd, 1 / w->total[i], hd, p->y + from + i * row);
+    }
+}
+
+/* What the gradients of a query's weights are less on average: dY Y'. */
+static float mean_gradient(const uint16_t *dy, const uint16_t *y, int64_t head_dim) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t d = 0; d < head_dim; d++) sum += from_bf16(dy[d]) * from_bf16(y[d]);
+    return sum;
+}
+
+static void attend_block_back(const attention_pass *p, const document *doc, int64_t head,
+                              int64_t first, workspace *w) {
+    const int64_t hd = p->head_dim, row = p->heads * hd, token = doc->first + first;
+    const int64_t count = smaller(doc->length - first, BLOCK), columns = rounded_up(count, 16);
+    const int64_t from = token * row + head * hd;
+    const float *turns = doc->turns + first * hd;
+    load_rows(p->q + from, row, turns, count, hd, w->q_rows);
+    load_rows(p->dy + from, row, NULL, count, hd, w->dy_rows);
+    transpose(w->q_rows, hd / WORD, w->q_across, BLOCK, columns, hd / WORD);
+    transpose(w->dy_rows, hd / WORD, w->dy_across, BLOCK, columns, hd / WORD);
+    const number *q_down = rows_as_b(w->q_rows, columns, hd, w->q_down);
+    const number *dy_down = rows_as_b(w->dy_rows, columns, hd, w->dy_down);
+    for (int64_t i = 0; i < columns; i++) { /* 0 past the end, where dy is too */
+        const int64_t at = from + i * row;
+        fetch(p->y + at + AHEAD * row, hd);
+        w->total[i] = i < count ? mean_gradient(p->dy + at, p->y + at, hd) : 0;
+        w->most[i] = i < count ? p->sums[head * p->batch * p->seq + token + i] : 0;
+    }
+    for (int64_t b = 0; b <= first; b += BLOCK) {
+        const int is_own = b == first, is_new = is_own && head % (p->heads / p->kv_heads) == 0;
+        const int64_t rows = is_own ? columns : BLOCK, at = b * hd;
+        const needed scores = is_own ? SCORES : ALL, for_keys = is_own ? FOR_KEYS : ALL;
+        multiply(scores, 1, w->scores, BLOCK, w->keys + at, hd, w->q_across, BLOCK, rows, columns, hd);
+        multiply(scores, 1, w->d_weights, BLOCK, w->values + at, hd, w->dy_across, BLOCK, rows, columns,
+                 hd);
+        if (is_own) hide_future(w->scores, rows, columns);
+        weigh_back(w, is_own, rows, columns, hd);
+        const number *weights = block_as_a(is_own, w->scores, rows, columns, w->as_a);
+        multiply(for_keys, is_new, w->d_values + at, hd, weights, BLOCK, dy_down, hd, rows, hd, columns);
+        const number *d_scores = block_as_a(is_own, w->d_weights, rows, columns, w->as_a);
+        multiply(for_keys, is_new, w->d_keys + at, hd, d_scores, BLOCK, q_down, hd, rows, hd, columns);
+        d_scores = block_as_b(is_own, w->d_weights, rows, columns, w->as_b);
+        multiply(is_own ? FOR_QUERIES : ALL, b == 0, w->sums_across, BLOCK, w->gathered + at, BLOCK,
+                 d_scores, BLOCK, hd, columns, rows);
+    }
+    transpose(w->sums_across, BLOCK, w->sums, hd, hd, columns);
+    for (int64_t i = 0; i < count; i++)
+        turn_back(w->sums + i * hd, 1 / sqrtf((float)hd), turns + i * hd, hd, p->dq + from + i * row);
+}
+
+static void store_keys_back(const attention_pass *p, const document *doc, int64_t kv_head,
+                            const workspace *w) {
+    const int64_t hd = p->head_dim;
+    for (int64_t i = 0; i < doc->length; i++) {
+        const int64_t to = ((doc->first + i) * p->kv_heads + kv_head) * hd, at = i * hd;
+        turn_back(w->d_keys + at, 1 / sqrtf((float)hd), doc->turns + at, hd, p->dk + to);
+        store_scaled(w->d_values + at, 1, hd, p->dv + to);
+    }
+}
+
+static int longer_first(const void *a, const void *b) {
+    const int64_t x = ((const document *)a)->length, y = ((const document *)b)->length;
+    return (x < y) - (x > y);
+}
+
+INLINE int begins_document(const attention_pass *p, int64_t token) {
+    return token % p->seq == 0 || (p->positions && p->positions[token] == 0);
+}
+
+static document *documents_of(const attention_pass *p, int64_t *count) {
+    const int64_t tokens = p->batch * p->seq;
+    *count = 0;
+    for (int64_t i = 0; i < tokens; i++) *count += begins_document(p, i);
+    document *found = malloc((*count + 1) * sizeof *found), *last = found;
+    if (!found) return NULL;
+    for (int64_t i = 0; i < tokens; i++) {
+        if (begins_document(p, i)) {
+            last += i > 0;
+            last->first = i;
+            last->length = 0;
+            last->turns = p->turns + i / p->seq * p->turns_row + i % p->seq * p->head_dim;
+        }
+        last->length++;
+    }
+    qsort(found, *count, sizeof *found, longer_first);
+    return found;
+}
+
+/* Writes y and sums, or where there is dy the gradients of q, k and v. Returns 1 without memory. */
+int attend_documents(const attention_pass *p) {
+    const int64_t group = p->heads / p->kv_heads;
+    int64_t count;
+    int failed = 0;
+    document *documents = documents_of(p, &count);
+    if (!documents) return 1;
+#pragma omp parallel
+    {
+        workspace *w = new_workspace(documents[0].length, p->head_dim);
+        if (!w) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < count * p->kv_heads; i++) {
+            const document *doc = documents + i / p->kv_heads;
+            const int64_t kv_head = i % p->kv_heads;
+            if (!w) continue;
+            load_keys(p, doc, kv_head, w);
+            for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++)
+                for (int64_t first = 0; first < doc->length; first += BLOCK)
+                    (p->dy ? attend_block_back : attend_block)(p, doc, head, first, w);
+            if (p->dy) store_keys_back(p, doc, kv_head, w);
+        }
+        free(w);
+    }
+    free(documents);
+    return failed;
+}

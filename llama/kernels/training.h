@@ -1,0 +1,36 @@
+/* What the sources for training share. */
+
+#ifndef TRAINING_H
+#define TRAINING_H
+
+#include "block.h"
+
+#define LOG2_E 1.44269504f
+
+/* 2^x to 1e-7, for x up to 126; less than -126 counts as that. Half as long as `exponential`. */
+INLINE float power_of_two(float x) {
+    x = x < -126.0f ? -126.0f : x; /* NaN stays */
+    const float shifted = x + 12582912.0f; /* 1.5 * 2^23: its last bit is worth 1 */
+    const float part = x - (shifted - 12582912.0f);
+    float power = 0.00132764713f;
+    power = power * part + 0.00967554096f;
+    power = power * part + 0.0555071309f;
+    power = power * part + 0.240221202f;
+    power = power * part + 0.693146944f;
+    power = power * part + 1.00000012f;
+    uint32_t bits, whole;
+    memcpy(&bits, &power, 4);
+    memcpy(&whole, &shifted, 4);
+    bits += whole << 23;
+    memcpy(&power, &bits, 4);
+    return power;
+}
+
+/* As `to_bf16`, for results of arithmetic: the last bits of such a NaN are 0 and carry nothing. */
+INLINE uint16_t rounded(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+#endif

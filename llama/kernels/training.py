@@ -1,0 +1,236 @@
+"""Native CPU kernels for training: what lies between matrix products, forward and backward.
+
+Under bfloat16 autocast the products of a small model run near the processor's limit, and what lies
+between them takes longer than they do: a dozen operators, each with its own pass through memory,
+and an attention that knows packed documents only as a mask over all that they have nothing to do
+with. Here each is one pass, which keeps for the way back no more than it was given:
+
+    n = rms_norm(x, weight, eps)                  # float32 or bfloat16 in, bfloat16 out
+    y = attend(q, k, v, positions, freqs_cis, 64)  # rotary, and causal within each document
+    z = gate(w1(n), w3(n))                        # silu(a) * b
+    losses = loss_rows_(logits, targets, scale)   # logits become their gradient
+
+Sums are float32, and results, gradients too, do not depend on the number of threads. The twins are
+`TransformerBlock` and `cross_entropy`. `training.c` and `documents.c` say how it is done.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from llama import kernels
+
+_MOST_HEAD_DIM = 128
+_PARTS = 64  # in which a weight's gradient is summed, on any number of threads
+
+
+def available() -> bool:
+    """Whether there are native kernels; the first call compiles them."""
+    return kernels.available()
+
+
+def trains(head_dim: int) -> bool:
+    """Whether `attend` takes heads of that size (up to 128, in steps of 16), and the others run."""
+    return head_dim % 16 == 0 and head_dim <= _MOST_HEAD_DIM and available()
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm of x (..., dim), float32 or bfloat16, by weight (dim,): bfloat16.
+
+    The gradient of x has its dtype. Raises TypeError for another dtype, ValueError for shapes that
+    do not fit.
+    """
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        raise TypeError(f"x is {x.dtype}; the kernel takes float32 or bfloat16")
+    if weight.shape != x.shape[-1:]:
+        raise ValueError(f"a weight of {tuple(weight.shape)} does not fit x {tuple(x.shape)}")
+    return _RMSNorm.apply(x, weight.float(), eps)
+
+
+def gate(gates: Tensor, ups: Tensor) -> Tensor:
+    """silu(gates) * ups, of two bfloat16 tensors of one shape.
+
+    Raises TypeError for another dtype, ValueError for two shapes.
+    """
+    _check_bfloat16(gates=gates, ups=ups)
+    if gates.shape != ups.shape:
+        raise ValueError(f"gates {tuple(gates.shape)} and ups {tuple(ups.shape)} differ in shape")
+    return _Gate.apply(gates, ups)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, positions: Tensor | None, freqs_cis: Tensor, head_dim: int
+) -> Tensor:
+    """Rotary attention of packed documents, each token to its document's past and itself.
+
+    `q` is (batch, seq, n_heads * head_dim), `k` and `v` (batch, seq, n_kv_heads * head_dim), not
+    turned yet, and the result like `q`, all in bfloat16. `positions` (batch, seq) are 0 where a
+    document begins; without them each row is one. `freqs_cis` are the rotations, complex64 (seq,
+    head_dim / 2), or (batch, seq, head_dim / 2) where rows differ. Raises TypeError for another
+    dtype, ValueError for shapes that do not fit or a `head_dim` that `trains` does not know.
+    """
+    _check_bfloat16(q=q, k=k, v=v)
+    if not trains(head_dim):
+        raise ValueError(f"no kernel for heads of {head_dim}: `trains` says for which there is")
+    batch, seq, width = q.shape
+    turns = (seq, head_dim // 2)
+    if (
+        width % head_dim
+        or k.shape != v.shape
+        or k.shape[:2] != q.shape[:2]
+        or k.shape[2] % head_dim
+        or width % k.shape[2]
+        or freqs_cis.shape not in (turns, (batch, *turns))
+        or freqs_cis.dtype != torch.complex64
+        or (positions is not None and positions.shape != (batch, seq))
+    ):
+        places = "none" if positions is None else tuple(positions.shape)
+        raise ValueError(
+            f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} with heads of "
+            f"{head_dim} do not fit together, or not with rotations {tuple(freqs_cis.shape)} in "
+            f"{freqs_cis.dtype} or positions {places}"
+        )
+    if positions is not None:
+        positions = positions.long()
+    return _Attention.apply(q, k, v, positions, freqs_cis, head_dim)
+
+
+def loss_rows_(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
+    """The cross-entropy of each row, float32 (rows,); logits become its gradient times `scale`.
+
+    `logits` (rows, vocab) are bfloat16 and contiguous, `targets` (rows,) ids, or -100 for rows that
+    count for nothing: their loss and gradient are 0. Raises TypeError for another dtype, ValueError
+    for another shape or layout, and IndexError for a target that is no token.
+    """
+    _check_bfloat16(logits=logits)
+    if logits.dim() != 2 or not logits.is_contiguous() or targets.shape != logits.shape[:1]:
+        raise ValueError(
+            f"logits {tuple(logits.shape)} should be (rows, vocab) and contiguous, and targets "
+            f"{tuple(targets.shape)} (rows,)"
+        )
+    targets = targets.long().contiguous()
+    losses = torch.empty(len(logits))
+    pointers = logits.data_ptr(), targets.data_ptr(), scale, losses.data_ptr()
+    if _native().loss_rows(*pointers, *logits.shape):
+        raise IndexError(f"a target is none of the {logits.shape[1]} tokens, nor -100")
+    return losses
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x, weight = x.contiguous(), weight.contiguous()
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        y = torch.empty_like(x, dtype=torch.bfloat16)
+        dim = x.shape[-1]
+        inputs = x.data_ptr(), x.dtype == torch.float32, weight.data_ptr(), eps
+        _native().norm_rows(*inputs, y.data_ptr(), x.numel() // dim, dim)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        dy, dx, dim = dy.contiguous(), torch.empty_like(x), x.shape[-1]
+        sums = torch.empty(_PARTS, dim) if ctx.needs_input_grad[1] else None
+        inputs = x.data_ptr(), x.dtype == torch.float32, weight.data_ptr(), ctx.eps, dy.data_ptr()
+        outputs = dx.data_ptr(), _pointer(sums)
+        _native().norm_rows_back(*inputs, *outputs, _PARTS, x.numel() // dim, dim)
+        return dx, None if sums is None else sums[0].clone(), None
+
+
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, ups: Tensor) -> Tensor:
+        gates, ups = gates.contiguous(), ups.contiguous()
+        ctx.save_for_backward(gates, ups)
+        y = torch.empty_like(gates)
+        pointers = (t.data_ptr() for t in (gates, ups, y))
+        _native().gate_numbers(*pointers, y.numel())
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        gates, ups = ctx.saved_tensors
+        dy, d_gates, d_ups = dy.contiguous(), torch.empty_like(gates), torch.empty_like(ups)
+        pointers = (t.data_ptr() for t in (gates, ups, dy, d_gates, d_ups))
+        _native().gate_numbers_back(*pointers, dy.numel())
+        return d_gates, d_ups
+
+
+class _AttentionPass(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "seq", "heads", "kv_heads", "head_dim")),
+        *((name, ctypes.c_void_p) for name in ("positions", "turns")),
+        ("turns_row", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "y", "sums", "dy", "dq", "dk", "dv")),
+    )
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        positions: Tensor | None,
+        freqs_cis: Tensor,
+        head_dim: int,
+    ) -> Tensor:
+        q, k, v, freqs_cis = (t.contiguous() for t in (q, k, v, freqs_cis))
+        positions = None if positions is None else positions.contiguous()
+        y, sums = torch.empty_like(q), torch.empty(q.shape[-1] // head_dim, *q.shape[:2])
+        _attend(head_dim, positions, freqs_cis, q, k, v, y, sums)
+        ctx.save_for_backward(positions, freqs_cis, q, k, v, y, sums)
+        ctx.head_dim = head_dim
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors  # once: where they are recomputed, a second time is an error
+        gradients = [torch.empty_like(t) for t in saved[2:5]]
+        _attend(ctx.head_dim, *saved, dy.contiguous(), *gradients)
+        return *gradients, None, None, None
+
+
+def _attend(
+    head_dim: int,
+    positions: Tensor | None,
+    freqs_cis: Tensor,
+    q: Tensor,
+    k: Tensor,
+    *others: Tensor,
+) -> None:
+    turns_row = freqs_cis[0].numel() * 2 if freqs_cis.dim() == 3 else 0
+    heads, kv_heads = q.shape[2] // head_dim, k.shape[2] // head_dim
+    sizes = *q.shape[:2], heads, kv_heads, head_dim
+    pointers = (t.data_ptr() for t in (q, k, *others))
+    attention = _AttentionPass(
+        *sizes, _pointer(positions), freqs_cis.data_ptr(), turns_row, *pointers
+    )
+    kernels._check(_native().attend_documents(ctypes.byref(attention)))
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _native() -> ctypes.CDLL:
+    library = kernels._library()
+    assert library is not None
+    return library
+
+
+def _check_bfloat16(**tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if (tensor.device.type, tensor.dtype) != ("cpu", torch.bfloat16):
+            raise TypeError(
+                f"{name} is {tensor.dtype} on {tensor.device}; the kernel takes bfloat16 on a CPU"
+            )

@@ -1,0 +1,60 @@
+"""A transformer block whose norms, attention and gate are native kernels, for training on a CPU.
+
+The matrix products stay with the block's own layers, called as modules: parallel, packed, or with
+an adapter around them. Without bfloat16 autocast, with a cache, on another device, while it is
+compiled or where there is no compiler the block goes its own way, which computes the same.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from llama.cache import KVCache
+from llama.kernels.training import attend, gate, rms_norm, trains
+from llama.model import Transformer, TransformerBlock
+
+
+class TrainingBlock(TransformerBlock):
+    """Takes the place of a block, whose layers and parameters it keeps under their names."""
+
+    def __init__(self, block: TransformerBlock) -> None:
+        nn.Module.__init__(self)
+        self.layer_id = block.layer_id
+        self.attention, self.feed_forward = block.attention, block.feed_forward
+        self.attention_norm, self.ffn_norm = block.attention_norm, block.ffn_norm
+
+    def forward(
+        self,
+        x: Tensor,
+        start_pos: int | Tensor,
+        freqs_cis: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """As `TransformerBlock.forward`."""
+        positions = start_pos if isinstance(start_pos, Tensor) else None
+        is_plain = mask is None or positions is not None
+        if cache is not None or not is_plain or not self._is_native(x):
+            return super().forward(x, start_pos, freqs_cis, mask, cache)
+        a, f, norm = self.attention, self.feed_forward, self.attention_norm
+        n = rms_norm(x, norm.weight, norm.eps)
+        q, k, v = (layer(n) for layer in (a.wq, a.wk, a.wv))
+        h = x + a.wo(attend(q, k, v, positions, freqs_cis, a.head_dim))
+        n = rms_norm(h, self.ffn_norm.weight, self.ffn_norm.eps)
+        return h + f.w2(gate(f.w1(n), f.w3(n)))
+
+    def _is_native(self, x: Tensor) -> bool:
+        return (
+            x.device.type == "cpu"
+            and x.dtype in (torch.float32, torch.bfloat16)
+            and torch.is_autocast_enabled("cpu")
+            and torch.get_autocast_dtype("cpu") == torch.bfloat16
+            and not torch.compiler.is_compiling()
+            and trains(self.attention.head_dim)
+        )
+
+
+def use_training_blocks(model: Transformer) -> None:
+    """Puts a `TrainingBlock` in the place of each block; the model keeps its parameters."""
+    for i, block in enumerate(model.layers):
+        if isinstance(block, TransformerBlock) and not isinstance(block, TrainingBlock):
+            model.layers[i] = TrainingBlock(block)

@@ -1,0 +1,133 @@
+"""What a run is saved as and goes on from: `torch.distributed.checkpoint`, whole or not at all.
+
+A state is a folder `step-NNNNNNN`, to which each rank writes its own part. It is written under
+another name and renamed when all ranks are done, and the state before is deleted after that: a run
+that is killed at any moment finds the last whole one. Ranks may come back in another number, as
+long as as many share a model.
+"""
+
+import contextlib
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from llama import parallel
+from llama.files import short_size
+from llama.model import Transformer
+
+Optimizers = Sequence[torch.optim.Optimizer]
+
+_STATE = re.compile(r"step-(\d+)")
+_RUN = "run.json"
+
+
+def latest_state(folder: Path) -> Path | None:
+    """The state in `folder` with the most steps, None where there is none."""
+    found = [path for path in folder.glob("step-*") if _STATE.fullmatch(path.name)]
+    return max(found, key=lambda path: int(path.name[5:]), default=None)
+
+
+def save_state(
+    folder: Path, step: int, model: Transformer, optimizers: Optimizers, run: dict[str, Any]
+) -> None:
+    """Writes weights, optimizers and `run` (what JSON holds) as the state of `step` into `folder`.
+
+    All ranks call it. Raises OSError, on all of them, where one can't write; the state before is
+    then still there.
+    """
+    path = folder / f"step-{step:07d}"
+    partial = path.with_suffix(".incomplete")
+    if parallel.is_main():
+        shutil.rmtree(partial, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    dist.barrier()
+    try:
+        with _quiet():
+            dcp.save(_tensors(model, optimizers), checkpoint_id=partial)
+        if parallel.is_main():
+            (partial / _RUN).write_text(json.dumps({"step": step, **run}, indent=1) + "\n")
+            shutil.rmtree(path, ignore_errors=True)
+            partial.replace(path)
+    except BaseException as error:
+        if parallel.is_main():
+            shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, dcp.CheckpointException):
+            free = short_size(shutil.disk_usage(folder).free)
+            raise OSError(
+                f"{path} can't be written: {_reason(error)}. The disk has {free} left; the state "
+                "before this one is still there, and the same call goes on from it"
+            ) from error
+        raise
+    dist.barrier()
+    if parallel.is_main():
+        for other in folder.glob("step-*"):
+            if other != path:
+                shutil.rmtree(other, ignore_errors=True)
+
+
+def read_run(state: Path) -> dict[str, Any]:
+    """What `run` was when the state was saved, and `step`. Raises ValueError for a damaged one."""
+    try:
+        return json.loads((state / _RUN).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{state} is no whole state of a run ({error}); delete it") from error
+
+
+def load_state(state: Path, model: Transformer, optimizers: Optimizers) -> None:
+    """Gives weights and optimizers what they had. Raises ValueError where they do not fit."""
+    step = read_run(state)["step"]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                kept = {key: torch.zeros_like(parameter) for key in _moments(optimizer)}
+                if isinstance(optimizer, torch.optim.AdamW):
+                    kept["step"] = torch.tensor(float(step), device=parameter.device)
+                optimizer.state[parameter] = kept
+    try:
+        with _quiet():
+            dcp.load(_tensors(model, optimizers), checkpoint_id=state)
+    except dcp.CheckpointException as error:
+        raise ValueError(
+            f"{state} can't be read into this model: {_reason(error)}; is it of another shape, or "
+            "of another model_parallel_size?"
+        ) from error
+
+
+def _tensors(model: Transformer, optimizers: Optimizers) -> dict[str, Tensor]:
+    """What is trained and its moments, named apart for each rank that shares a model."""
+    rank = parallel.model_parallel_rank()
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
+    tensors = {f"{rank}/weight/{name}": p.detach() for p, name in names.items()}
+    for optimizer in optimizers:
+        for parameter, kept in optimizer.state.items():
+            for key in _moments(optimizer):
+                tensors[f"{rank}/{key}/{names[parameter]}"] = kept[key]
+    return tensors
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """What an optimizer remembers of each parameter."""
+    is_adam = isinstance(optimizer, torch.optim.AdamW)
+    return ("exp_avg", "exp_avg_sq") if is_adam else ("momentum_buffer",)
+
+
+def _reason(error: dcp.CheckpointException) -> str:
+    reasons = {str(failure[0]).partition("\n")[0] for failure in error.failures.values()}
+    return "; ".join(sorted(reasons))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's warnings about its own ways."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
