@@ -42,25 +42,27 @@ HELD_OUT_EVERY = 20  # each 20th story, dialog and word is kept for measuring
 
 SHAPE = ModelArgs(
     dim=256,
-    n_layers=6,
+    n_layers=7,
     n_heads=8,
     n_kv_heads=4,
-    vocab_size=4096,
-    multiple_of=256,
+    vocab_size=2048,  # 256 of them special
+    multiple_of=128,
+    ffn_dim_multiplier=0.9,
     rope_theta=500000.0,
     max_seq_len=1024,
 )
-STORY_PASSES = 16
+STORY_PASSES = 17
+TALK_SHARE = 0.5  # of the small-talk dialogs
 # Millions of tokens of each kind of dialogs.
 MIXTURE = {
-    "facts": 20,
-    "sums": 6,
-    "style": 6,
-    "names": 6,
-    "tools": 10,
+    "facts": 14,
+    "sums": 9,
+    "style": 4.5,
+    "names": 3.5,
+    "tools": 9,
     "spelling": 6,
-    "counting": 2,
-    "chats": 4,
+    "counting": 1.5,
+    "chats": 2.5,
 }
 CONFIG = TrainConfig(
     batch_size=4,
@@ -234,13 +236,13 @@ def main(data: str, out: str = "params/tiny", seed: int = 1, share: float = 1.0)
     extra = made_up_words(rng, tokenizer, kept(words), held_out(words), 8)
     skills = replace(skills, rng=rng, words=kept(words) + extra)
     documents = Documents.of(mixture(tokenizer, skills, kept(dialogs), share))
-    print(f"{len(documents):,} documents, {documents.lengths.sum():,} tokens", flush=True)
+    total = documents.lengths.sum()
+    print(f"{len(documents):,} documents, {total:,} tokens, {documents.learned.sum():,} learned")
     measured = [text_document(tokenizer, story) for story in held_out(stories)]
     train(folder, tokenizer, documents, CONFIG, args=SHAPE, held_out=measured)
 
-    asked = set(re.findall("[a-z]+", "\n".join(question for question, _ in spelling)))
-    new = [word for word in held_out(words) if word not in asked]
-    unseen = Skills(random.Random(seed + 1), new, SMALL_TALK, held_out(stories), held_out=True)
+    rng = random.Random(seed + 1)
+    unseen = Skills(rng, held_out(words), SMALL_TALK, held_out(stories), held_out=True)
     llama = Llama.build(folder, max_batch_size=32)
     for name, right in score(llama, exam(unseen)).items():
         print(f"{name}: {right:.1%}")
@@ -258,7 +260,7 @@ def mixture(
             else:
                 yield text_document(tokenizer, story)
     for turns in dialogs:
-        if rng.random() < share:
+        if rng.random() < TALK_SHARE * share:
             yield talked(tokenizer, turns)
     makers: dict[str, Callable[[], Dialog]] = {
         "facts": skills.facts,

@@ -192,6 +192,15 @@ def test_settings_reach_the_model(
     assert found["choices"] == {"file": str(choices), "chat": True, **asdict(right)}
 
 
+def test_an_adapter_is_loaded_with_it(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*arguments: Any, **settings: Any) -> Llama:
+        raise ValueError(f"asked for {settings['adapter']}")
+
+    monkeypatch.setattr(Llama, "build", build)
+    with pytest.raises(ValueError, match="asked for my-adapter"):
+        evaluate("params/tiny", str(text), adapter="my-adapter")
+
+
 def test_a_single_question_has_no_standard_error(
     checkpoint: Path, choices: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

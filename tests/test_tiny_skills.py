@@ -133,7 +133,7 @@ def test_no_example_for_measuring_is_trained(examples: dict) -> None:
     trained = {
         json.dumps(dialog[:index])
         for skill in LEARNED
-        for dialog in dialogs(skill, 3000, stories=STORIES)
+        for dialog in dialogs(skill, 1500, stories=STORIES)
         for index in range(1, len(dialog))
     }
     for name, those in examples.items():

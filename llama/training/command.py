@@ -161,7 +161,7 @@ def train_command(
     _check_start(base, params, given)
     find_sources(data_path)
     folder = Path(str(model_path))
-    tokenizer = _tokenizer(tokenizer_path, base, data_path, folder, vocab_size)
+    tokenizer = _tokenizer(tokenizer_path, base, data_path, folder, vocab_size, skip_bad_lines)
     held_out = (
         tokenize(valid_data_path, tokenizer, skip_bad_lines=skip_bad_lines)
         if valid_data_path
@@ -225,7 +225,12 @@ def _check_start(base: str | None, params: str | None, shape: dict[str, int]) ->
 
 
 def _tokenizer(
-    path: str | None, base: str | None, data_path: str, folder: Path, vocab_size: int
+    path: str | None,
+    base: str | None,
+    data_path: str,
+    folder: Path,
+    vocab_size: int,
+    skip_bad_lines: bool,
 ) -> Tokenizer:
     """The tokenizer that is given, that of the base, or one learned from the text."""
     if path is None and base is not None:
@@ -238,7 +243,9 @@ def _tokenizer(
             folder.mkdir(parents=True, exist_ok=True)
             parallel.notice(f"{path}: learning {vocab_size} tokens from {data_path}")
             train_tokenizer(
-                read_texts(find_sources(data_path)), vocab_size - SPECIAL_TOKENS["tiktoken"], path
+                read_texts(find_sources(data_path), skip_bad_lines),
+                vocab_size - SPECIAL_TOKENS["tiktoken"],
+                path,
             )
         dist.barrier()
     return Tokenizer(path)

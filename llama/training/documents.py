@@ -97,9 +97,10 @@ def find_sources(data_path: str | Path | Sequence[str | Path]) -> list[Path]:
     excepted. Each file comes once, in the order of `data_path`, within a folder or pattern sorted.
     Raises FileNotFoundError where nothing is found, and ValueError for a file of another kind.
     """
-    is_one = isinstance(data_path, str) or not isinstance(data_path, Sequence)
+    if isinstance(data_path, str) or not isinstance(data_path, Sequence):
+        data_path = [data_path]
     found: dict[Path, Path] = {}
-    for path in [data_path] if is_one else data_path:
+    for path in data_path:
         names = [str(path)]
         if isinstance(path, str) and not (path and Path(path).expanduser().exists()):
             names = [part.strip() for part in path.split(",") if part.strip()]

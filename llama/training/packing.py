@@ -86,9 +86,10 @@ class PackedRows:
             yield [Piece(*piece) for piece in pieces.tolist()]
 
     def rows(self, start_row: int = 0) -> Iterator[Row]:
-        """Rows without end, without the first `start_row` of the first epochs.
+        """Rows without end, from row `start_row` on, counted through all epochs.
 
-        Raises ValueError if there is nothing to learn.
+        The epochs before it have to be packed to count theirs, see `rows_in_epoch`. Raises
+        ValueError if there is nothing to learn.
         """
         if not len(self._pieces):
             raise ValueError("the documents have nothing to learn")

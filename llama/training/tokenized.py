@@ -125,8 +125,8 @@ def tokenize(
 
     What is not tokenized yet is, by `workers` processes; without a number, by this one if there is
     little of it, else by as many as there are cores. Of several processes that call this at the
-    same time one works and the others wait. A script that is run as a file needs the usual `if
-    __name__ == "__main__":`, since each worker imports it.
+    same time one works, the others wait. Workers import the script that is running, so it needs the
+    usual `if __name__ == "__main__":`.
 
     Raises ValueError for a bad line, which is named, unless `skip_bad_lines` has them counted, and
     for a source without documents; FileNotFoundError where there is no source; OSError for a full
@@ -136,8 +136,9 @@ def tokenize(
         raise ValueError(f"workers={workers}: at least one process has to tokenize")
     digest = hashlib.sha256(read_bytes(tokenizer.model_path)).hexdigest()
     sources = [_Source.of(path, digest) for path in find_sources(data_path)]
-    stale = sorted((s for s in sources if s.opened() is None), key=lambda s: s.target)
+    stale = [source for source in sources if source.opened() is None]
     if stale:
+        stale.sort(key=lambda source: source.target.parent)
         size = sum(source.size for source in stale)
         if workers is None:
             workers = max(1, min(_cores(), size // _WORKER_BYTES, _MAX_WORKERS))
@@ -168,7 +169,7 @@ def _cores() -> int:
 class _Opened(NamedTuple):
     arrays: TokenArrays
     skipped: int
-    first_skipped: str
+    first_skipped: str  # where, and why
 
 
 @dataclass(frozen=True)
@@ -194,12 +195,8 @@ class _Source:
 
     def stamp(self) -> dict[str, int | str]:
         """What has to be the same for the tokens to be those of the source."""
-        return {
-            "format": _FORMAT,
-            "size": self.size,
-            "mtime_ns": self.mtime_ns,
-            "tokenizer": self.tokenizer,
-        }
+        source = {"size": self.size, "mtime_ns": self.mtime_ns}
+        return {"format": _FORMAT, "tokenizer": self.tokenizer, **source}
 
     def opened(self) -> _Opened | None:
         """The tokens, unless there are none, or those of something else, or damaged ones."""
