@@ -31,7 +31,7 @@ setup(
         "lm_eval.models": ["llama = llama.harness:HarnessModel"],
     },
     extras_require={
-        "train": ["tokenizers>=0.20"],
+        "train": ["tokenizers>=0.20", "tensorboard>=2.16", "matplotlib>=3.9"],
         "eval": ["lm-eval>=0.4.10,<0.5"],
         # What `llama bench` measures beside, writes for it, and draws with.
         "bench": [

@@ -2,8 +2,8 @@
 
 import json
 import math
-import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -21,6 +21,7 @@ from llama import Llama, Tokenizer
 from llama.checkpoint import load_model, open_checkpoint
 from llama.lora import LoraConfig
 from llama.training import TrainConfig, dialog_document, text_document, train
+from llama.training.command import train_command
 from llama.training.config import default_learning_rate, learning_rate
 from llama.training.documents import Document
 from llama.training.loop import STATES
@@ -198,15 +199,18 @@ def test_the_best_model_is_kept_and_no_better_one_ends_the_run(
     assert loss_of(tmp_path / "last") == pytest.approx(found[max(found)], rel=1e-4)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(
     tokenizer: Tokenizer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
+    optimizer: str,
 ) -> None:
+    config = replace(CONFIG, optimizer=optimizer)
     call = (tokenizer, documents(tokenizer))
     given: dict[str, Any] = {"args": args(tokenizer), "held_out": documents(tokenizer)[:1]}
-    train(tmp_path / "whole", *call, CONFIG, **given)
+    train(tmp_path / "whole", *call, config, **given)
     step = Trainee.step
     made = []
 
@@ -219,20 +223,20 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(
     with monkeypatch.context() as patch:
         patch.setattr(Trainee, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "parts", *call, CONFIG, **given)
+            train(tmp_path / "parts", *call, config, **given)
     stopped = len(losses(tmp_path / "parts"))
     assert stopped in (16, 17)
     assert f"stopped after step {stopped}; the same call goes on" in capsys.readouterr().err
-    train(tmp_path / "parts", *call, CONFIG, **given)
+    train(tmp_path / "parts", *call, config, **given)
     assert f"going on after step {stopped}" in capsys.readouterr().err
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     ours, theirs = weights(tmp_path / "parts"), weights(tmp_path / "whole")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     with pytest.raises(ValueError, match=r"another run \(learning_rate differ\)"):
-        train(tmp_path / "parts", *call, replace(CONFIG, learning_rate=1e-3), **given)
+        train(tmp_path / "parts", *call, replace(config, learning_rate=1e-3), **given)
     with pytest.raises(ValueError, match=r"another run \(documents differ\)"):
-        train(tmp_path / "parts", tokenizer, call[1][:9], CONFIG, **given)
-    train(tmp_path / "parts", *call, replace(CONFIG, save_every=7), **given)  # done already
+        train(tmp_path / "parts", tokenizer, call[1][:9], config, **given)
+    train(tmp_path / "parts", *call, replace(config, save_every=7), **given)  # done already
     assert len(losses(tmp_path / "parts")) == 30
 
 
@@ -436,21 +440,69 @@ def test_two_processes_evaluate_sample_and_write_what_one_does(
     assert evaluated(str(tmp_path / "two"), path, sharded) == found[0]
 
 
-def test_the_command_trains_and_says_what_is_wrong(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_the_command_trains_and_names_a_flag_that_there_is_not(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     data, model = files(tmp_path)
-    run = {"cwd": ROOT, "capture_output": True, "text": True, "env": dict(os.environ)}
-    good = command(data, model, tokenizer, "--steps", "3")
-    done = subprocess.run(good, **run)  # type: ignore[call-overload]
+    run: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True}
+    wrong = subprocess.run(command(data, model, tokenizer, "--learning_rat", "1"), **run)
+    assert wrong.returncode != 0
+    assert "learning_rat" in wrong.stderr
+    assert not model.exists()
+    done = subprocess.run(command(data, model, tokenizer, "--steps", "3", "--num_gpus", "2"), **run)
     assert done.returncode == 0, done.stderr
-    assert f"the model is in {model}" in done.stderr
-    for flags, message in (
-        (("--base", str(model)), "has a shape of its own: leave out --dim, --n_layers"),
-        (("--params", "params.json"), "says the shape: leave out --dim"),
-        (("--dtype", "float16"), "too small a range to train in"),
-        (("--data_path", str(tmp_path / "none")), "none"),
-        (("--learning_rat", "1"), "learning_rat"),
-    ):
-        failed = subprocess.run([*good, *flags], **run)  # type: ignore[call-overload]
-        assert failed.returncode != 0
-        assert message in failed.stderr
-        assert "Traceback" not in failed.stderr
+    assert done.stderr.count(f"the model is in {model}") == 1
+    assert len(losses(model)) == 3
+    assert Llama.build(model, device="cpu").model.params.n_layers == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"base": "params/tiny", "dim": 8}, "has a shape of its own: leave out --dim"),
+        ({"params": "params/tiny", "n_heads": 8}, "says the shape: leave out --n_heads"),
+        ({"dtype": "float16"}, "too small a range to train in"),
+        ({"data_path": "none.txt"}, "none.txt"),
+        ({"lora": True}, "give the checkpoint to start from"),
+        ({"lora": True, "lora_targets": "wq,q_proj"}, "'q_proj'"),
+        ({"base": "params/tiny", "max_seq_len": 2000}, "params/tiny has 1024 positions"),
+        ({"params": "params/Llama-3.2-1B", "batch_size": 0}, "batch_size=0"),
+        ({"num_gpus": 0}, "num_gpus=0"),
+        ({"tokenizer_path": "params/tiny/tokenizer.model", "base": "params/none"}, "params/none"),
+    ],
+)
+def test_the_command_says_what_is_wrong(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict, message: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    data, model = files(tmp_path)
+    given = {"data_path": str(data), "tokenizer_path": tokenizer.model_path, "device": "cpu"}
+    if "base" in flags:
+        del given["tokenizer_path"]
+    with pytest.raises((ValueError, OSError), match=re.escape(message)):
+        train_command(**{"model_path": str(model), "steps": 1, **given, **flags})
+    assert not model.exists()
+
+
+def test_the_command_learns_a_tokenizer_where_there_is_none(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    data, model = files(tmp_path)
+    shape = {"dim": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "max_seq_len": 64}
+    given: dict[str, Any] = {"data_path": str(data), "vocab_size": 560, "steps": 2, "batch_size": 2}
+    train_command(model_path=str(model), device="cpu", **given, **shape)
+    assert Llama.build(model, device="cpu").tokenizer.n_words == 560
+
+
+def test_a_released_shape_is_trained_from_its_params(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    data, model = files(tmp_path)
+    (tmp_path / "params.json").write_text(
+        '{"dim": 32, "n_layers": 1, "n_heads": 2, "multiple_of": 16, "use_scaled_rope": true,'
+        ' "rope_theta": 500000.0, "vocab_size": 128256, "norm_eps": 1e-5}'
+    )
+    given: dict[str, Any] = {"tokenizer_path": tokenizer.model_path, "max_seq_len": 64}
+    train_command(
+        str(data), str(model), steps=1, batch_size=2, params=str(tmp_path), device="cpu", **given
+    )
+    params = json.loads((model / "params.json").read_text())
+    assert params["use_scaled_rope"]
+    assert (params["vocab_size"], params["max_seq_len"]) == (tokenizer.n_words, 64)

@@ -182,6 +182,18 @@ def test_rows_of_one_document_need_no_positions(kind: str, seq: int) -> None:
         assert torch.equal(a, b)
 
 
+def test_rows_may_begin_within_a_document(kind: str) -> None:
+    positions = torch.tensor([[3, 4, 5, 0, 1, 2, 3], [7, 8, 9, 10, 11, 12, 0]])
+    *inputs, dy = projections(2, 7, 4, 2, 32)
+    places = positions, turns_of(positions, 32), 32
+    exact = results(
+        lambda *a: plain_attend(*a, *places), leaves(*inputs, dtype=torch.float64), dy
+    )
+    ours = results(lambda *a: attend(*a, *places), leaves(*inputs), dy)
+    for found, expected in zip(ours, exact, strict=True):
+        assert difference(found, expected) < 1e-2
+
+
 def test_a_document_is_what_it_is_alone(kind: str) -> None:
     documents = [[30, 100, 1], [70, 60, 1]]
     positions = packed(documents)
