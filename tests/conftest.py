@@ -1,5 +1,6 @@
-"""Small models that whole tests share."""
+"""Small models that whole tests share, and the cores that tests side by side share."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,12 @@ from fixtures import tiny_args, write_tiktoken
 
 from llama import Llama, Tokenizer, Transformer
 from llama.checkpoint import save_model
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    # Each of the processes that run tests, and what it starts, keeps to its share of the cores.
+    threads = max((os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]), 1)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -96,11 +96,11 @@ def draw_curve(metrics: Path, path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     steps, losses = [line["step"] for line in lines], [line["loss"] for line in lines]
-    smooth, mean = [], losses[0]
-    weight = min(max(1 - 20 / len(losses), 0), 0.98)
-    for loss in losses:
-        mean = weight * mean + (1 - weight) * loss
-        smooth.append(mean)
+    smooth, mean = [], 0.0
+    kept = min(max(1 - 20 / len(losses), 0), 0.98)
+    for i, loss in enumerate(losses, start=1):
+        mean = kept * mean + (1 - kept) * loss
+        smooth.append(mean / (1 - kept**i))  # as Adam's: the first ones count in full
     axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
     axes.plot(steps, smooth, color="tab:blue", label="training")
     held_out = [(line["step"], line["valid_loss"]) for line in lines if "valid_loss" in line]
