@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llama.kernels import _processor
 from llama.kernels import training as kernels
-from llama.kernels.training import attend, gate, loss_rows_, rms_norm, trains
+from llama.kernels.training import add_rms_norm, attend, gate, loss_rows_, rms_norm, trains
 from llama.model import document_mask, rotary_frequencies, rotations
 
 # heads, KV heads, size of a head
@@ -29,8 +29,8 @@ DOCUMENTS = {
     "long": [[400, 11]],
 }
 ROUNDING = 2**-8  # half of bfloat16's last bit
-# The errors that attention may have, of y and of gradients, as a whole and at the worst token: where
-# pairs of bfloat16 are multiplied, and floats elsewhere. Gradients are made from the rounded y.
+# The errors that attention may have, of y and of gradients, as a whole and at the worst token:
+# where pairs of bfloat16 are multiplied, and elsewhere. Gradients are made from the rounded y.
 ERRORS = {True: ((5e-3, 1.2e-2), (1e-2, 4e-2)), False: ((2e-3, 2.5e-3), (8e-3, 4e-2))}
 
 Function = Callable[..., Tensor]
@@ -134,6 +134,41 @@ def test_rms_norm(kind: str, rows: int, dim: int, dtype: torch.dtype) -> None:
     assert difference(d_weight, exact[2]) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("uses", [1, 2, 3])
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_add_rms_norm(kind: str, uses: int, dtype: torch.dtype, is_plain: bool) -> None:
+    x, branch = numbers(70, 96, dtype=dtype) * 3, None if is_plain else numbers(70, 96, seed=1)
+    weight = numbers(96, seed=2, dtype=torch.float32)
+    factors = [numbers(70, 96, seed=3 + i) for i in range(uses + 1)]
+
+    def weighed(function: Function, inputs: list[Tensor]) -> list[Tensor]:
+        outputs = function(*inputs)
+        # What comes after may leave any of them alone.
+        taken = [(y, d) for y, d in zip(outputs, factors, strict=True) if d is not factors[-2]]
+        d = torch.autograd.grad([y for y, _ in taken], inputs, [d.to(y.dtype) for y, d in taken])
+        return [*(y.detach() for y in outputs), *d]
+
+    def plain(x: Tensor, weight: Tensor, branch: Tensor | None = None) -> list[Tensor]:
+        total = x + branch if branch is not None else x
+        n = plain_rms_norm(total, weight, 0.1)
+        return [total, *[n] * uses]
+
+    inputs = [x, weight] if branch is None else [x, weight, branch]
+    exact = weighed(plain, leaves(*inputs, dtype=torch.float64))
+    ours = weighed(lambda x, w, b=None: add_rms_norm(x, b, w, 0.1, uses), leaves(*inputs))
+    assert [t.dtype for t in ours[: uses + 1]] == [dtype] + [torch.bfloat16] * uses
+    assert [t.dtype for t in ours[uses + 1 :]] == [t.dtype for t in inputs]
+    for found, expected in zip(ours, exact, strict=True):
+        is_exact = found.dtype == dtype == torch.float32
+        assert difference(found, expected) < (1e-6 if is_exact else 4e-3)
+
+
+def test_halves_are_rounded_to_even(kind: str) -> None:
+    weight = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 1 + 2**-8 + 2**-20, 1 - 2**-9])
+    assert torch.equal(rms_norm(torch.ones(5), weight, 0.0), weight.bfloat16())
+
+
 @pytest.mark.parametrize("shape", [(1,), (3, 5, 7), (2, 100, 48), (40, 1000)])
 def test_gate(kind: str, shape: tuple[int, ...]) -> None:
     inputs, dy = (numbers(*shape) * 4, numbers(*shape, seed=1)), numbers(*shape, seed=2)
@@ -186,9 +221,7 @@ def test_rows_may_begin_within_a_document(kind: str) -> None:
     positions = torch.tensor([[3, 4, 5, 0, 1, 2, 3], [7, 8, 9, 10, 11, 12, 0]])
     *inputs, dy = projections(2, 7, 4, 2, 32)
     places = positions, turns_of(positions, 32), 32
-    exact = results(
-        lambda *a: plain_attend(*a, *places), leaves(*inputs, dtype=torch.float64), dy
-    )
+    exact = results(lambda *a: plain_attend(*a, *places), leaves(*inputs, dtype=torch.float64), dy)
     ours = results(lambda *a: attend(*a, *places), leaves(*inputs), dy)
     for found, expected in zip(ours, exact, strict=True):
         assert difference(found, expected) < 1e-2
@@ -369,6 +402,7 @@ def test_tensors_that_are_not_contiguous() -> None:
     for function, tensors, places in (
         (attend, inputs, (positions, turns, 32)),
         (rms_norm, [wide, weight], (1e-5,)),
+        (lambda x, y, w: sum(add_rms_norm(x, y, w, 1e-5, 2)), [wide, dy, weight], ()),
         (gate, [inputs[0], dy], ()),
     ):
         strided = [spread(p) if isinstance(p, Tensor) else p for p in places]
@@ -480,12 +514,22 @@ def test_other_dtypes_and_shapes_are_refused() -> None:
         attend(x, x, x.half(), None, turns_of(torch.arange(4), 32), 32)
     with pytest.raises(TypeError, match=r"x is torch\.float16"):
         rms_norm(x.half(), torch.ones(32), 1e-5)
+    with pytest.raises(TypeError, match="on meta"):
+        rms_norm(x.to("meta"), torch.ones(32), 1e-5)
     with pytest.raises(TypeError, match=r"logits is torch\.float32"):
         loss_rows_(x.float(), torch.zeros(4, dtype=torch.long), 1.0)
     with pytest.raises(ValueError, match=r"gates \(4, 32\) and ups \(4, 16\)"):
         gate(x, x[:, :16])
-    with pytest.raises(ValueError, match=r"a weight of \(16,\) does not fit x \(4, 32\)"):
-        rms_norm(x, torch.ones(16), 1e-5)
+    with pytest.raises(TypeError, match=r"branch is torch\.float32"):
+        add_rms_norm(x, x.float(), torch.ones(32), 1e-5, 1)
+    for weight, branch in ((16, None), (32, x[:3])):
+        with pytest.raises(
+            ValueError, match=rf"x \(4, 32\), weight \({weight},\) and branch .*fit"
+        ):
+            add_rms_norm(x, branch, torch.ones(weight), 1e-5, 1)
+    for uses in (0, 4):
+        with pytest.raises(ValueError, match=f"uses={uses} should be from 1 to 3"):
+            add_rms_norm(x, None, torch.ones(32), 1e-5, uses)
     for logits, rows in ((x, 3), (x[:, ::2], 4), (x[0], 4)):
         with pytest.raises(ValueError, match="should be"):
             loss_rows_(logits, torch.zeros(rows, dtype=torch.long), 1.0)

@@ -389,10 +389,8 @@ def bind(path: Path) -> ctypes.CDLL:
     library.attend_rows.argtypes = [*[pointer] * 4, *[size] * 3]
     library.pack_linear.argtypes = [*[pointer] * 3, *[size] * 2, flag]
     library.pack_linear.restype = None
-    library.norm_rows.argtypes = [pointer, flag, pointer, ctypes.c_double, pointer, size, size]
-    library.norm_rows.restype = None
-    library.norm_rows_back.argtypes = [*library.norm_rows.argtypes[:4], *[pointer] * 3, *[size] * 3]
-    library.norm_rows_back.restype = None
+    library.norm_rows.argtypes = library.norm_rows_back.argtypes = [pointer]
+    library.norm_rows.restype = library.norm_rows_back.restype = None
     library.gate_numbers.argtypes = [*[pointer] * 3, size]
     library.gate_numbers.restype = None
     library.gate_numbers_back.argtypes = [*[pointer] * 5, size]
@@ -416,7 +414,7 @@ def compiled(target: str = "native") -> Path:
     flags = ["-O3", f"-m{'cpu' if is_arm else 'arch'}={target}", "-fno-math-errno"]
     flags += ["-fno-trapping-math", "-fopenmp", "-fPIC"]
     # torch's own OpenMP, by its file: another copy would bring threads of its own.
-    libraries = sorted(Path(torch.__file__).parent.glob("lib*/lib*omp*.so*"))[:1]
+    libraries = sorted(Path(torch.__file__).parent.glob("lib*/l*[!c]omp*.so*"))[:1]  # no compiler
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
     made_from = [*(source.read_text() for source in _HEADERS + _CODE), version.stdout]
     made_from += [compiler, *flags, *map(str, libraries), _processor()]

@@ -105,8 +105,9 @@ static void multiply(needed what, int is_new, float *c, int64_t c_row, const num
         }
 }
 
-#ifdef HAS_AVX512
+/* 16 x 16 of what takes 32 bits each, words or floats. */
 INLINE void transpose_16(const char *from, int64_t from_row, char *to, int64_t to_row) {
+#ifdef HAS_AVX512
     __m512i a[16], b[16];
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(from + 4 * i * from_row);
@@ -134,26 +135,20 @@ INLINE void transpose_16(const char *from, int64_t from_row, char *to, int64_t t
         _mm512_storeu_si512(out + 32 * to_row, _mm512_shuffle_i32x4(even, even_2, 0xdd));
         _mm512_storeu_si512(out + 48 * to_row, _mm512_shuffle_i32x4(odd, odd_2, 0xdd));
     }
-}
+#else
+    for (int64_t i = 0; i < 16; i++)
+        for (int64_t j = 0; j < 16; j++)
+            memcpy(to + 4 * (i * to_row + j), from + 4 * (j * from_row + i), 4);
 #endif
+}
 
-/* What takes 32 bits each, words or floats, (rows, columns) to (columns, rows). */
+/* (rows, columns) to (columns, rows). There is space for multiples of 16, which is what it moves. */
 static void transpose(const void *from, int64_t from_row, void *to, int64_t to_row, int64_t rows,
                       int64_t columns) {
     for (int64_t r = 0; r < rows; r += 16)
-        for (int64_t c = 0; c < columns; c += 16) {
-            const char *in = (const char *)from + 4 * (r * from_row + c);
-            char *out = (char *)to + 4 * (c * to_row + r);
-#ifdef HAS_AVX512
-            if (r + 16 <= rows && c + 16 <= columns) {
-                transpose_16(in, from_row, out, to_row);
-                continue;
-            }
-#endif
-            for (int64_t i = 0; i < smaller(16, columns - c); i++)
-                for (int64_t j = 0; j < smaller(16, rows - r); j++)
-                    memcpy(out + 4 * (i * to_row + j), in + 4 * (j * from_row + i), 4);
-        }
+        for (int64_t c = 0; c < columns; c += 16)
+            transpose_16((const char *)from + 4 * (r * from_row + c), from_row,
+                         (char *)to + 4 * (c * to_row + r), to_row);
 }
 
 /* Rows (rows, columns) as `b` of a product that sums over rows: made in `space`, or what they are. */

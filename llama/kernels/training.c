@@ -4,11 +4,38 @@
 
 #include "training.h"
 
-INLINE void widen_row(const void *x, int is_wide, int64_t b, int64_t dim, float *y) {
+enum { MOST_USES = 3 };
+
+/* A norm of x (rows, dim), to which `branch` is added first where there is one. Of the gradients those
+   that are NULL add nothing, or are not wanted. */
+typedef struct {
+    int64_t rows, dim, is_wide; /* x, sum and their gradients are float32, else bfloat16 */
+    double eps;
+    const float *weight;
+    const void *x;
+    const uint16_t *branch;
+    void *sum; /* x + branch; going back only this is read, and x where nothing was added */
+    uint16_t *y;
+    const uint16_t *dy[MOST_USES]; /* of each use that was made of y */
+    const void *d_sum;
+    void *dx;
+    uint16_t *d_branch;
+    float *d_weight; /* (parts, dim): of as many stretches of rows, and at last all in the first */
+    int64_t parts;
+} norm_pass;
+
+/* Row b of floats, or of bfloat16 in `space`. */
+INLINE const float *wide_row(const void *x, int64_t is_wide, int64_t b, int64_t dim, float *space) {
+    if (is_wide) return (const float *)x + b * dim;
+    for (int64_t i = 0; i < dim; i++) space[i] = from_bf16(((const uint16_t *)x)[b * dim + i]);
+    return space;
+}
+
+INLINE void store_row(const float *x, int64_t is_wide, int64_t b, int64_t dim, void *y) {
     if (is_wide)
-        memcpy(y, (const float *)x + b * dim, dim * sizeof *y);
+        memcpy((float *)y + b * dim, x, dim * sizeof *x);
     else
-        for (int64_t i = 0; i < dim; i++) y[i] = from_bf16(((const uint16_t *)x)[b * dim + i]);
+        for (int64_t i = 0; i < dim; i++) ((uint16_t *)y)[b * dim + i] = rounded(x[i]);
 }
 
 INLINE float inverse_rms(const float *x, double eps, int64_t dim) {
@@ -18,60 +45,77 @@ INLINE float inverse_rms(const float *x, double eps, int64_t dim) {
     return 1.0f / sqrtf(sum / (float)dim + (float)eps);
 }
 
-/* y (rows, dim) = x / rms(x) * weight; x float32 where it is wide. */
-void norm_rows(const void *x, int is_wide, const float *weight, double eps, uint16_t *y, int64_t rows,
-               int64_t dim) {
+/* sum = x + branch, y = sum / rms(sum) * weight. */
+void norm_rows(const norm_pass *p) {
+    const int64_t dim = p->dim;
 #pragma omp parallel
     {
-        float wide[dim];
+        float space[dim];
 #pragma omp for schedule(static)
-        for (int64_t b = 0; b < rows; b++) {
-            widen_row(x, is_wide, b, dim, wide);
-            float scale = inverse_rms(wide, eps, dim);
-            for (int64_t i = 0; i < dim; i++) y[b * dim + i] = rounded(wide[i] * scale * weight[i]);
+        for (int64_t b = 0; b < p->rows; b++) {
+            const float *x = wide_row(p->x, p->is_wide, b, dim, space);
+            if (p->branch) {
+                const uint16_t *branch = p->branch + b * dim;
+                for (int64_t i = 0; i < dim; i++) space[i] = x[i] + from_bf16(branch[i]);
+                store_row(space, p->is_wide, b, dim, p->sum);
+                x = wide_row(p->sum, p->is_wide, b, dim, space);
+            }
+            const float scale = inverse_rms(x, p->eps, dim);
+            uint16_t *y = p->y + b * dim;
+            for (int64_t i = 0; i < dim; i++) y[i] = rounded(x[i] * scale * p->weight[i]);
         }
     }
 }
 
-/* dx like x, and the weight's gradient in the first of `parts` rows of sums (parts, dim), unless that
-   is NULL: as many stretches of rows are summed apart, then their sums. With r = 1 / rms(x):
+/* With x for the sum and r for 1 / rms(x):
 
-       dx = r (dy weight - x r^2 mean(dy weight x))      d weight = sum of dy x r */
-void norm_rows_back(const void *x, int is_wide, const float *weight, double eps, const uint16_t *dy,
-                    void *dx, float *sums, int64_t parts, int64_t rows, int64_t dim) {
+       dx = r (dy weight - x r^2 mean(dy weight x)) + d_sum      d_weight = sum over rows of dy x r */
+INLINE void norm_row_back(const norm_pass *p, int64_t b, float *space, float *d, float *d_weight) {
+    const int64_t dim = p->dim;
+    const float *x = wide_row(p->sum, p->is_wide, b, dim, space), *weight = p->weight;
+    const float scale = inverse_rms(x, p->eps, dim);
+    memset(d, 0, dim * sizeof *d);
+    for (int use = 0; use < MOST_USES; use++)
+        if (p->dy[use])
+            for (int64_t i = 0; i < dim; i++) d[i] += from_bf16(p->dy[use][b * dim + i]);
+    if (d_weight)
+        for (int64_t i = 0; i < dim; i++) d_weight[i] += d[i] * x[i] * scale;
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < dim; i++) sum += d[i] * weight[i] * x[i];
+    const float shift = sum / (float)dim * scale * scale * scale;
+    for (int64_t i = 0; i < dim; i++) d[i] = d[i] * weight[i] * scale - x[i] * shift;
+    if (p->d_sum) {
+        const float *added = wide_row(p->d_sum, p->is_wide, b, dim, space);
+        for (int64_t i = 0; i < dim; i++) d[i] += added[i];
+    }
+    store_row(d, p->is_wide, b, dim, p->dx);
+    if (p->d_branch) store_row(d, 0, b, dim, p->d_branch);
+}
+
+void norm_rows_back(const norm_pass *p) {
+    const int64_t dim = p->dim, parts = p->parts;
 #pragma omp parallel
     {
-        float wide[dim], d[dim];
+        float space[dim], d[dim];
 #pragma omp for schedule(static)
         for (int64_t part = 0; part < parts; part++) {
-            float *d_weight = sums ? sums + part * dim : NULL;
+            float *d_weight = p->d_weight ? p->d_weight + part * dim : NULL;
             if (d_weight) memset(d_weight, 0, dim * sizeof *d_weight);
-            for (int64_t b = part * rows / parts; b < (part + 1) * rows / parts; b++) {
-                widen_row(x, is_wide, b, dim, wide);
-                widen_row(dy, 0, b, dim, d);
-                float scale = inverse_rms(wide, eps, dim), sum = 0;
-                if (d_weight)
-                    for (int64_t i = 0; i < dim; i++) d_weight[i] += d[i] * wide[i] * scale;
-#pragma omp simd reduction(+ : sum)
-                for (int64_t i = 0; i < dim; i++) sum += d[i] * weight[i] * wide[i];
-                float shift = sum / (float)dim * scale * scale * scale;
-                for (int64_t i = 0; i < dim; i++) d[i] = d[i] * weight[i] * scale - wide[i] * shift;
-                if (is_wide)
-                    memcpy((float *)dx + b * dim, d, dim * sizeof *d);
-                else
-                    for (int64_t i = 0; i < dim; i++) ((uint16_t *)dx)[b * dim + i] = rounded(d[i]);
-            }
+            for (int64_t b = part * p->rows / parts; b < (part + 1) * p->rows / parts; b++)
+                norm_row_back(p, b, space, d, d_weight);
         }
-        if (sums)
+        if (p->d_weight)
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < dim; i++)
-                for (int64_t part = 1; part < parts; part++) sums[i] += sums[part * dim + i];
+                for (int64_t part = 1; part < parts; part++)
+                    p->d_weight[i] += p->d_weight[part * dim + i];
     }
 }
 
 INLINE float sigmoid(float x) {
-    float power = -LOG2_E * x;
-    return 1.0f / (1.0f + power_of_two(power > 126.0f ? 126.0f : power));
+    const float power = power_of_two(-LOG2_E * fabsf(x)), larger = 1.0f / (1.0f + power);
+    return x < 0 ? power * larger : larger;
 }
 
 /* y = silu(gates) * ups, over `count` numbers. */

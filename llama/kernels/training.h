@@ -7,7 +7,7 @@
 
 #define LOG2_E 1.44269504f
 
-/* 2^x to 1e-7, for x up to 126; less than -126 counts as that. Half as long as `exponential`. */
+/* 2^x to 1e-7, for x up to 126; less than -126 counts as that. Shorter than `exponential`. */
 INLINE float power_of_two(float x) {
     x = x < -126.0f ? -126.0f : x; /* NaN stays */
     const float shifted = x + 12582912.0f; /* 1.5 * 2^23: its last bit is worth 1 */

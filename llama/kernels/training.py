@@ -5,10 +5,11 @@ between them takes longer than they do: a dozen operators, each with its own pas
 and an attention that knows packed documents only as a mask over all that they have nothing to do
 with. Here each is one pass, which keeps for the way back no more than it was given:
 
-    n = rms_norm(x, weight, eps)                  # float32 or bfloat16 in, bfloat16 out
-    y = attend(q, k, v, positions, freqs_cis, 64)  # rotary, and causal within each document
-    z = gate(w1(n), w3(n))                        # silu(a) * b
-    losses = loss_rows_(logits, targets, scale)   # logits become their gradient
+    n = rms_norm(x, weight, eps)                    # float32 or bfloat16 in, bfloat16 out
+    y = attend(q, k, v, positions, freqs_cis, 64)   # rotary, and causal within each document
+    h, n1, n2 = add_rms_norm(x, y, weight, eps, 2)  # x + y, and its norm for two uses
+    z = gate(w1(n1), w3(n2))                        # silu(a) * b
+    losses = loss_rows_(logits, targets, scale)     # logits become their gradient
 
 Sums are float32, and results, gradients too, do not depend on the number of threads. The twins are
 `TransformerBlock` and `cross_entropy`. `training.c` and `documents.c` say how it is done.
@@ -24,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from llama import kernels
 
 _MOST_HEAD_DIM = 128
+_MOST_USES = 3  # of a norm, in training.c
 _PARTS = 64  # in which a weight's gradient is summed, on any number of threads
 
 
@@ -43,11 +45,32 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     The gradient of x has its dtype. Raises TypeError for another dtype, ValueError for shapes that
     do not fit.
     """
-    if x.dtype not in (torch.float32, torch.bfloat16):
-        raise TypeError(f"x is {x.dtype}; the kernel takes float32 or bfloat16")
-    if weight.shape != x.shape[-1:]:
-        raise ValueError(f"a weight of {tuple(weight.shape)} does not fit x {tuple(x.shape)}")
-    return _RMSNorm.apply(x, weight.float(), eps)
+    return add_rms_norm(x, None, weight, eps, 1)[1]
+
+
+def add_rms_norm(
+    x: Tensor, branch: Tensor | None, weight: Tensor, eps: float, uses: int
+) -> tuple[Tensor, ...]:
+    """x + branch in the dtype of x, and `uses` times, up to 3, its RMSNorm in bfloat16.
+
+    `branch` is bfloat16; without it the sum is x. Where each use has a tensor of its own, and what
+    comes after takes the sum from here, all their gradients meet in the kernel instead of in passes
+    through memory. Errors as for `rms_norm`.
+    """
+    if x.dtype not in (torch.float32, torch.bfloat16) or x.device.type != "cpu":
+        raise TypeError(
+            f"x is {x.dtype} on {x.device}; the kernel takes float32 or bfloat16 on a CPU"
+        )
+    if branch is not None:
+        _check_bfloat16(branch=branch)
+    if weight.shape != x.shape[-1:] or (branch is not None and branch.shape != x.shape):
+        added = "none" if branch is None else tuple(branch.shape)
+        raise ValueError(
+            f"x {tuple(x.shape)}, weight {tuple(weight.shape)} and branch {added} do not fit"
+        )
+    if not 1 <= uses <= _MOST_USES:
+        raise ValueError(f"uses={uses} should be from 1 to {_MOST_USES}")
+    return _AddRMSNorm.apply(x, branch, weight.float(), eps, uses)
 
 
 def gate(gates: Tensor, ups: Tensor) -> Tensor:
@@ -78,8 +101,7 @@ def attend(
     batch, seq, width = q.shape
     turns = (seq, head_dim // 2)
     if (
-        width % head_dim
-        or k.shape != v.shape
+        k.shape != v.shape
         or k.shape[:2] != q.shape[:2]
         or k.shape[2] % head_dim
         or width % k.shape[2]
@@ -119,28 +141,57 @@ def loss_rows_(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
     return losses
 
 
-class _RMSNorm(torch.autograd.Function):
+class _NormPass(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "dim", "is_wide")),
+        ("eps", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("weight", "x", "branch", "sum", "y")),
+        ("dy", ctypes.c_void_p * _MOST_USES),
+        *((name, ctypes.c_void_p) for name in ("d_sum", "dx", "d_branch", "d_weight")),
+        ("parts", ctypes.c_int64),
+    )
+
+    @classmethod
+    def of(cls, x: Tensor, weight: Tensor, eps: float) -> "_NormPass":
+        dim, is_wide = x.shape[-1], x.dtype == torch.float32
+        return cls(x.numel() // dim, dim, is_wide, eps, weight.data_ptr())
+
+
+class _AddRMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, branch: Tensor | None, weight: Tensor, eps: float, uses: int
+    ) -> tuple[Tensor, ...]:
         x, weight = x.contiguous(), weight.contiguous()
-        ctx.save_for_backward(x, weight)
-        ctx.eps = eps
+        branch = None if branch is None else branch.contiguous()
+        total = x if branch is None else torch.empty_like(x)
         y = torch.empty_like(x, dtype=torch.bfloat16)
-        dim = x.shape[-1]
-        inputs = x.data_ptr(), x.dtype == torch.float32, weight.data_ptr(), eps
-        _native().norm_rows(*inputs, y.data_ptr(), x.numel() // dim, dim)
-        return y
+        norm = _NormPass.of(x, weight, eps)
+        norm.x, norm.branch, norm.sum, norm.y = map(_pointer, (x, branch, total, y))
+        _native().norm_rows(ctypes.byref(norm))
+        ctx.save_for_backward(total, weight)
+        ctx.eps, ctx.adds = eps, branch is not None
+        ctx.set_materialize_grads(False)
+        return total, y, *(y.detach() for _ in range(uses - 1))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        dy, dx, dim = dy.contiguous(), torch.empty_like(x), x.shape[-1]
-        sums = torch.empty(_PARTS, dim) if ctx.needs_input_grad[1] else None
-        inputs = x.data_ptr(), x.dtype == torch.float32, weight.data_ptr(), ctx.eps, dy.data_ptr()
-        outputs = dx.data_ptr(), _pointer(sums)
-        _native().norm_rows_back(*inputs, *outputs, _PARTS, x.numel() // dim, dim)
-        return dx, None if sums is None else sums[0].clone(), None
+    def backward(ctx: Any, d_total: Tensor | None, *dys: Tensor | None) -> tuple[Any, ...]:
+        total, weight = ctx.saved_tensors
+        gradients = [None if d is None else d.contiguous() for d in (*dys, d_total)]
+        dx, d_branch, d_weight = torch.empty_like(total), None, None
+        norm = _NormPass.of(total, weight, ctx.eps)
+        norm.sum, norm.dx, norm.d_sum = map(_pointer, (total, dx, gradients.pop()))
+        norm.dy[: len(gradients)] = [_pointer(d) for d in gradients]
+        if ctx.adds:
+            d_branch = torch.empty_like(dx, dtype=torch.bfloat16)
+            norm.d_branch = d_branch.data_ptr()
+        if ctx.needs_input_grad[2]:
+            d_weight = torch.empty(_PARTS, total.shape[-1])
+            norm.d_weight = d_weight.data_ptr()
+        norm.parts = _PARTS
+        _native().norm_rows_back(ctypes.byref(norm))
+        return dx, d_branch, None if d_weight is None else d_weight[0].clone(), None, None
 
 
 class _Gate(torch.autograd.Function):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llama.cache import KVCache
-from llama.kernels.training import attend, gate, rms_norm, trains
+from llama.kernels.training import add_rms_norm, attend, gate, trains
 from llama.model import Transformer, TransformerBlock
 
 
@@ -36,11 +36,11 @@ class TrainingBlock(TransformerBlock):
         if cache is not None or not is_plain or not self._is_native(x):
             return super().forward(x, start_pos, freqs_cis, mask, cache)
         a, f, norm = self.attention, self.feed_forward, self.attention_norm
-        n = rms_norm(x, norm.weight, norm.eps)
-        q, k, v = (layer(n) for layer in (a.wq, a.wk, a.wv))
-        h = x + a.wo(attend(q, k, v, positions, freqs_cis, a.head_dim))
-        n = rms_norm(h, self.ffn_norm.weight, self.ffn_norm.eps)
-        return h + f.w2(gate(f.w1(n), f.w3(n)))
+        x, *n = add_rms_norm(x, None, norm.weight, norm.eps, 3)
+        y = attend(a.wq(n[0]), a.wk(n[1]), a.wv(n[2]), positions, freqs_cis, a.head_dim)
+        norm = self.ffn_norm
+        h, *n = add_rms_norm(x, a.wo(y), norm.weight, norm.eps, 2)
+        return h + f.w2(gate(f.w1(n[0]), f.w3(n[1])))
 
     def _is_native(self, x: Tensor) -> bool:
         return (
