@@ -1,7 +1,7 @@
 """Native CPU kernels for the few rows that decoding multiplies, each with its twin in plain torch.
 
 The C sources lie beside this file. They are compiled at first use, by the compiler that is there
-and for the processor that is there, in two seconds, and kept for the next time; without a compiler
+and for the processor that is there, in three seconds, and are kept; without a compiler
 one line says so and the twins compute the same, slower. Threads are torch's own: the library is
 bound to the OpenMP that torch has loaded, so `torch.set_num_threads` holds for it. LLAMA_KERNELS in
 the environment names another architecture to compile for (`x86-64-v3`: no AVX-512), or is `off`.

@@ -15,9 +15,11 @@
 
 #include <stdlib.h>
 
-enum { MOST_HEAD_DIM = 128, AHEAD = 16 }; /* rows that are fetched before they are read */
+enum { MOST_HEAD_DIM = 128 };
+enum { AHEAD = 16 };  /* how many rows before it is read a row is fetched */
 #define HIDDEN -1e30f /* the score of a key after its query */
 
+/* kernels/training.py has the same. */
 typedef struct {
     int64_t batch, seq, heads, kv_heads, head_dim;
     const int64_t *positions; /* (batch, seq), 0 where a document begins; NULL: only where a row does */

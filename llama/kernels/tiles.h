@@ -60,9 +60,8 @@ INLINE int64_t rows_in(int is_own, int64_t c, int64_t rows) {
     return is_own ? smaller(c / ACROSS * ACROSS + ACROSS, rows) : rows;
 }
 
-INLINE void multiply_tile_of(const int across, int is_new, float *c, int64_t c_row, const number *a,
-                             int64_t a_row, const number *b, int64_t b_row, int64_t from,
-                             int64_t to) {
+INLINE void multiply_part(const int across, int is_new, float *c, int64_t c_row, const number *a,
+                          int64_t a_row, const number *b, int64_t b_row, int64_t from, int64_t to) {
     floats sums[DOWN][2];
 #pragma GCC unroll 8
     for (int i = 0; i < DOWN; i++)
@@ -99,9 +98,9 @@ static void multiply(needed what, int is_new, float *c, int64_t c_row, const num
             float *out = c + i * c_row + j;
             if (what == SCORES && end <= i) continue;
             if (ACROSS == 32 && end - j == 32)
-                multiply_tile_of(32, is_new, out, c_row, left, a_row, right, b_row, from, to);
+                multiply_part(32, is_new, out, c_row, left, a_row, right, b_row, from, to);
             else
-                multiply_tile_of(16, is_new, out, c_row, left, a_row, right, b_row, from, to);
+                multiply_part(16, is_new, out, c_row, left, a_row, right, b_row, from, to);
         }
 }
 

@@ -7,7 +7,7 @@
 enum { MOST_USES = 3 };
 
 /* A norm of x (rows, dim), to which `branch` is added first where there is one. Of the gradients those
-   that are NULL add nothing, or are not wanted. */
+   that are NULL add nothing, or are not wanted. kernels/training.py has the same. */
 typedef struct {
     int64_t rows, dim, is_wide; /* x, sum and their gradients are float32, else bfloat16 */
     double eps;

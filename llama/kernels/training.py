@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from llama import kernels
 
-_MOST_HEAD_DIM = 128
+_MOST_HEAD_DIM = 128  # in documents.c
 _MOST_USES = 3  # of a norm, in training.c
 _PARTS = 64  # in which a weight's gradient is summed, on any number of threads
 
@@ -134,7 +134,7 @@ def loss_rows_(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
             f"{tuple(targets.shape)} (rows,)"
         )
     targets = targets.long().contiguous()
-    losses = torch.empty(len(logits))
+    losses = logits.new_empty(len(logits), dtype=torch.float32)
     pointers = logits.data_ptr(), targets.data_ptr(), scale, losses.data_ptr()
     if _native().loss_rows(*pointers, *logits.shape):
         raise IndexError(f"a target is none of the {logits.shape[1]} tokens, nor -100")
@@ -178,16 +178,16 @@ class _AddRMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor | None, *dys: Tensor | None) -> tuple[Any, ...]:
         total, weight = ctx.saved_tensors
-        gradients = [None if d is None else d.contiguous() for d in (*dys, d_total)]
+        d_total, *uses = (None if d is None else d.contiguous() for d in (d_total, *dys))
         dx, d_branch, d_weight = torch.empty_like(total), None, None
         norm = _NormPass.of(total, weight, ctx.eps)
-        norm.sum, norm.dx, norm.d_sum = map(_pointer, (total, dx, gradients.pop()))
-        norm.dy[: len(gradients)] = [_pointer(d) for d in gradients]
+        norm.sum, norm.dx, norm.d_sum = map(_pointer, (total, dx, d_total))
+        norm.dy[: len(uses)] = [_pointer(d) for d in uses]
         if ctx.adds:
             d_branch = torch.empty_like(dx, dtype=torch.bfloat16)
             norm.d_branch = d_branch.data_ptr()
         if ctx.needs_input_grad[2]:
-            d_weight = torch.empty(_PARTS, total.shape[-1])
+            d_weight = weight.new_empty(_PARTS, total.shape[-1])
             norm.d_weight = d_weight.data_ptr()
         norm.parts = _PARTS
         _native().norm_rows_back(ctypes.byref(norm))
@@ -236,7 +236,8 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         q, k, v, freqs_cis = (t.contiguous() for t in (q, k, v, freqs_cis))
         positions = None if positions is None else positions.contiguous()
-        y, sums = torch.empty_like(q), torch.empty(q.shape[-1] // head_dim, *q.shape[:2])
+        y, heads = torch.empty_like(q), q.shape[-1] // head_dim
+        sums = q.new_empty(heads, *q.shape[:2], dtype=torch.float32)
         _attend(head_dim, positions, freqs_cis, q, k, v, y, sums)
         ctx.save_for_backward(positions, freqs_cis, q, k, v, y, sums)
         ctx.head_dim = head_dim
