@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from llama import parallel
 from llama.args import ModelArgs
-from llama.checkpoint import open_checkpoint
+from llama.checkpoint import Checkpoint, open_checkpoint
 from llama.lora import LoraConfig
 from llama.meta import read_params
 from llama.tokenizer import Tokenizer
@@ -160,8 +160,11 @@ def train_command(
     given = {key: value for key, value in shape.items() if value is not None}
     _check_start(base, params, given)
     find_sources(data_path)
+    checkpoint = None if base is None else open_checkpoint(base)
     folder = Path(str(model_path))
-    tokenizer = _tokenizer(tokenizer_path, base, data_path, folder, vocab_size, skip_bad_lines)
+    tokenizer = _tokenizer(
+        tokenizer_path, checkpoint, data_path, folder, vocab_size, skip_bad_lines
+    )
     held_out = (
         tokenize(valid_data_path, tokenizer, skip_bad_lines=skip_bad_lines)
         if valid_data_path
@@ -172,7 +175,7 @@ def train_command(
         tokenizer,
         tokenize(data_path, tokenizer, skip_bad_lines=skip_bad_lines),
         config,
-        args=_args(base, params, given, max_seq_len, tokenizer),
+        args=_args(checkpoint, params, given, max_seq_len, tokenizer),
         base=base,
         held_out=held_out,
         device=chosen,
@@ -226,7 +229,7 @@ def _check_start(base: str | None, params: str | None, shape: dict[str, int]) ->
 
 def _tokenizer(
     path: str | None,
-    base: str | None,
+    base: Checkpoint | None,
     data_path: str,
     folder: Path,
     vocab_size: int,
@@ -234,9 +237,11 @@ def _tokenizer(
 ) -> Tokenizer:
     """The tokenizer that is given, that of the base, or one learned from the text."""
     if path is None and base is not None:
-        path = open_checkpoint(base).tokenizer
+        path = base.tokenizer
         if path is None:
-            raise FileNotFoundError(f"no tokenizer.model in {base}; give --tokenizer_path")
+            raise FileNotFoundError(
+                f"no tokenizer.model in {base.folder.path}; give --tokenizer_path"
+            )
     if path is None:
         path = str(folder / "tokenizer.model")
         if parallel.is_main() and not Path(path).exists():
@@ -252,7 +257,7 @@ def _tokenizer(
 
 
 def _args(
-    base: str | None,
+    base: Checkpoint | None,
     params: str | None,
     shape: dict[str, int],
     max_seq_len: int | None,
@@ -260,10 +265,10 @@ def _args(
 ) -> ModelArgs:
     context: dict[str, Any] = {} if max_seq_len is None else {"max_seq_len": max_seq_len}
     if base is not None:
-        args: Any = open_checkpoint(base).args
+        args = base.args
         if max_seq_len is not None and max_seq_len > args.max_seq_len:
             raise ValueError(
-                f"--max_seq_len {max_seq_len}: {base} has {args.max_seq_len} positions"
+                f"--max_seq_len {max_seq_len}: {base.folder.path} has {args.max_seq_len} positions"
             )
         return ModelArgs(**{**vars(args), **context})
     if params is not None:

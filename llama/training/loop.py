@@ -120,7 +120,7 @@ class _Run:
         self.seq_len = config.sequence(args)
         self.at_once = config.rows_at_once(self.seq_len, parallel.data_parallel_size())
         self.documents, self.rows = documents, PackedRows(documents, self.seq_len, config.seed)
-        self.held_out = held_out
+        self.held_out, self.held_out_rows = held_out, PackedRows(held_out, self.seq_len, 0)
         in_epoch = self.rows.rows_in_epoch(0)
         if not in_epoch:
             raise ValueError("the documents have nothing to learn: give some with text")
@@ -264,8 +264,7 @@ class _Run:
 
     def evaluate(self) -> Evaluation:
         """Of all held-out documents, packed, each process a share of them."""
-        packed = PackedRows(self.held_out, self.seq_len, 0)
-        rows = list(packed.epoch(0))
+        rows = list(self.held_out_rows.epoch(0))
         rows += [[] for _ in range(-len(rows) % parallel.data_parallel_size())]
         sums = torch.zeros(4, dtype=torch.float64)
         with torch.no_grad():
