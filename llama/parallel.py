@@ -73,12 +73,13 @@ def select_device(device: str | torch.device | None = None) -> torch.device:
 def select_dtype(
     device: torch.device, dtype: str | torch.dtype | None = None, parameters: int | None = None
 ) -> torch.dtype:
-    """The dtype to compute in: the one asked for, else bfloat16 where `device` computes it.
+    """The dtype to compute in: the one asked for, else bfloat16 where `device` multiplies it.
 
-    Without bfloat16 a GPU takes float16 and a CPU float32. So does a CPU for a model of few
-    `parameters`: where the weights stay in its cache, half as many bytes gain nothing, and without
-    bfloat16's rounding the answers are the same on any number of ranks. Raises ValueError for a
-    dtype that is none of bfloat16, float16 and float32.
+    Where it does not, a GPU takes float16 and a CPU float32. A model that is to run on a CPU, of so
+    many `parameters`, is bfloat16 all the same, for decoding is a matter of bytes that are read;
+    but float32 where it is so small that it stays in the cache: half as many bytes gain nothing
+    there, and without bfloat16's rounding the answers are the same on any number of ranks. Raises
+    ValueError for a dtype that is none of bfloat16, float16 and float32.
     """
     if dtype is not None:
         chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
@@ -89,11 +90,17 @@ def select_dtype(
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if device.type == "mps":
         return torch.bfloat16 if torch.backends.mps.is_macos_or_newer(14, 0) else torch.float16
-    if parameters is not None and parameters <= _FEW_PARAMETERS:
-        return torch.float32
-    mkldnn = torch.backends.mkldnn.is_available()
-    has_bf16 = mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if has_bf16 else torch.float32
+    if parameters is not None:
+        return torch.float32 if parameters <= _FEW_PARAMETERS else torch.bfloat16
+    return torch.bfloat16 if cpu_multiplies_bfloat16() else torch.float32
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether torch's products of bfloat16 on this CPU are as fast as those of float32.
+
+    Where the processor has nothing for it (before AVX-512), they take about eight times as long.
+    """
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def initialize(model_parallel_size: int | None = None, device: torch.device | None = None) -> None:

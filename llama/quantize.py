@@ -3,7 +3,8 @@
     model = load_model(checkpoint, torch.device("cpu"), torch.bfloat16)
     use_format(model, "int4")
 
-`bfloat16` keeps the weights as they lie in the file and multiplies a few rows by the native kernel.
+`bfloat16` keeps the weights as they lie in the file and multiplies a few rows by the native kernel,
+many by torch: in float32 on a CPU that has no products of bfloat16.
 `int8` and `int4` pack them in groups of 32 inputs with a float16 scale each (8.5 and 4.5 bits a
 weight): decoding reads as many bytes less. In int4 the output layer is int8: what goes wrong there
 nothing after it can mend. The embedding stays as it is, for only a row of it is read. A layer stays
@@ -37,6 +38,7 @@ from llama.inference import InferenceBlock
 from llama.model import Transformer, TransformerBlock
 
 FORMATS = ("bfloat16", *formats.PACKED)
+_WIDE_AT_ONCE = 512  # outputs
 
 
 class InferenceLinear(nn.Module):
@@ -96,7 +98,8 @@ class InferenceLinear(nn.Module):
             y = F.linear(rows, _unpacked(self.packed))
         else:
             assert self.weight is not None
-            y = F.linear(rows, self.weight)
+            widens = not plain and not parallel.cpu_multiplies_bfloat16()
+            y = (_wide_product if widens else F.linear)(rows, self.weight)
         y = y.unflatten(0, x.shape[:-1])
         if self.gathers:
             return gather_from_model_parallel_region(y)
@@ -104,6 +107,15 @@ class InferenceLinear(nn.Module):
             add_up = reduce_from_model_parallel_region if plain else parallel.add_up
             return add_up(y).to(x.dtype)
         return y
+
+
+def _wide_product(rows: Tensor, weight: Tensor) -> Tensor:
+    """rows @ weight.T in bfloat16, made in float32, a part of the weights at a time."""
+    y, wide = rows.new_empty(len(rows), len(weight)), rows.float()
+    for start in range(0, len(weight), _WIDE_AT_ONCE):
+        part = slice(start, start + _WIDE_AT_ONCE)
+        y[:, part] = wide @ weight[part].float().T
+    return y
 
 
 class _Unpacked(torch.autograd.Function):

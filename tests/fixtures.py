@@ -147,14 +147,15 @@ KERNEL_TARGETS = {"x86-64-v3": "avx2", "cascadelake": "avx512_vnni", "x86-64": "
 
 def use_kernels(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts the native kernels for `target`, or none, in the place of this processor's own."""
-    library = None
+    libraries = {}
     if target != "off":
         if not any(map(shutil.which, ("cc", "gcc", "clang"))):
             pytest.skip("needs a C compiler")
         if KERNEL_TARGETS[target] not in kernels._processor().split():
             pytest.skip(f"this processor does not run what is compiled for {target}")
-        library = kernels.bind(kernels.compiled(target))
-    monkeypatch.setattr(kernels, "_library", lambda: library)
+        for part in ("inference", "training"):
+            libraries[part] = kernels.bind(part, kernels.compiled(part, target))
+    monkeypatch.setattr(kernels, "library", libraries.get)
 
 
 def run_ranks(count: int, function: Callable[..., Any], *args: Any, timeout: float = 300) -> list:

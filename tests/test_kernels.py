@@ -38,8 +38,9 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
 
 
 @needs_compiler
-def test_there_is_a_library_where_there_is_a_compiler() -> None:
-    assert isinstance(kernels._library(), ctypes.CDLL)
+@pytest.mark.parametrize("part", ["inference", "training"])
+def test_there_is_a_library_where_there_is_a_compiler(part: str) -> None:
+    assert isinstance(kernels.library(part), ctypes.CDLL)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8, 13])
@@ -78,7 +79,7 @@ def test_the_twin_packs_alike(bits: int, monkeypatch: pytest.MonkeyPatch) -> Non
     weight = numbers(64, 512)
     weight[3, 32:64] = 0
     ours = pack(weight, bits)
-    monkeypatch.setattr(kernels, "_library", lambda: None)
+    monkeypatch.setattr(kernels, "library", lambda part: None)
     twin = pack(weight, bits)
     # Of two int4 scales that err alike, sums in another order may choose the other.
     same = (ours.scales == twin.scales).float().mean()
@@ -150,7 +151,7 @@ def test_without_a_compiler_one_line_says_so(
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setenv("CC", compiler)
-    monkeypatch.setattr(kernels, "_library", kernels.functools.cache(kernels._library.__wrapped__))
+    monkeypatch.setattr(kernels, "library", kernels.functools.cache(kernels.library.__wrapped__))
     x, weight = numbers(2, 32), numbers(16, 32)
     for _ in range(2):
         assert difference(linear(x, weight), x.double() @ weight.double().T) < 4e-3
@@ -176,7 +177,7 @@ def test_kernels_can_be_chosen(
     target: str, notice: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("LLAMA_KERNELS", target)
-    monkeypatch.setattr(kernels, "_library", kernels.functools.cache(kernels._library.__wrapped__))
+    monkeypatch.setattr(kernels, "library", kernels.functools.cache(kernels.library.__wrapped__))
     x, weight = numbers(2, 32), numbers(16, 32)
     assert difference(linear(x, weight), x.double() @ weight.double().T) < 4e-3
     assert kernels.available() == (target == "x86-64-v3")
@@ -184,15 +185,16 @@ def test_kernels_can_be_chosen(
 
 
 @needs_compiler
-def test_a_library_is_compiled_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["inference", "training"])
+def test_a_library_is_compiled_once(part: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_CACHE", str(tmp_path))
-    path = kernels.compiled()
+    path = kernels.compiled(part)
     made = path.stat().st_mtime_ns
-    assert kernels.compiled() == path
+    assert kernels.compiled(part) == path
     assert path.stat().st_mtime_ns == made
     assert [other.name for other in path.parent.iterdir()] == [path.name]
     monkeypatch.setattr(kernels, "_processor", lambda: "another one")
-    assert kernels.compiled() != path
+    assert kernels.compiled(part) != path
 
 
 def test_packed_is_made_of_what_it_says() -> None:

@@ -132,8 +132,6 @@ def test_sequences_and_batches_that_do_not_fit_are_refused(
 def test_training_learns_and_writes_a_checkpoint_that_runs(
     tokenizer: Tokenizer, tmp_path: Path, optimizer: str
 ) -> None:
-    if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
-        pytest.skip("needs torch 2.9")
     config = replace(CONFIG, steps=60, seq_len=64, optimizer=optimizer, samples=2)
     held_out = documents(tokenizer)[:2]
     given = documents(tokenizer)

@@ -363,11 +363,19 @@ def test_a_cpu_computes_in_bfloat16_or_float32(monkeypatch):
     assert parallel.select_dtype(CPU) == torch.float32
 
 
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_a_cpu_multiplies_bfloat16_but_reads_it_anyway(monkeypatch, multiplies):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: multiplies)
+    assert parallel.cpu_multiplies_bfloat16() == multiplies
+    assert parallel.select_dtype(CPU) == (torch.bfloat16 if multiplies else torch.float32)
+    assert parallel.select_dtype(CPU, parameters=100_000_000) == torch.bfloat16
+
+
 def test_a_small_model_is_float32_on_a_cpu(monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     assert parallel.select_dtype(CPU, parameters=6_000_000) == torch.float32
-    assert parallel.select_dtype(CPU, parameters=100_000_000) == torch.bfloat16
     assert parallel.select_dtype(CPU, "bf16", parameters=6_000_000) == torch.bfloat16
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     cuda = torch.device("cuda", 0)

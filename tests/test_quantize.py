@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from fixtures import is_mapped, run_ranks, tiny_args, write_shards
+from fixtures import difference, is_mapped, run_ranks, tiny_args, write_shards
 
-from llama import Llama, Transformer, kernels
+from llama import Llama, Transformer, kernels, parallel
+from llama import quantize as quantize_source
 from llama import weights as weights_module
 from llama.args import ModelArgs, weight_shapes
 from llama.checkpoint import load_model, open_checkpoint, save_model
@@ -110,6 +111,31 @@ def test_a_bfloat16_model_is_still_a_model(tmp_path: Path) -> None:
     assert layer.weight.grad is not None
     moved = llama.model.to(torch.float32)
     assert moved(tokens).isfinite().all()
+
+
+@pytest.mark.parametrize("multiplies", [False, True])
+@pytest.mark.parametrize("rows", [17, 40])
+def test_many_rows_are_multiplied_in_float32_where_bfloat16_is_not(
+    multiplies: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "cpu_multiplies_bfloat16", lambda: multiplies)
+    widened: list[torch.Tensor] = []
+    plain = quantize_source._wide_product
+    monkeypatch.setattr(quantize_source, "_WIDE_AT_ONCE", 300)
+
+    def spy(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        widened.append(x)
+        return plain(x, weight)
+
+    monkeypatch.setattr(quantize_source, "_wide_product", spy)
+    layer = build().model.layers[0].feed_forward.w1
+    assert layer.weight is not None
+    x = torch.randn(2, rows, layer.weight.shape[1]).bfloat16()
+    with torch.no_grad():
+        found = layer(x)
+        assert difference(found, x.double() @ layer.weight.double().T) < 4e-3
+    assert found.dtype == torch.bfloat16
+    assert len(widened) == (not multiplies)
 
 
 @pytest.mark.parametrize("quantize", ["int8", "int4"])

@@ -115,7 +115,7 @@ def test_products_in_bfloat16_train_weights_in_float32() -> None:
     config = replace(CONFIG, dtype=torch.bfloat16)
     narrow, _ = trained(config, 1, 20)
     wide, _ = trained(CONFIG, 1, 20)
-    torch.testing.assert_close(narrow[:, 0], wide[:, 0], rtol=5e-3, atol=0)
+    torch.testing.assert_close(narrow[:, 0], wide[:, 0], rtol=1e-2, atol=0)
     args = tiny_args(dim=64, vocab_size=VOCAB)
     trainee = Trainee(args, None, config, torch.device("cpu"))
     before = trainee.model.norm.weight.clone()

@@ -28,10 +28,21 @@ DOCUMENTS = {
     "a row of padding": [[1] * 70, [70]],
     "long": [[400, 11]],
 }
-ROUNDING = 2**-8  # half of bfloat16's last bit
+ROUNDING = {torch.bfloat16: 2**-8, torch.float32: 2**-23}  # half of the last bit
 # The errors that attention may have, of y and of gradients, as a whole and at the worst token:
-# where pairs of bfloat16 are multiplied, and elsewhere. Gradients are made from the rounded y.
-ERRORS = {True: ((5e-3, 1.2e-2), (1e-2, 4e-2)), False: ((2e-3, 2.5e-3), (8e-3, 4e-2))}
+# where pairs of bfloat16 are multiplied, and elsewhere, and in float32. Gradients are made from the
+# rounded y.
+ERRORS = {
+    "pairs": ((5e-3, 1.2e-2), (1e-2, 4e-2)),
+    "bfloat16": ((2e-3, 2.5e-3), (8e-3, 4e-2)),
+    "float32": ((1e-6, 2e-6), (2e-6, 2e-5)),
+}
+# Of what a norm is made, and what it is made in.
+NORMS = [
+    (torch.float32, torch.bfloat16),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float32, torch.float32),
+]
 
 Function = Callable[..., Tensor]
 
@@ -43,6 +54,12 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         use_kernels(request.param, monkeypatch)
     elif not kernels.available():
         pytest.skip("needs a C compiler")
+    return request.param
+
+
+@pytest.fixture(params=list(ROUNDING), ids=["bfloat16", "float32"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """What products are made of, and rows between them."""
     return request.param
 
 
@@ -61,9 +78,9 @@ def leaves(*tensors: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
 
 
 def is_rounded(found: Tensor, expected: Tensor, slack: float = 1e-5) -> bool:
-    """Whether each bfloat16 number is the one next to the expected, but for errors of float32."""
-    error = (found.double() - expected).abs()
-    return bool((error <= expected.abs() * ROUNDING * 1.001 + slack * expected.abs().mean()).all())
+    """Whether each number is the one next to the expected, but for errors of float32."""
+    error, half = (found.double() - expected).abs(), ROUNDING[found.dtype] * 1.001
+    return bool((error <= expected.abs() * half + slack * expected.abs().mean()).all())
 
 
 def plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -97,11 +114,16 @@ def packed(documents: Sequence[Sequence[int]]) -> Tensor:
 
 
 def projections(
-    batch: int, seq: int, heads: int, kv_heads: int, head_dim: int
+    batch: int,
+    seq: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """q, k, v and the gradient of the result, large enough that weights differ."""
     sizes = enumerate((heads, kv_heads, kv_heads, heads))
-    q, k, v, dy = (numbers(batch, seq, n * head_dim, seed=i) for i, n in sizes)
+    q, k, v, dy = (numbers(batch, seq, n * head_dim, seed=i, dtype=dtype) for i, n in sizes)
     return q * 2, k, v, dy
 
 
@@ -116,17 +138,17 @@ def worst(found: Tensor, expected: Tensor, head_dim: int) -> float:
     return float((error / (size + size.mean())).max())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("of", "to"), NORMS)
 @pytest.mark.parametrize(("rows", "dim"), [(1, 1), (3, 7), (1, 64), (130, 257), (700, 96)])
-def test_rms_norm(kind: str, rows: int, dim: int, dtype: torch.dtype) -> None:
-    x = numbers(rows, dim, dtype=dtype) * torch.arange(1, rows + 1).to(dtype).unsqueeze(1)
+def test_rms_norm(kind: str, rows: int, dim: int, of: torch.dtype, to: torch.dtype) -> None:
+    x = numbers(rows, dim, dtype=of) * torch.arange(1, rows + 1).to(of).unsqueeze(1)
     weight, dy = numbers(dim, seed=1, dtype=torch.float32), numbers(rows, dim, seed=2)
     exact = results(lambda *a: plain_rms_norm(*a, 0.1), leaves(x, weight, dtype=torch.float64), dy)
-    y, dx, d_weight = results(lambda *a: rms_norm(*a, 0.1), leaves(x, weight), dy)
-    assert (y.dtype, y.shape) == (torch.bfloat16, x.shape)
-    assert (dx.dtype, d_weight.dtype) == (dtype, torch.float32)
+    y, dx, d_weight = results(lambda *a: rms_norm(*a, 0.1, to), leaves(x, weight), dy)
+    assert (y.dtype, y.shape) == (to, x.shape)
+    assert (dx.dtype, d_weight.dtype) == (of, torch.float32)
     assert is_rounded(y, exact[0])
-    if dtype == torch.float32:
+    if of == torch.float32:
         # Of one number the gradient is what eps leaves of a difference.
         assert difference(dx, exact[1]) < (1e-6 if dim > 1 else 1e-5)
     else:
@@ -134,11 +156,14 @@ def test_rms_norm(kind: str, rows: int, dim: int, dtype: torch.dtype) -> None:
     assert difference(d_weight, exact[2]) < 1e-6
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("of", "to"), NORMS)
 @pytest.mark.parametrize("uses", [1, 2, 3])
 @pytest.mark.parametrize("is_plain", [False, True])
-def test_add_rms_norm(kind: str, uses: int, dtype: torch.dtype, is_plain: bool) -> None:
-    x, branch = numbers(70, 96, dtype=dtype) * 3, None if is_plain else numbers(70, 96, seed=1)
+def test_add_rms_norm(
+    kind: str, uses: int, of: torch.dtype, to: torch.dtype, is_plain: bool
+) -> None:
+    x = numbers(70, 96, dtype=of) * 3
+    branch = None if is_plain else numbers(70, 96, seed=1, dtype=to)
     weight = numbers(96, seed=2, dtype=torch.float32)
     factors = [numbers(70, 96, seed=3 + i) for i in range(uses + 1)]
 
@@ -156,25 +181,26 @@ def test_add_rms_norm(kind: str, uses: int, dtype: torch.dtype, is_plain: bool) 
 
     inputs = [x, weight] if branch is None else [x, weight, branch]
     exact = weighed(plain, leaves(*inputs, dtype=torch.float64))
-    ours = weighed(lambda x, w, b=None: add_rms_norm(x, b, w, 0.1, uses), leaves(*inputs))
-    assert [t.dtype for t in ours[: uses + 1]] == [dtype] + [torch.bfloat16] * uses
+    ours = weighed(lambda x, w, b=None: add_rms_norm(x, b, w, 0.1, to, uses), leaves(*inputs))
+    assert [t.dtype for t in ours[: uses + 1]] == [of] + [to] * uses
     assert [t.dtype for t in ours[uses + 1 :]] == [t.dtype for t in inputs]
     for found, expected in zip(ours, exact, strict=True):
-        is_exact = found.dtype == dtype == torch.float32
+        is_exact = found.dtype == of == torch.float32
         assert difference(found, expected) < (1e-6 if is_exact else 4e-3)
 
 
 def test_halves_are_rounded_to_even(kind: str) -> None:
     weight = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 1 + 2**-8 + 2**-20, 1 - 2**-9])
-    assert torch.equal(rms_norm(torch.ones(5), weight, 0.0), weight.bfloat16())
+    assert torch.equal(rms_norm(torch.ones(5), weight, 0.0, torch.bfloat16), weight.bfloat16())
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 5, 7), (2, 100, 48), (40, 1000)])
-def test_gate(kind: str, shape: tuple[int, ...]) -> None:
-    inputs, dy = (numbers(*shape) * 4, numbers(*shape, seed=1)), numbers(*shape, seed=2)
+def test_gate(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    gates, ups, dy = (numbers(*shape, seed=i, dtype=dtype) for i in range(3))
+    inputs = gates * 4, ups
     exact = results(lambda a, b: F.silu(a) * b, leaves(*inputs, dtype=torch.float64), dy)
     for found, expected in zip(results(gate, leaves(*inputs), dy), exact, strict=True):
-        assert found.dtype == torch.bfloat16
+        assert found.dtype == dtype
         assert is_rounded(found, expected)
 
 
@@ -189,16 +215,18 @@ def test_a_gate_far_from_zero(kind: str) -> None:
 
 @pytest.mark.parametrize("documents", DOCUMENTS)
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), HEADS)
-def test_attend(kind: str, heads: int, kv_heads: int, head_dim: int, documents: str) -> None:
+def test_attend(
+    kind: str, heads: int, kv_heads: int, head_dim: int, documents: str, dtype: torch.dtype
+) -> None:
     positions = packed(DOCUMENTS[documents])
-    *inputs, dy = projections(*positions.shape, heads, kv_heads, head_dim)
+    *inputs, dy = projections(*positions.shape, heads, kv_heads, head_dim, dtype)
     places = positions, turns_of(positions, head_dim), head_dim
     exact = results(lambda *a: plain_attend(*a, *places), leaves(*inputs, dtype=torch.float64), dy)
     ours = results(lambda *a: attend(*a, *places), leaves(*inputs), dy)
-    in_pairs = kind == "native" and "avx512_bf16" in _processor()
-    of_y, of_gradients = ERRORS[in_pairs]
+    in_pairs = kind == "native" and "avx512_bf16" in _processor() and dtype == torch.bfloat16
+    of_y, of_gradients = ERRORS["pairs" if in_pairs else str(dtype).removeprefix("torch.")]
     for found, expected, errors in zip(ours, exact, (of_y, *[of_gradients] * 3), strict=True):
-        assert (found.dtype, found.shape) == (torch.bfloat16, expected.shape)
+        assert (found.dtype, found.shape) == (dtype, expected.shape)
         if expected.abs().max() < 1e-9:  # a token alone has no choice
             assert found.abs().max() < 1e-5
         else:
@@ -207,8 +235,8 @@ def test_attend(kind: str, heads: int, kv_heads: int, head_dim: int, documents: 
 
 
 @pytest.mark.parametrize("seq", [1, 40, 150])
-def test_rows_of_one_document_need_no_positions(kind: str, seq: int) -> None:
-    *inputs, dy = projections(3, seq, 4, 2, 32)
+def test_rows_of_one_document_need_no_positions(kind: str, seq: int, dtype: torch.dtype) -> None:
+    *inputs, dy = projections(3, seq, 4, 2, 32, dtype)
     positions = torch.arange(seq).repeat(3, 1)
     turns = turns_of(positions, 32)
     expected = results(lambda *a: attend(*a, positions, turns, 32), leaves(*inputs), dy)
@@ -227,10 +255,10 @@ def test_rows_may_begin_within_a_document(kind: str) -> None:
         assert difference(found, expected) < 1e-2
 
 
-def test_a_document_is_what_it_is_alone(kind: str) -> None:
+def test_a_document_is_what_it_is_alone(kind: str, dtype: torch.dtype) -> None:
     documents = [[30, 100, 1], [70, 60, 1]]
     positions = packed(documents)
-    *inputs, dy = projections(2, 131, 4, 2, 32)
+    *inputs, dy = projections(2, 131, 4, 2, 32, dtype)
     places = positions, turns_of(positions, 32), 32
     together = results(lambda *a: attend(*a, *places), leaves(*inputs), dy)
     for row, lengths in enumerate(documents):
@@ -259,9 +287,9 @@ def test_scores_far_from_each_other(kind: str, chosen: str) -> None:
     assert dk.abs().max() < 1e-3
     d_values = dy.double().unflatten(-1, (2, 32)).sum(2)
     if chosen == "last":
-        assert difference(dv, d_values) < ROUNDING
+        assert difference(dv, d_values) < ROUNDING[torch.bfloat16]
     else:
-        assert difference(dv[:, 0], d_values.sum(1)) < ROUNDING
+        assert difference(dv[:, 0], d_values.sum(1)) < ROUNDING[torch.bfloat16]
         assert dv[:, 1:].abs().max() < 1e-20
 
 
@@ -309,8 +337,8 @@ def test_a_long_document(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("rows", "vocab"), [(1, 2), (7, 33), (40, 1000), (3, 4097)])
-def test_loss_rows(kind: str, rows: int, vocab: int) -> None:
-    logits = numbers(rows, vocab) * 5
+def test_loss_rows(kind: str, rows: int, vocab: int, dtype: torch.dtype) -> None:
+    logits = numbers(rows, vocab, dtype=dtype) * 5
     targets = torch.arange(rows) * 7 % vocab
     targets[1::3] = -100
     expected, gradient = results(
@@ -321,7 +349,10 @@ def test_loss_rows(kind: str, rows: int, vocab: int) -> None:
     losses = loss_rows_(logits, targets, 0.125)
     assert (losses.dtype, losses.shape) == (torch.float32, (rows,))
     assert (losses - expected).abs().max() < 1e-5
-    assert is_rounded(logits, gradient)
+    if dtype == torch.float32:  # of a target that is all but certain it is what 1 leaves
+        assert (logits - gradient).abs().max() < 0.125 * 4e-6
+    else:
+        assert is_rounded(logits, gradient)
     assert not logits[targets == -100].any()
 
 
@@ -354,21 +385,23 @@ def test_a_target_that_is_no_token_is_an_error_not_a_write(kind: str, target: in
     assert torch.equal(logits, before)
 
 
-def runs() -> dict[str, Callable[[], list[Tensor]]]:
+def runs(dtype: torch.dtype = torch.bfloat16) -> dict[str, Callable[[], list[Tensor]]]:
     """Each kernel's results and gradients, of one input."""
     positions = packed([[3, 61, 1, 15, 17, 33], [130]])
-    *heads, dy = projections(2, 130, 4, 2, 32)
+    *heads, dy = projections(2, 130, 4, 2, 32, dtype)
     turns = turns_of(positions, 32)
 
     def losses() -> list[Tensor]:
-        logits = numbers(77, 333)
+        logits = numbers(77, 333, dtype=dtype)
         return [loss_rows_(logits, torch.arange(77), 1.0), logits]
 
-    wide, narrow = numbers(777, 96, dtype=torch.float32), numbers(777, 96, seed=1)
+    wide, narrow = numbers(777, 96, dtype=torch.float32), numbers(777, 96, seed=1, dtype=dtype)
     weight = numbers(96, seed=2, dtype=torch.float32)
     return {
-        "rms_norm": lambda: results(lambda *a: rms_norm(*a, 1e-5), leaves(wide, weight), narrow),
-        "gate": lambda: results(gate, leaves(wide.bfloat16(), narrow), narrow),
+        "rms_norm": lambda: results(
+            lambda *a: rms_norm(*a, 1e-5, dtype), leaves(wide, weight), narrow
+        ),
+        "gate": lambda: results(gate, leaves(wide.to(dtype), narrow), narrow),
         "attend": lambda: results(lambda *a: attend(*a, positions, turns, 32), leaves(*heads), dy),
         "loss_rows_": losses,
     }
@@ -376,8 +409,10 @@ def runs() -> dict[str, Callable[[], list[Tensor]]]:
 
 @pytest.mark.parametrize("name", runs())
 @pytest.mark.parametrize("threads", [2, 3, 7])
-def test_results_do_not_depend_on_threads(kind: str, name: str, threads: int) -> None:
-    before, run = torch.get_num_threads(), runs()[name]
+def test_results_do_not_depend_on_threads(
+    kind: str, name: str, threads: int, dtype: torch.dtype
+) -> None:
+    before, run = torch.get_num_threads(), runs(dtype)[name]
     try:
         torch.set_num_threads(1)
         one = run()
@@ -401,8 +436,8 @@ def test_tensors_that_are_not_contiguous() -> None:
 
     for function, tensors, places in (
         (attend, inputs, (positions, turns, 32)),
-        (rms_norm, [wide, weight], (1e-5,)),
-        (lambda x, y, w: sum(add_rms_norm(x, y, w, 1e-5, 2)), [wide, dy, weight], ()),
+        (rms_norm, [wide, weight], (1e-5, torch.bfloat16)),
+        (lambda *a: sum(add_rms_norm(*a, 1e-5, dy.dtype, 2)), [wide, dy, weight], ()),
         (gate, [inputs[0], dy], ()),
     ):
         strided = [spread(p) if isinstance(p, Tensor) else p for p in places]
@@ -422,8 +457,8 @@ def test_what_is_computed_again_is_the_same(reentrant: bool) -> None:
     weight, turns = numbers(128, dtype=torch.float32), turns_of(positions, 32)
 
     def layers(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> Tensor:
-        y = attend(rms_norm(q, weight, 1e-5), k, v, positions, turns, 32)
-        return gate(y, rms_norm(v, weight, 1e-5))
+        y = attend(rms_norm(q, weight, 1e-5, q.dtype), k, v, positions, turns, 32)
+        return gate(y, rms_norm(v, weight, 1e-5, v.dtype))
 
     plain, again = leaves(*inputs, weight), leaves(*inputs, weight)
     y, other = layers(*plain), checkpoint(layers, *again, use_reentrant=reentrant)
@@ -442,7 +477,7 @@ def test_some_inputs_may_be_frozen(frozen: tuple[int, ...]) -> None:
     turns, weight = turns_of(positions, 32), numbers(64, dtype=torch.float32)
     for function, tensors in (
         (lambda *a: attend(*a, positions, turns, 32), inputs),
-        (lambda *a: rms_norm(*a, 1e-5), [inputs[1], weight]),
+        (lambda *a: rms_norm(*a, 1e-5, torch.bfloat16), [inputs[1], weight]),
         (gate, [inputs[1], inputs[2]]),
     ):
         all_learn, some_learn = leaves(*tensors), leaves(*tensors)
@@ -461,7 +496,7 @@ def test_some_inputs_may_be_frozen(frozen: tuple[int, ...]) -> None:
 @needs_compiler
 def test_nothing_is_kept_without_gradients() -> None:
     x = numbers(4, 32)
-    assert rms_norm(x, torch.ones(32), 1e-5).grad_fn is None
+    assert rms_norm(x, torch.ones(32), 1e-5, x.dtype).grad_fn is None
     with torch.no_grad():
         assert not gate(*leaves(x, x)).requires_grad
 
@@ -478,8 +513,8 @@ def test_a_gradient_of_a_gradient_is_refused() -> None:
 def test_a_weight_in_bfloat16_gets_its_gradient_so() -> None:
     x, weight = leaves(numbers(9, 32), numbers(32, seed=1))
     wide_x, wide = leaves(x, weight, dtype=torch.float32)
-    rms_norm(x, weight, 1e-5).sum().backward()
-    rms_norm(wide_x, wide, 1e-5).sum().backward()
+    rms_norm(x, weight, 1e-5, x.dtype).sum().backward()
+    rms_norm(wide_x, wide, 1e-5, x.dtype).sum().backward()
     assert torch.equal(weight.grad, wide.grad.bfloat16())
 
 
@@ -508,28 +543,32 @@ def test_what_does_not_fit_is_refused(changed: int) -> None:
 @needs_compiler
 def test_other_dtypes_and_shapes_are_refused() -> None:
     x = numbers(4, 32)
-    with pytest.raises(TypeError, match=r"ups is torch\.float32 on cpu"):
+    with pytest.raises(TypeError, match=r"ups is torch\.float32 where torch\.bfloat16"):
         gate(x, x.float())
     with pytest.raises(TypeError, match=r"v is torch\.float16"):
         attend(x, x, x.half(), None, turns_of(torch.arange(4), 32), 32)
     with pytest.raises(TypeError, match=r"x is torch\.float16"):
-        rms_norm(x.half(), torch.ones(32), 1e-5)
+        rms_norm(x.half(), torch.ones(32), 1e-5, torch.float16)
     with pytest.raises(TypeError, match="on meta"):
-        rms_norm(x.to("meta"), torch.ones(32), 1e-5)
-    with pytest.raises(TypeError, match=r"logits is torch\.float32"):
-        loss_rows_(x.float(), torch.zeros(4, dtype=torch.long), 1.0)
+        rms_norm(x.to("meta"), torch.ones(32), 1e-5, x.dtype)
+    with pytest.raises(TypeError, match=r"norm of x in torch\.bfloat16 .* not in torch\.float32"):
+        rms_norm(x, torch.ones(32), 1e-5, torch.float32)
+    with pytest.raises(TypeError, match=r"norm of x in torch\.float32 .* not in torch\.float16"):
+        rms_norm(x.float(), torch.ones(32), 1e-5, torch.float16)
+    with pytest.raises(TypeError, match=r"logits is torch\.float64"):
+        loss_rows_(x.double(), torch.zeros(4, dtype=torch.long), 1.0)
     with pytest.raises(ValueError, match=r"gates \(4, 32\) and ups \(4, 16\)"):
         gate(x, x[:, :16])
     with pytest.raises(TypeError, match=r"branch is torch\.float32"):
-        add_rms_norm(x, x.float(), torch.ones(32), 1e-5, 1)
+        add_rms_norm(x, x.float(), torch.ones(32), 1e-5, x.dtype, 1)
     for weight, branch in ((16, None), (32, x[:3])):
         with pytest.raises(
             ValueError, match=rf"x \(4, 32\), weight \({weight},\) and branch .*fit"
         ):
-            add_rms_norm(x, branch, torch.ones(weight), 1e-5, 1)
+            add_rms_norm(x, branch, torch.ones(weight), 1e-5, x.dtype, 1)
     for uses in (0, 4):
         with pytest.raises(ValueError, match=f"uses={uses} should be from 1 to 3"):
-            add_rms_norm(x, None, torch.ones(32), 1e-5, uses)
+            add_rms_norm(x, None, torch.ones(32), 1e-5, x.dtype, uses)
     for logits, rows in ((x, 3), (x[:, ::2], 4), (x[0], 4)):
         with pytest.raises(ValueError, match="should be"):
             loss_rows_(logits, torch.zeros(rows, dtype=torch.long), 1.0)

@@ -79,10 +79,12 @@ def bench(
         threads_ = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
         place = f"{machine['processor']}, {threads_}, torch {machine['torch']}"
         parallel.say(f"{title}\n{place}")
-        ceiling = {"read": read_rate(plan.device), "multiply": matrix_rate(plan.device)}
+        dtype = parallel.select_dtype(plan.device)
+        ceiling = {"read": read_rate(plan.device), "multiply": matrix_rate(plan.device, dtype)}
         parallel.say(
             f"ceiling: torch reads {ceiling['read'] / 1e9:.1f} GB/s and multiplies "
-            f"{ceiling['multiply'] / 1e12:.2f} TFLOP/s in bfloat16"
+            f"{ceiling['multiply'] / 1e12:.2f} TFLOP/s in "
+            f"{str(dtype).removeprefix('torch.')}"
         )
         for note in plan.notes:
             parallel.say(note)

@@ -34,13 +34,21 @@ from llama.formats import GROUP, TILE
 
 PARTS = 8  # of the sums of a row parallel layer, in all: for 1, 2, 4 or 8 ranks
 MOST_ROWS = 16  # of a block's half: more are a matter for matrix products
-_HEADERS, _CODE = (
-    [Path(__file__).with_name(name) for name in names]
-    for names in (
-        ("vectors.h", "linear.h", "block.h", "training.h", "tiles.h"),
-        ("linear.c", "block.c", "prompt.c", "training.c", "documents.c"),
-    )
-)
+_HEADERS = ("vectors.h", "linear.h", "block.h", "training.h", "tiles.h")
+# What each library is made of, and with which flags.
+_CODE: dict[str, list[tuple[str, tuple[str, ...]]]] = {
+    "inference": [("linear.c", ()), ("block.c", ()), ("prompt.c", ())],
+    "training": [
+        (source, flags)
+        for source in ("training.c", "documents.c")
+        for flags in ((), ("-DIN_FLOAT32",))
+    ],
+}
+# What it costs to have none.
+_COST = {
+    "inference": "decoding takes 2.5 times as long, of int8 and int4 weights over 100 times",
+    "training": "training takes longer",
+}
 
 
 class Packed(NamedTuple):
@@ -69,8 +77,8 @@ def linear(x: Tensor, weight: Tensor | Packed, as_float: bool = False, parts: in
     in `parts`, 1, 2, 4 or 8 of equal length, that are added up in pairs, (0 + 1) + (2 + 3): where
     ranks divide the inputs, N of them with `PARTS` / N each get the last bit that one gets.
     """
-    library = _library()
-    if library is None:
+    native = library("inference")
+    if native is None:
         if isinstance(weight, Packed):
             y = F.linear(_rounded(x), unpack(weight, torch.float32))
             return y if as_float else y.bfloat16()
@@ -80,32 +88,32 @@ def linear(x: Tensor, weight: Tensor | Packed, as_float: bool = False, parts: in
     x, n = x.contiguous(), weight.shape[0]
     y = x.new_empty(len(x), n, dtype=torch.float32 if as_float else torch.bfloat16)
     matrix = _Matrix.of(weight, parts)
-    _check(library.linear(ctypes.byref(matrix), x.data_ptr(), y.data_ptr(), len(x), as_float))
+    _check(native.linear(ctypes.byref(matrix), x.data_ptr(), y.data_ptr(), len(x), as_float))
     return y
 
 
 def attends(head_dim: int) -> bool:
     """Whether `attend`, `normalize` and `gate` are there, for a prompt's many rows."""
-    library = _library()
-    return library is not None and bool(library.attends(head_dim))
+    native = library("inference")
+    return native is not None and bool(native.attends(head_dim))
 
 
 def normalize(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm of x (..., dim), all in bfloat16."""
-    library = _library()
-    assert library is not None
+    native = library("inference")
+    assert native is not None
     x = x.contiguous()
     y, dim = torch.empty_like(x), x.shape[-1]
     pointers = x.data_ptr(), weight.data_ptr(), eps, y.data_ptr()
-    library.normalize_rows(*pointers, x.numel() // dim, dim)
+    native.normalize_rows(*pointers, x.numel() // dim, dim)
     return y
 
 
 def gate(gates: Tensor, ups: Tensor) -> Tensor:
     """silu(gates) * ups, in the place of `gates`; both bfloat16 and contiguous."""
-    library = _library()
-    assert library is not None
-    library.gate_rows(gates.data_ptr(), ups.data_ptr(), gates.numel())
+    native = library("inference")
+    assert native is not None
+    native.gate_rows(gates.data_ptr(), ups.data_ptr(), gates.numel())
     return gates
 
 
@@ -123,16 +131,16 @@ def attend(
     `q` (batch, seq, n_heads * head_dim) is rotated in place; `k` and `v` (batch, seq, n_kv_heads *
     head_dim) go to the cache, `k` rotated. The others and what it raises as in `AttentionHalf`.
     """
-    library = _library()
-    assert library is not None
+    native = library("inference")
+    assert native is not None
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     cache, places = _cache(keys, values), _places(q, start, turns)
     where = ctypes.byref(cache), ctypes.byref(places)
     head_dim = keys.shape[-1]
     sizes = q.shape[-1] // head_dim, k.shape[-1] // head_dim, head_dim
     y = torch.empty_like(q)
-    _check(library.store_rows(*where, q.data_ptr(), k.data_ptr(), v.data_ptr(), *sizes))
-    _check(library.attend_rows(*where, q.data_ptr(), y.data_ptr(), *sizes))
+    _check(native.store_rows(*where, q.data_ptr(), k.data_ptr(), v.data_ptr(), *sizes))
+    _check(native.attend_rows(*where, q.data_ptr(), y.data_ptr(), *sizes))
     return y
 
 
@@ -145,13 +153,13 @@ def pack(weight: Tensor, bits: int) -> Packed:
     n, k = weight.shape
     if n % TILE or k % GROUP:
         raise ValueError(f"a matrix of {n} x {k} can't be packed in tiles of {TILE} x {GROUP}")
-    library = _library()
-    if library is not None:
+    native = library("inference")
+    if native is not None:
         data = torch.empty(n // TILE, k // GROUP, GROUP * TILE * bits // 8, dtype=torch.uint8)
         scales = torch.empty(n // TILE, k // GROUP, TILE, dtype=torch.float16)
         weight = weight.contiguous()
         pointers = (t.data_ptr() for t in (weight, data, scales))
-        library.pack_linear(*pointers, n, k, bits)
+        native.pack_linear(*pointers, n, k, bits)
         return Packed(data, scales)
     groups = weight.float().view(n, k // GROUP, GROUP)
     highest = 2 ** (bits - 1) - 1
@@ -260,7 +268,7 @@ def _check(status: int) -> None:
 
 def available() -> bool:
     """Whether there are native kernels; the first call compiles them."""
-    return _library() is not None
+    return library("inference") is not None
 
 
 def _places(x: Tensor, start: int | Tensor, turns: Tensor) -> _Places:
@@ -318,13 +326,13 @@ class AttentionHalf:
         is float32 and lacks x: other ranks' parts are to be added. Raises IndexError for a position
         that the cache does not have.
         """
-        library = _library()
-        assert library is not None
+        native = library("inference")
+        assert native is not None
         x = x.contiguous()
         y = torch.empty_like(x, dtype=torch.float32 if partial else None)
         places, cache = _places(x, start, turns), _cache(keys, values)
         parts = (ctypes.byref(part) for part in (self._layer, cache, places))
-        _check(library.attention(*parts, x.data_ptr(), y.data_ptr(), partial))
+        _check(native.attention(*parts, x.data_ptr(), y.data_ptr(), partial))
         return y
 
 
@@ -344,64 +352,69 @@ class FeedForwardHalf:
 
     def __call__(self, x: Tensor, partial: bool) -> Tensor:
         """x (..., dim) and the result as in `AttentionHalf`."""
-        library = _library()
-        assert library is not None
+        native = library("inference")
+        assert native is not None
         x = x.contiguous()
         y = torch.empty_like(x, dtype=torch.float32 if partial else None)
         rows = x.numel() // x.shape[-1]
         layer = ctypes.byref(self._layer)
-        _check(library.feed_forward(layer, x.data_ptr(), y.data_ptr(), rows, partial))
+        _check(native.feed_forward(layer, x.data_ptr(), y.data_ptr(), rows, partial))
         return y
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def library(part: str) -> ctypes.CDLL | None:
+    """The functions for `part`, "inference" or "training"; None, with a notice, without them."""
     target = os.environ.get("LLAMA_KERNELS", "native")
     try:
         if target == "off":
             raise OSError("LLAMA_KERNELS=off")
-        path = compiled(target)
+        path = compiled(part, target)
     except (OSError, subprocess.CalledProcessError) as error:
         lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        cost = "decoding takes 2.5 times as long, of int8 and int4 weights over 100 times"
-        parallel.notice(f"no native kernels, {cost}: {lines[-1]:.200}")
+        parallel.notice(f"no native kernels, {_COST[part]}: {lines[-1]:.200}")
         return None
     if target != "native":
         parallel.notice(
             f"native kernels for {target}, where this processor may be faster (LLAMA_KERNELS)"
         )
-    return bind(path)
+    return bind(part, path)
 
 
-def bind(path: Path) -> ctypes.CDLL:
+def bind(part: str, path: Path) -> ctypes.CDLL:
     """A compiled library, its functions declared."""
-    library = ctypes.CDLL(str(path))
+    native = ctypes.CDLL(str(path))
     pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    library.linear.argtypes = [*[pointer] * 3, size, flag]
-    library.attention.argtypes = [*[pointer] * 5, flag]
-    library.feed_forward.argtypes = [*[pointer] * 3, size, flag]
-    library.attends.argtypes = [size]
-    library.normalize_rows.argtypes = [*[pointer] * 2, ctypes.c_double, pointer, size, size]
-    library.normalize_rows.restype = None
-    library.gate_rows.argtypes = [pointer, pointer, size]
-    library.gate_rows.restype = None
-    library.store_rows.argtypes = [*[pointer] * 5, *[size] * 3]
-    library.attend_rows.argtypes = [*[pointer] * 4, *[size] * 3]
-    library.pack_linear.argtypes = [*[pointer] * 3, *[size] * 2, flag]
-    library.pack_linear.restype = None
-    library.norm_rows.argtypes = library.norm_rows_back.argtypes = [pointer]
-    library.norm_rows.restype = library.norm_rows_back.restype = None
-    library.gate_numbers.argtypes = [*[pointer] * 3, size]
-    library.gate_numbers.restype = None
-    library.gate_numbers_back.argtypes = [*[pointer] * 5, size]
-    library.gate_numbers_back.restype = None
-    library.loss_rows.argtypes = [pointer, pointer, ctypes.c_float, pointer, size, size]
-    library.attend_documents.argtypes = [pointer]
-    return library
+    if part == "inference":
+        native.linear.argtypes = [*[pointer] * 3, size, flag]
+        native.attention.argtypes = [*[pointer] * 5, flag]
+        native.feed_forward.argtypes = [*[pointer] * 3, size, flag]
+        native.attends.argtypes = [size]
+        native.normalize_rows.argtypes = [*[pointer] * 2, ctypes.c_double, pointer, size, size]
+        native.normalize_rows.restype = None
+        native.gate_rows.argtypes = [pointer, pointer, size]
+        native.gate_rows.restype = None
+        native.store_rows.argtypes = [*[pointer] * 5, *[size] * 3]
+        native.attend_rows.argtypes = [*[pointer] * 4, *[size] * 3]
+        native.pack_linear.argtypes = [*[pointer] * 3, *[size] * 2, flag]
+        native.pack_linear.restype = None
+        return native
+    for dtype in ("bfloat16", "float32"):
+        for name, arguments, result in (
+            ("norm_rows", [pointer], None),
+            ("norm_rows_back", [pointer], None),
+            ("gate_numbers", [*[pointer] * 3, size], None),
+            ("gate_numbers_back", [*[pointer] * 5, size], None),
+            ("loss_rows", [pointer, pointer, ctypes.c_float, pointer, size, size], flag),
+            ("attend_documents", [pointer], flag),
+        ):
+            function = getattr(native, f"{name}_{dtype}")
+            function.argtypes, function.restype = arguments, result
+    return native
 
 
-def compiled(target: str = "native") -> Path:
-    """The compiled library, made if it is not there for this source, compiler and processor.
+def compiled(part: str, target: str = "native") -> Path:
+    """The library for `part`, made if it is not there for this source, compiler and processor.
 
     `target` is an architecture that the compiler knows. Raises OSError or CalledProcessError.
     """
@@ -416,18 +429,20 @@ def compiled(target: str = "native") -> Path:
     # torch's own OpenMP, by its file: another copy would bring threads of its own.
     libraries = sorted(Path(torch.__file__).parent.glob("lib*/l*[!c]omp*.so*"))[:1]  # no compiler
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    made_from = [*(source.read_text() for source in _HEADERS + _CODE), version.stdout]
-    made_from += [compiler, *flags, *map(str, libraries), _processor()]
+    folder = Path(__file__).parent
+    names = *_HEADERS, *(name for name, _ in _CODE[part])
+    made_from = [*((folder / name).read_text() for name in names), version.stdout]
+    made_from += [part, compiler, *flags, *map(str, libraries), _processor()]
     name = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:16]
     path = files.cache_root() / "kernels" / f"llama-{name}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            objects = [Path(folder, f"{source.stem}.o") for source in _CODE]
-            made = Path(folder, path.name)
+        with tempfile.TemporaryDirectory(dir=path.parent) as space:
+            objects = [Path(space, f"{i}.o") for i in range(len(_CODE[part]))]
+            made = Path(space, path.name)
             _run_all(
-                [compiler, *flags, "-c", source, "-o", target]
-                for source, target in zip(_CODE, objects, strict=True)
+                [compiler, *flags, *more, "-c", folder / source, "-o", made_object]
+                for (source, more), made_object in zip(_CODE[part], objects, strict=True)
             )
             _run_all([[compiler, *flags, "-shared", *objects, *libraries, "-o", made, "-lm"]])
             made.replace(path)

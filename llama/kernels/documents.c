@@ -25,11 +25,11 @@ typedef struct {
     const int64_t *positions; /* (batch, seq), 0 where a document begins; NULL: only where a row does */
     const float *turns;       /* ([batch,] seq, head_dim / 2, 2): cosine, sine */
     int64_t turns_row;        /* floats from one row of the batch to the next */
-    const uint16_t *q, *k, *v; /* (batch, seq, heads or kv_heads, head_dim), not turned yet */
-    uint16_t *y;
+    const element *q, *k, *v; /* (batch, seq, heads or kv_heads, head_dim), not turned yet */
+    element *y;
     float *sums; /* (heads, batch, seq): base 2 logarithms of the sums of exponentials */
-    const uint16_t *dy;
-    uint16_t *dq, *dk, *dv;
+    const element *dy;
+    element *dq, *dk, *dv;
 } attention_pass;
 
 typedef struct {
@@ -68,17 +68,22 @@ static workspace *new_workspace(int64_t longest, int64_t head_dim) {
     return w;
 }
 
-/* Turns pairs of neighbours, which lie in 32 bits, by angles given as cosine and sine. */
-INLINE void turn(const uint16_t *x, const float *turns, int64_t head_dim, number *y) {
+/* Turns pairs of neighbours, which in bfloat16 lie in 32 bits, by angles given as cosine and sine. */
+INLINE void turn(const element *x, const float *turns, int64_t head_dim, number *y) {
 #pragma omp simd
     for (int64_t j = 0; j < head_dim / 2; j++) {
-        uint32_t pair, low, high;
         float even, odd, c = turns[2 * j], s = turns[2 * j + 1];
+#ifdef IN_FLOAT32
+        even = x[2 * j];
+        odd = x[2 * j + 1];
+#else
+        uint32_t pair, low, high;
         memcpy(&pair, x + 2 * j, 4);
         low = pair << 16;
         high = pair & 0xffff0000;
         memcpy(&even, &low, 4);
         memcpy(&odd, &high, 4);
+#endif
 #if WORD == 2
         pair = rounded(even * c - odd * s) | (uint32_t)rounded(even * s + odd * c) << 16;
         memcpy(y + 2 * j, &pair, 4);
@@ -89,20 +94,20 @@ INLINE void turn(const uint16_t *x, const float *turns, int64_t head_dim, number
     }
 }
 
-INLINE void copy_numbers(const uint16_t *x, int64_t head_dim, number *y) {
-#if WORD == 2
+INLINE void copy_numbers(const element *x, int64_t head_dim, number *y) {
+#if WORD == 2 || defined(IN_FLOAT32)
     memcpy(y, x, head_dim * sizeof *y);
 #else
     for (int64_t d = 0; d < head_dim; d += 16) store(y + d, widen(x + d));
 #endif
 }
 
-INLINE void fetch(const uint16_t *row, int64_t head_dim) {
-    for (int64_t d = 0; d < head_dim; d += 32) __builtin_prefetch(row + d);
+INLINE void fetch(const element *row, int64_t head_dim) {
+    for (int64_t d = 0; d < head_dim; d += 64 / sizeof *row) __builtin_prefetch(row + d);
 }
 
 /* Rows of x to (rows, head_dim), turned where there are turns, with zeros up to a multiple of 16. */
-static void load_rows(const uint16_t *x, int64_t x_row, const float *turns, int64_t rows,
+static void load_rows(const element *x, int64_t x_row, const float *turns, int64_t rows,
                       int64_t head_dim, number *y) {
     memset(y + rows * head_dim, 0, (rounded_up(rows, 16) - rows) * head_dim * sizeof *y);
     for (int64_t r = 0; r < rows; r++, x += x_row, y += head_dim) {
@@ -114,18 +119,18 @@ static void load_rows(const uint16_t *x, int64_t x_row, const float *turns, int6
     }
 }
 
-INLINE void turn_back(const float *x, float scale, const float *turns, int64_t head_dim, uint16_t *y) {
+INLINE void turn_back(const float *x, float scale, const float *turns, int64_t head_dim, element *y) {
 #pragma omp simd
     for (int64_t j = 0; j < head_dim / 2; j++) {
         float even = scale * x[2 * j], odd = scale * x[2 * j + 1], c = turns[2 * j], s = turns[2 * j + 1];
-        y[2 * j] = rounded(even * c + odd * s);
-        y[2 * j + 1] = rounded(odd * c - even * s);
+        y[2 * j] = element_of(even * c + odd * s);
+        y[2 * j + 1] = element_of(odd * c - even * s);
     }
 }
 
-INLINE void store_scaled(const float *x, float scale, int64_t head_dim, uint16_t *y) {
+INLINE void store_scaled(const float *x, float scale, int64_t head_dim, element *y) {
 #pragma omp simd
-    for (int64_t d = 0; d < head_dim; d++) y[d] = rounded(scale * x[d]);
+    for (int64_t d = 0; d < head_dim; d++) y[d] = element_of(scale * x[d]);
 }
 
 static void hide_future(float *scores, int64_t rows, int64_t columns) {
@@ -228,10 +233,10 @@ static void attend_block(const attention_pass *p, const document *doc, int64_t h
 }
 
 /* What the gradients of a query's weights are less on average: dY Y'. */
-static float mean_gradient(const uint16_t *dy, const uint16_t *y, int64_t head_dim) {
+static float mean_gradient(const element *dy, const element *y, int64_t head_dim) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t d = 0; d < head_dim; d++) sum += from_bf16(dy[d]) * from_bf16(y[d]);
+    for (int64_t d = 0; d < head_dim; d++) sum += number_of(dy[d]) * number_of(y[d]);
     return sum;
 }
 
@@ -314,7 +319,7 @@ static document *documents_of(const attention_pass *p, int64_t *count) {
 }
 
 /* Writes y and sums, or where there is dy the gradients of q, k and v. Returns 1 without memory. */
-int attend_documents(const attention_pass *p) {
+int NAMED(attend_documents)(const attention_pass *p) {
     const int64_t group = p->heads / p->kv_heads;
     int64_t count;
     int failed = 0;

@@ -1,7 +1,7 @@
 /* Products of small matrices that lie in the nearest cache, and the layouts that they need.
 
    A product's sums run over words, of 32 bits, that both operands are made of: pairs of bfloat16
-   numbers where the processor multiplies those, else single floats. In c = a b
+   numbers where the processor multiplies those and rows are made of them, else single floats. In c = a b
 
        a    (rows, words)       has each row's numbers beside each other
        b    (words, columns)    has each column's numbers of a word beside each other
@@ -13,7 +13,7 @@
 
 #include "training.h"
 
-#if defined(HAS_AVX512) && defined(__AVX512BF16__)
+#if defined(HAS_AVX512) && defined(__AVX512BF16__) && !defined(IN_FLOAT32)
 #define WORD 2 /* numbers in one */
 typedef uint16_t number;
 typedef __m512i words;

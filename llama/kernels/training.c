@@ -1,6 +1,6 @@
 /* What training does between matrix products besides attention: the norm, the gate and the loss, each
-   in one pass over memory, and their gradients. Rows are float32 or bfloat16 and every sum is float32.
-   How a row is computed depends neither on other rows nor on the number of threads. */
+   in one pass over memory, and their gradients. Every sum is float32. How a row is computed depends
+   neither on other rows nor on the number of threads. */
 
 #include "training.h"
 
@@ -9,25 +9,25 @@ enum { MOST_USES = 3 };
 /* A norm of x (rows, dim), to which `branch` is added first where there is one. Of the gradients those
    that are NULL add nothing, or are not wanted. kernels/training.py has the same. */
 typedef struct {
-    int64_t rows, dim, is_wide; /* x, sum and their gradients are float32, else bfloat16 */
+    int64_t rows, dim, is_wide; /* x, sum and their gradients are float32, else elements */
     double eps;
     const float *weight;
     const void *x;
-    const uint16_t *branch;
+    const element *branch;
     void *sum; /* x + branch; going back only this is read, and x where nothing was added */
-    uint16_t *y;
-    const uint16_t *dy[MOST_USES]; /* of each use that was made of y */
+    element *y;
+    const element *dy[MOST_USES]; /* of each use that was made of y */
     const void *d_sum;
     void *dx;
-    uint16_t *d_branch;
+    element *d_branch;
     float *d_weight; /* (parts, dim): of as many stretches of rows, and at last all in the first */
     int64_t parts;
 } norm_pass;
 
-/* Row b of floats, or of bfloat16 in `space`. */
+/* Row b of floats, or of elements in `space`. */
 INLINE const float *wide_row(const void *x, int64_t is_wide, int64_t b, int64_t dim, float *space) {
     if (is_wide) return (const float *)x + b * dim;
-    for (int64_t i = 0; i < dim; i++) space[i] = from_bf16(((const uint16_t *)x)[b * dim + i]);
+    for (int64_t i = 0; i < dim; i++) space[i] = number_of(((const element *)x)[b * dim + i]);
     return space;
 }
 
@@ -35,7 +35,7 @@ INLINE void store_row(const float *x, int64_t is_wide, int64_t b, int64_t dim, v
     if (is_wide)
         memcpy((float *)y + b * dim, x, dim * sizeof *x);
     else
-        for (int64_t i = 0; i < dim; i++) ((uint16_t *)y)[b * dim + i] = rounded(x[i]);
+        for (int64_t i = 0; i < dim; i++) ((element *)y)[b * dim + i] = element_of(x[i]);
 }
 
 INLINE float inverse_rms(const float *x, double eps, int64_t dim) {
@@ -46,7 +46,7 @@ INLINE float inverse_rms(const float *x, double eps, int64_t dim) {
 }
 
 /* sum = x + branch, y = sum / rms(sum) * weight. */
-void norm_rows(const norm_pass *p) {
+void NAMED(norm_rows)(const norm_pass *p) {
     const int64_t dim = p->dim;
 #pragma omp parallel
     {
@@ -55,14 +55,14 @@ void norm_rows(const norm_pass *p) {
         for (int64_t b = 0; b < p->rows; b++) {
             const float *x = wide_row(p->x, p->is_wide, b, dim, space);
             if (p->branch) {
-                const uint16_t *branch = p->branch + b * dim;
-                for (int64_t i = 0; i < dim; i++) space[i] = x[i] + from_bf16(branch[i]);
+                const element *branch = p->branch + b * dim;
+                for (int64_t i = 0; i < dim; i++) space[i] = x[i] + number_of(branch[i]);
                 store_row(space, p->is_wide, b, dim, p->sum);
                 x = wide_row(p->sum, p->is_wide, b, dim, space);
             }
             const float scale = inverse_rms(x, p->eps, dim);
-            uint16_t *y = p->y + b * dim;
-            for (int64_t i = 0; i < dim; i++) y[i] = rounded(x[i] * scale * p->weight[i]);
+            element *y = p->y + b * dim;
+            for (int64_t i = 0; i < dim; i++) y[i] = element_of(x[i] * scale * p->weight[i]);
         }
     }
 }
@@ -77,7 +77,7 @@ INLINE void norm_row_back(const norm_pass *p, int64_t b, float *space, float *d,
     memset(d, 0, dim * sizeof *d);
     for (int use = 0; use < MOST_USES; use++)
         if (p->dy[use])
-            for (int64_t i = 0; i < dim; i++) d[i] += from_bf16(p->dy[use][b * dim + i]);
+            for (int64_t i = 0; i < dim; i++) d[i] += number_of(p->dy[use][b * dim + i]);
     if (d_weight)
         for (int64_t i = 0; i < dim; i++) d_weight[i] += d[i] * x[i] * scale;
     float sum = 0;
@@ -93,7 +93,7 @@ INLINE void norm_row_back(const norm_pass *p, int64_t b, float *space, float *d,
     if (p->d_branch) store_row(d, 0, b, dim, p->d_branch);
 }
 
-void norm_rows_back(const norm_pass *p) {
+void NAMED(norm_rows_back)(const norm_pass *p) {
     const int64_t dim = p->dim, parts = p->parts;
 #pragma omp parallel
     {
@@ -119,52 +119,52 @@ INLINE float sigmoid(float x) {
 }
 
 /* y = silu(gates) * ups, over `count` numbers. */
-void gate_numbers(const uint16_t *gates, const uint16_t *ups, uint16_t *y, int64_t count) {
+void NAMED(gate_numbers)(const element *gates, const element *ups, element *y, int64_t count) {
 #pragma omp parallel for simd schedule(static)
     for (int64_t i = 0; i < count; i++) {
-        float gate = from_bf16(gates[i]);
-        y[i] = rounded(gate * sigmoid(gate) * from_bf16(ups[i]));
+        float gate = number_of(gates[i]);
+        y[i] = element_of(gate * sigmoid(gate) * number_of(ups[i]));
     }
 }
 
-void gate_numbers_back(const uint16_t *gates, const uint16_t *ups, const uint16_t *dy,
-                       uint16_t *d_gates, uint16_t *d_ups, int64_t count) {
+void NAMED(gate_numbers_back)(const element *gates, const element *ups, const element *dy,
+                              element *d_gates, element *d_ups, int64_t count) {
 #pragma omp parallel for simd schedule(static)
     for (int64_t i = 0; i < count; i++) {
-        float gate = from_bf16(gates[i]), up = from_bf16(ups[i]), d = from_bf16(dy[i]);
+        float gate = number_of(gates[i]), up = number_of(ups[i]), d = number_of(dy[i]);
         float open = sigmoid(gate);
-        d_ups[i] = rounded(d * gate * open);
-        d_gates[i] = rounded(d * up * open * (1.0f + gate * (1.0f - open)));
+        d_ups[i] = element_of(d * gate * open);
+        d_gates[i] = element_of(d * up * open * (1.0f + gate * (1.0f - open)));
     }
 }
 
 /* Of each row of logits (rows, vocab) the loss at its target; the logits become their gradients,
    (softmax - one at the target) * scale. Targets of -100 count for nothing: loss and gradients are 0.
    2, and nothing is written, for a target that is no token. */
-int loss_rows(uint16_t *logits, const int64_t *targets, float scale, float *losses, int64_t rows,
-              int64_t vocab) {
+int NAMED(loss_rows)(element *logits, const int64_t *targets, float scale, float *losses,
+                     int64_t rows, int64_t vocab) {
     for (int64_t b = 0; b < rows; b++)
         if (targets[b] != -100 && (targets[b] < 0 || targets[b] >= vocab)) return 2;
 #pragma omp parallel for schedule(static)
     for (int64_t b = 0; b < rows; b++) {
-        uint16_t *x = logits + b * vocab;
+        element *x = logits + b * vocab;
         if (targets[b] == -100) {
             memset(x, 0, vocab * sizeof *x);
             losses[b] = 0;
             continue;
         }
-        float most = -INFINITY, sum = 0, at_target = from_bf16(x[targets[b]]);
+        float most = -INFINITY, sum = 0, at_target = number_of(x[targets[b]]);
 #pragma omp simd reduction(max : most)
-        for (int64_t i = 0; i < vocab; i++) most = from_bf16(x[i]) > most ? from_bf16(x[i]) : most;
+        for (int64_t i = 0; i < vocab; i++) most = number_of(x[i]) > most ? number_of(x[i]) : most;
         float shift = most * LOG2_E;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < vocab; i++) sum += power_of_two(from_bf16(x[i]) * LOG2_E - shift);
+        for (int64_t i = 0; i < vocab; i++) sum += power_of_two(number_of(x[i]) * LOG2_E - shift);
         float share = scale / sum;
 #pragma omp simd
         for (int64_t i = 0; i < vocab; i++)
-            x[i] = rounded(power_of_two(from_bf16(x[i]) * LOG2_E - shift) * share);
+            x[i] = element_of(power_of_two(number_of(x[i]) * LOG2_E - shift) * share);
         float weight = power_of_two(at_target * LOG2_E - shift) / sum;
-        x[targets[b]] = rounded((weight - 1.0f) * scale);
+        x[targets[b]] = element_of((weight - 1.0f) * scale);
         losses[b] = logf(sum) + (most - at_target);
     }
     return 0;

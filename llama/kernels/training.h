@@ -1,4 +1,5 @@
-/* What the sources for training share. */
+/* What the sources for training share. They are compiled twice, for what lies in bfloat16 and, with
+   IN_FLOAT32, in float32. */
 
 #ifndef TRAINING_H
 #define TRAINING_H
@@ -32,5 +33,17 @@ INLINE uint16_t rounded(float f) {
     memcpy(&bits, &f, 4);
     return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
+
+#ifdef IN_FLOAT32
+#define NAMED(name) name##_float32
+typedef float element;
+INLINE float number_of(element x) { return x; }
+INLINE element element_of(float f) { return f; }
+#else
+#define NAMED(name) name##_bfloat16
+typedef uint16_t element;
+INLINE float number_of(element x) { return from_bf16(x); }
+INLINE element element_of(float f) { return rounded(f); }
+#endif
 
 #endif

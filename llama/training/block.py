@@ -1,8 +1,8 @@
 """A transformer block whose norms, attention and gate are native kernels, for training on a CPU.
 
 The matrix products stay with the block's own layers, called as modules: parallel, packed, or with
-an adapter around them. Without bfloat16 autocast, with a cache, on another device, while it is
-compiled or where there is no compiler the block goes its own way, which computes the same.
+an adapter around them. In float16, with a cache, on another device, while it is compiled or where
+there is no compiler the block goes its own way, which computes the same.
 """
 
 import torch
@@ -33,21 +33,21 @@ class TrainingBlock(TransformerBlock):
         """As `TransformerBlock.forward`."""
         positions = start_pos if isinstance(start_pos, Tensor) else None
         is_plain = mask is None or positions is not None
-        if cache is not None or not is_plain or not self._is_native(x):
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        if cache is not None or not is_plain or not self._is_native(x, dtype):
             return super().forward(x, start_pos, freqs_cis, mask, cache)
         a, f, norm = self.attention, self.feed_forward, self.attention_norm
-        x, *n = add_rms_norm(x, None, norm.weight, norm.eps, 3)
+        x, *n = add_rms_norm(x, None, norm.weight, norm.eps, dtype, 3)
         y = attend(a.wq(n[0]), a.wk(n[1]), a.wv(n[2]), positions, freqs_cis, a.head_dim)
         norm = self.ffn_norm
-        h, *n = add_rms_norm(x, a.wo(y), norm.weight, norm.eps, 2)
+        h, *n = add_rms_norm(x, a.wo(y), norm.weight, norm.eps, dtype, 2)
         return h + f.w2(gate(f.w1(n[0]), f.w3(n[1])))
 
-    def _is_native(self, x: Tensor) -> bool:
+    def _is_native(self, x: Tensor, dtype: torch.dtype) -> bool:
         return (
             x.device.type == "cpu"
-            and x.dtype in (torch.float32, torch.bfloat16)
-            and torch.is_autocast_enabled("cpu")
-            and torch.get_autocast_dtype("cpu") == torch.bfloat16
+            and x.dtype in (torch.float32, dtype)
+            and dtype in (torch.float32, torch.bfloat16)
             and not torch.compiler.is_compiling()
             and trains(self.attention.head_dim)
         )

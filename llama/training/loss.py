@@ -13,8 +13,7 @@ from fairscale.nn.model_parallel.layers import ColumnParallelLinear
 from torch import Tensor, nn
 
 from llama import parallel
-from llama.kernels import available
-from llama.kernels.training import loss_rows_
+from llama.kernels.training import available, loss_rows_
 from llama.model import Transformer
 from llama.training.packing import IGNORED
 
@@ -101,7 +100,8 @@ def _losses_to_gradients(logits: Tensor, targets: Tensor) -> Tensor:
     Ranks hold the logits of a part of the vocabulary each.
     """
     ranks = parallel.model_parallel_size()
-    if ranks == 1 and available() and (logits.device.type, logits.dtype) == ("cpu", torch.bfloat16):
+    is_plain = logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.bfloat16)
+    if ranks == 1 and is_plain and available():
         return loss_rows_(logits, targets, 1.0)
     counted = targets != IGNORED
     local = targets - parallel.model_parallel_rank() * logits.shape[1]

@@ -31,6 +31,7 @@ from llama.quantize import packed_layers, use_format
 from llama.training.block import use_training_blocks
 from llama.training.config import TrainConfig
 from llama.training.loss import LanguageModelLoss
+from llama.training.muon import Muon
 from llama.training.packing import IGNORED, Batch
 from llama.weights import share
 
@@ -240,8 +241,7 @@ class Trainee:
 def _optimizers(model: Transformer, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """AdamW (Loshchilov and Hutter, 2019), or Muon for the blocks' matrices and it for the rest.
 
-    Norms do not decay. Muon's updates have the size of AdamW's (Liu et al., 2025), so that one
-    learning rate is for both.
+    Norms do not decay. One learning rate is for both.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = {
@@ -259,17 +259,8 @@ def _optimizers(model: Transformer, config: TrainConfig) -> list[torch.optim.Opt
     if groups:
         found.append(torch.optim.AdamW(groups, betas=config.betas, fused=True))
     if matrices:
-        if not hasattr(torch.optim, "Muon"):
-            raise ValueError(
-                f"optimizer muon needs torch 2.9 or newer, and this is {torch.__version__}"
-            )
-        found.append(
-            torch.optim.Muon(
-                [trained[name] for name in sorted(matrices)],
-                weight_decay=config.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
+        chosen = [trained[name] for name in sorted(matrices)]
+        found.append(Muon(chosen, config.weight_decay, config.dtype))
     return found
 
 
