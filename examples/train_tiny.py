@@ -9,7 +9,7 @@ its states lie in `tiny-2-run`: stopped with Ctrl-C, the same command goes on th
 
 It is one pass over documents that are made beforehand, in random order (see `mixture`): every story
 many times, in turn as it is and as the answer to a request for it; small talk, both speakers
-learned; and dialogs of `tiny_skills.py`, hardly any of them twice. Blocks' matrices are trained by
+learned; and dialogs of `tiny_skills`, hardly any of them twice. Blocks' matrices are trained by
 Muon, which gets about as far in half of AdamW's steps here.
 """
 

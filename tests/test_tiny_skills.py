@@ -13,29 +13,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from examples import tiny_skills
-from examples.tiny_skills import (
-    CALCULATOR,
-    FILLERS,
-    RELATIONS,
-    RULES,
-    SCORES,
-    SHARED,
-    TELLINGS,
-    UNKNOWN,
-    Fact,
-    Skills,
-    Turn,
-    calls_for,
-    ends_with_number,
-    evaluate,
-    exam,
-    is_held_out,
-    is_held_out_pair,
-    made_up_words,
-    offer,
-    score,
-)
+from examples.tiny_skills import Skills, exam, fillers, made_up_words, score
+from examples.tiny_skills.facts import RELATIONS, UNKNOWN, Fact, Turn
+from examples.tiny_skills.fillers import FILLERS, SHARED, is_held_out, is_held_out_pair
+from examples.tiny_skills.forms import RULES, TELLINGS
+from examples.tiny_skills.measure import SCORES
+from examples.tiny_skills.tools import CALCULATOR, calls_for, ends_with_number, evaluate, offer
 from llama import ChatFormat, Tokenizer
 
 WORDS = ("cat", "tree", "happy", "rainbow", "letters", "spoon")
@@ -54,7 +37,7 @@ NEW_STORIES = (
     "A girl saw a small frog called Pim. They swam. It was fun. They were glad.",
 )
 LEARNED = ("facts", "sums", "style", "names", "tools", "spelling")
-NAMES = {*tiny_skills.GIRLS, *tiny_skills.BOYS, *tiny_skills.PETS}
+NAMES = {*fillers.GIRLS, *fillers.BOYS, *fillers.PETS}
 
 
 def skills(seed: int = 1, held_out: bool = False, stories: tuple[str, ...] = ()) -> Skills:
@@ -242,14 +225,14 @@ def test_words_are_spelled() -> None:
 # Facts.
 
 LISTED = {
-    "animal": tiny_skills.ANIMALS,
-    "color": tiny_skills.COLORS,
-    "food": tiny_skills.FOODS,
-    "hobby": tiny_skills.HOBBIES,
-    "job": tiny_skills.JOBS,
-    "language": tiny_skills.LANGUAGES,
-    "spot": tiny_skills.SPOTS,
-    "transport": tiny_skills.TRANSPORT,
+    "animal": fillers.ANIMALS,
+    "color": fillers.COLORS,
+    "food": fillers.FOODS,
+    "hobby": fillers.HOBBIES,
+    "job": fillers.JOBS,
+    "language": fillers.LANGUAGES,
+    "spot": fillers.SPOTS,
+    "transport": fillers.TRANSPORT,
 }
 MATCHED = {
     "person": "[A-Z][a-z]+",
@@ -732,7 +715,7 @@ def test_examples_are_right_as_they_stand_and_wrong_otherwise(examples: dict) ->
 
 def test_too_few_examples_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     same = skills(held_out=True).styled()
-    monkeypatch.setattr(tiny_skills, "SCORES", {"style": lambda skills: same})
+    monkeypatch.setattr("examples.tiny_skills.measure.SCORES", {"style": lambda skills: same})
     with pytest.raises(ValueError, match="style: there are only 1 examples, not 5"):
         exam(skills(held_out=True), 5)
 
