@@ -3,10 +3,11 @@
     python benchmarks/training.py [--rounds 5] [--steps 4]
 
 A model of 30 million parameters with random weights, the same batches (rows of one document each),
-AdamW, clipping and bfloat16 products over float32 weights on both sides, in one process, in turns.
-transformers also runs with its weights in bfloat16 themselves, which is less work and learns worse.
-Before that come the machine's matrix rate and, with 6 operations a parameter and token, the share
-of it that each reaches. The last line is one JSON object. Needs transformers.
+AdamW and clipping on both sides, in one process, in turns. Products are in bfloat16 over float32
+weights, or where the processor has none in float32. Beside bfloat16 transformers also runs with its
+weights in bfloat16 themselves, which is less work and learns worse. Before that come the machine's
+matrix rate and, with 6 operations a parameter and token, the share of it that each reaches. The
+last line is one JSON object. Needs transformers.
 """
 
 import json
@@ -53,7 +54,9 @@ def ours(tokens: torch.Tensor, document: int) -> Callable[[], None]:
     return step
 
 
-def theirs(tokens: torch.Tensor, dtype: torch.dtype) -> Callable[[], None]:
+def theirs(
+    tokens: torch.Tensor, products: torch.dtype, dtype: torch.dtype = torch.float32
+) -> Callable[[], None]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -72,7 +75,7 @@ def theirs(tokens: torch.Tensor, dtype: torch.dtype) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, (0.9, 0.95), fused=True)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+        with torch.autocast("cpu", torch.bfloat16, enabled=products != dtype):
             loss = model(input_ids=tokens[:, :-1], labels=tokens[:, :-1]).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -94,19 +97,21 @@ def main(rounds: int = 5, steps: int = 4, rows: int = 8, seq_len: int = 512) -> 
     """
     keep_freed_memory()
     parallel.initialize()
+    products = TrainConfig().products(torch.device("cpu"))
     tokens = torch.randint(SHAPE.vocab_size, (rows, seq_len + 1))
     contenders = {
         "llama": ours(tokens, seq_len),
         "llama, documents of 128 tokens": ours(tokens, 128),
-        "transformers": theirs(tokens, torch.float32),
-        "transformers, weights in bfloat16": theirs(tokens, torch.bfloat16),
+        "transformers": theirs(tokens, products),
     }
+    if products == torch.bfloat16:
+        contenders["transformers, weights in bfloat16"] = theirs(tokens, products, products)
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     ceilings = []
     for step in contenders.values():
         step()
     for _ in range(rounds):
-        ceilings.append(matrix_rate(torch.device("cpu")))
+        ceilings.append(matrix_rate(torch.device("cpu"), products))
         for name, step in contenders.items():
             start = time.perf_counter()
             for _ in range(steps):
@@ -118,9 +123,11 @@ def main(rounds: int = 5, steps: int = 4, rows: int = 8, seq_len: int = 512) -> 
     ceiling = statistics.median(ceilings)
     print(
         f"{parameters / 1e6:.1f}M parameters, batches of {rows} x {seq_len} tokens, "
-        f"{torch.get_num_threads()} threads; the machine multiplies {ceiling / 1e12:.2f} TFLOP/s"
+        f"{torch.get_num_threads()} threads; the machine multiplies {ceiling / 1e12:.2f} TFLOP/s "
+        f"in {str(products).removeprefix('torch.')}"
     )
     result: dict[str, Any] = {"parameters": parameters, "matrix_rate": ceiling}
+    result["products"] = str(products)
     for name, each in rates.items():
         ratio = statistics.median(a / b for a, b in zip(each, rates["transformers"], strict=True))
         speed = statistics.median(each)

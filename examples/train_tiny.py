@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from examples.tiny_skills import Skills, exam, made_up_words, score
-from llama import Dialog, Llama, Message, Tokenizer, parallel
+from llama import Dialog, Llama, Message, Tokenizer
 from llama.cli import run
 from llama.convert import convert, new_folder
 from llama.model import ModelArgs
@@ -241,8 +241,7 @@ def main(data: str, out: str, seed: int = 1, share: float = 1.0) -> None:
     total = documents.lengths.sum()
     print(f"{len(documents):,} documents, {total:,} tokens, {documents.learned.sum():,} learned")
     measured = [text_document(tokenizer, story) for story in held_out(stories)]
-    config = replace(CONFIG, dtype=parallel.select_dtype(parallel.select_device()))
-    train(folder, tokenizer, documents, config, args=SHAPE, held_out=measured)
+    train(folder, tokenizer, documents, CONFIG, args=SHAPE, held_out=measured)
 
     convert(str(folder), str(target), "meta", dtype="bfloat16")
 

@@ -357,14 +357,17 @@ def save_model(
 
     Each rank that shares the model writes its shard. `weights` are this rank's, where the model's
     own are not whole. Weights that share memory (an output layer tied to the embedding) are stored
-    once. Raises ValueError for a quantized model.
+    once. Raises ValueError for a quantized or adapted model.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if weights is None:
         weights = model.state_dict()
     if missing := set(weight_shapes(model.params)) - set(weights):
-        raise ValueError(f"{sorted(missing)[0]} is quantized; save the model that it was made from")
+        raise ValueError(
+            f"{sorted(missing)[0]} is quantized or has an adapter; save the model that it was made "
+            "from"
+        )
     stored: dict[int, Entry] = {}
     entries = {}
     for name, weight in weights.items():

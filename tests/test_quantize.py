@@ -103,7 +103,7 @@ def test_a_bfloat16_model_is_still_a_model(tmp_path: Path) -> None:
     assert isinstance(layer, InferenceLinear)
     assert "layers.0.attention.wq.weight" in llama.model.state_dict()
     save_model(llama.model, tmp_path, llama.tokenizer.model_path, torch.bfloat16)
-    with pytest.raises(ValueError, match="is quantized; save the model that it was made from"):
+    with pytest.raises(ValueError, match="is quantized or has an adapter; save the model"):
         save_model(build("int8").model, tmp_path, llama.tokenizer.model_path, torch.bfloat16)
     tokens = torch.tensor([[1, 2, 3]])
     llama.model(tokens).sum().backward()

@@ -140,7 +140,7 @@ def train_command(
         warmup_steps=warmup_steps,
         weight_decay=weight_decay,
         clip=clip,
-        dtype=_dtype(dtype, chosen),
+        dtype=None if dtype is None else parallel.select_dtype(chosen, dtype),
         data_parallel=data_parallel,
         model_parallel_size=model_parallel_size,
         activation_checkpointing=activation_checkpointing,
@@ -204,17 +204,6 @@ def _start_processes(count: int | None, device: torch.device) -> None:
     runner += ["--nproc_per_node", str(count), "-m", "llama.training"]
     flags = sys.argv[1:]
     os.execv(sys.executable, [*runner, *flags[flags[:1] == ["train"] :]])
-
-
-def _dtype(name: str | None, device: torch.device) -> torch.dtype:
-    dtype = parallel.select_dtype(device, name)
-    if dtype == torch.float16:
-        if name is not None:
-            raise ValueError(
-                "dtype float16 has too small a range to train in; use bfloat16 or float32"
-            )
-        return torch.float32
-    return dtype
 
 
 def _check_start(base: str | None, params: str | None, shape: dict[str, int]) -> None:

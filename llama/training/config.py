@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from llama import parallel
 from llama.args import ModelArgs
 from llama.lora import LoraConfig
 
@@ -37,7 +38,7 @@ class TrainConfig:
     weight_decay: float = 0.1  # of matrices; norms have none
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0  # of the gradient's norm
-    dtype: torch.dtype = torch.bfloat16  # of products; trained weights are kept in float32
+    dtype: torch.dtype | None = None  # of products, see `products`; trained weights are float32
     data_parallel: str | None = None  # ddp or fsdp; None: fsdp on GPUs, else ddp
     model_parallel_size: int = 1
     activation_checkpointing: bool = False  # blocks are computed again for the gradient
@@ -69,6 +70,11 @@ class TrainConfig:
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is none of {', '.join(filter(None, known))}")
+        if self.dtype not in (None, torch.bfloat16, torch.float32):
+            raise ValueError(
+                f"dtype {str(self.dtype).removeprefix('torch.')} has too small a range to train "
+                "in; use bfloat16 or float32"
+            )
         if self.weight_decay < 0 or (self.warmup_steps or 0) < 0:
             raise ValueError("weight_decay and warmup_steps should be 0 or more")
         if self.optimizer == "muon" and (
@@ -86,6 +92,13 @@ class TrainConfig:
             raise ValueError(
                 "an adapter is trained with ddp, its frozen weights cut by model_parallel_size"
             )
+
+    def products(self, device: torch.device) -> torch.dtype:
+        """`dtype`; else bfloat16 where `device` multiplies it, float32 where not."""
+        if self.dtype is not None:
+            return self.dtype
+        best = parallel.select_dtype(device)
+        return torch.float32 if best == torch.float16 else best
 
     def sequence(self, args: ModelArgs) -> int:
         """Tokens of a sequence. Raises ValueError for more than the model's context."""
@@ -107,10 +120,6 @@ class TrainConfig:
             )
         at_most = self.micro_batch_size or max(_AT_ONCE // seq_len, 1)
         return min(at_most, self.batch_size // processes)
-
-    def steps_between(self, every: int | None, steps: int) -> int:
-        """How many steps lie between two evaluations, or two saved states."""
-        return every or min(max(steps // 20, 1), 250)
 
 
 def default_learning_rate(args: ModelArgs, from_base: bool, lora: bool) -> float:

@@ -130,7 +130,7 @@ class _Run:
             args, base is not None, config.lora is not None
         )
         self.progress = _Progress()
-        made_by = self._made_by()
+        made_by = self._made_by(device)
         state = latest_state(path / STATES)
         if state is not None:
             found = read_run(state)
@@ -155,7 +155,7 @@ class _Run:
         sizes = torch.tensor([_text_bytes(tokenizer, i) for i in range(tokenizer.n_words)])
         self.text_bytes = sizes.to(device)
 
-    def _made_by(self) -> dict[str, Any]:
+    def _made_by(self, device: torch.device) -> dict[str, Any]:
         """What has to be the same for a run to go on as the same run."""
         free = {"micro_batch_size", "eval_every", "save_every", "patience", "samples"}
         free |= {"data_parallel", "activation_checkpointing", "compile"}
@@ -165,6 +165,7 @@ class _Run:
             json.dumps(
                 {
                     **settings,
+                    "dtype": self.config.products(device),
                     "args": asdict(self.args),
                     "base": self.base and self.base.folder.path,
                     "documents": [len(lengths), int(lengths.sum())],
@@ -176,14 +177,14 @@ class _Run:
     def go(self, interrupted: Callable[[], bool]) -> None:
         """All steps that are left."""
         config, progress = self.config, self.progress
-        eval_every = config.steps_between(config.eval_every, self.steps)
+        eval_every = config.eval_every or min(max(self.steps // 20, 1), 250)
         save_every = config.save_every or eval_every
         report = Report(self.path / STATES, progress.step, self.steps)
         if progress.step:
             report.say(f"{self.path}: going on after step {progress.step}")
         rows = self.rows.rows(progress.step * config.batch_size)
         per_token = 6 * _product_parameters(self.args)
-        ceiling = matrix_rate(self.trainee.device, config.dtype, 2048) * dist.get_world_size()
+        ceiling = matrix_rate(self.trainee.device, self.trainee.dtype, 2048) * dist.get_world_size()
         stops = progress.step >= self.steps
         while not stops:
             begun = time.perf_counter()
@@ -322,7 +323,7 @@ class _Run:
                 assert self.base is not None
                 save_adapter(self.trainee.model, folder, self.base.folder.path)
             return
-        dtype = self.config.dtype
+        dtype = self.trainee.dtype
         weights = self.trainee.whole_weights(dtype)
         if parallel.data_parallel_rank() == 0:
             save_model(self.trainee.model, folder, self.tokenizer.model_path, dtype, weights)

@@ -52,7 +52,8 @@ class Trainee:
         device: torch.device,
     ) -> None:
         self.config, self.device = config, device
-        self._narrow = config.dtype != torch.float32
+        self.dtype = config.products(device)
+        self._narrow = self.dtype != torch.float32
         self.model = self._adapted(args, base) if config.lora else empty_model(args)
         if not config.compile:
             use_training_blocks(self.model)
@@ -76,7 +77,7 @@ class Trainee:
             self._fill(args, base)
         self.module.train()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizers = _optimizers(self.model, config)
+        self.optimizers = _optimizers(self.model, config, self.dtype)
         self._cut = _cut_parameters(self.model)
         if processes > 1 and not self._sharded:
             group = parallel.data_parallel_group()
@@ -101,7 +102,7 @@ class Trainee:
             else None
         )
         model = load_model(
-            base, self.device, config.dtype, convert_layer=convert, max_seq_len=args.max_seq_len
+            base, self.device, self.dtype, convert_layer=convert, max_seq_len=args.max_seq_len
         )
         if packed:
             use_format(model, config.quantize or base.quantize or "")
@@ -112,9 +113,7 @@ class Trainee:
         mesh = DeviceMesh.from_group(parallel.data_parallel_group(), self.device.type)
         policy = MixedPrecisionPolicy()
         if self._narrow:
-            policy = MixedPrecisionPolicy(
-                self.config.dtype, torch.float32, cast_forward_inputs=False
-            )
+            policy = MixedPrecisionPolicy(self.dtype, torch.float32, cast_forward_inputs=False)
         for block in self.model.layers:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(self.module, mesh=mesh, mp_policy=policy)
@@ -143,7 +142,7 @@ class Trainee:
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
         """In which products are made in the dtype that the run was set to."""
-        with torch.autocast(self.device.type, self.config.dtype, enabled=self._narrow):
+        with torch.autocast(self.device.type, self.dtype, enabled=self._narrow):
             yield
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -238,7 +237,9 @@ class Trainee:
         return found
 
 
-def _optimizers(model: Transformer, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def _optimizers(
+    model: Transformer, config: TrainConfig, dtype: torch.dtype
+) -> list[torch.optim.Optimizer]:
     """AdamW (Loshchilov and Hutter, 2019), or Muon for the blocks' matrices and it for the rest.
 
     Norms do not decay. One learning rate is for both.
@@ -260,7 +261,7 @@ def _optimizers(model: Transformer, config: TrainConfig) -> list[torch.optim.Opt
         found.append(torch.optim.AdamW(groups, betas=config.betas, fused=True))
     if matrices:
         chosen = [trained[name] for name in sorted(matrices)]
-        found.append(Muon(chosen, config.weight_decay, config.dtype))
+        found.append(Muon(chosen, config.weight_decay, dtype))
     return found
 
 
