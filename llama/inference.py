@@ -50,7 +50,7 @@ class InferenceBlock(TransformerBlock):
         return (
             (x.device.type, x.dtype) == ("cpu", torch.bfloat16)
             and not torch.is_grad_enabled()
-            and type(cache) is KVCache
+            and isinstance(cache, KVCache)
             and cache.suits(x)
             and cache.k.stride()[2:] == (cache.k.shape[3], 1)
             and kernels.available()
@@ -63,7 +63,7 @@ class InferenceBlock(TransformerBlock):
             self._halves = self._native_halves()
         attention, feed_forward = self._halves
         is_partial = parallel.model_parallel_size() > 1
-        y = attention(x, start_pos, freqs_cis, cache.k, cache.v, is_partial)
+        y = attention(x, start_pos, freqs_cis, cache, is_partial)
         if is_partial:
             y = x = (x + parallel.add_up(y)).bfloat16()
         z = feed_forward(y, is_partial)
@@ -75,7 +75,7 @@ class InferenceBlock(TransformerBlock):
         a, f, norm = self.attention, self.feed_forward, self.attention_norm
         n = kernels.normalize(x, norm.weight, norm.eps)
         q, k, v = (layer(n) for layer in (a.wq, a.wk, a.wv))
-        h = x + a.wo(kernels.attend(q, k, v, start_pos, freqs_cis, cache.k, cache.v))
+        h = x + a.wo(kernels.attend(q, k, v, start_pos, freqs_cis, cache))
         rows, norm = h.flatten(0, 1), self.ffn_norm
         for part in rows.split(_ROWS_AT_ONCE):
             n = kernels.normalize(part, norm.weight, norm.eps)

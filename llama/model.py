@@ -260,14 +260,15 @@ class Transformer(nn.Module):
             params.rope_high_freq_factor,
             params.rope_original_seq_len,
         )
+        self.cache_type: type[KVCache] = KVCache
         self.cache: KVCache | None = None
 
     def new_cache(self, batch_size: int, seq_len: int) -> KVCache:
-        """An empty cache of this rank's heads, in the model's dtype and on its device."""
+        """An empty `cache_type` of this rank's heads, in the model's dtype and on its device."""
         p, like = self.params, self.norm.weight
         heads = p.kv_heads_on_each_of(parallel.model_parallel_size())
         shape = (p.n_layers, batch_size, heads, seq_len, p.head_dim)
-        return KVCache.zeros(shape, like.dtype, like.device)
+        return self.cache_type.zeros(shape, like.dtype, like.device)
 
     def forward(
         self,

@@ -5,6 +5,7 @@ import torch
 from fixtures import KERNEL_TARGETS, difference, needs_compiler, run_ranks, use_kernels
 
 from llama import ModelArgs, Transformer, kernels, parallel
+from llama.cache import Int8KVCache, KVCache
 from llama.inference import InferenceBlock
 from llama.quantize import InferenceLinear, use_format
 
@@ -110,10 +111,28 @@ def test_lesser_processors_compute_the_same(target, heads, quantize, rows, monke
     assert difference(rows(model, some_tokens()), native) < 0.06
 
 
-@needs_compiler
 @pytest.mark.parametrize("rows", [few_rows, many_rows])
-def test_what_is_not_finite_stays_in_its_row(rows) -> None:
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("target", ["native", *KERNEL_TARGETS])
+def test_a_cache_in_int8_is_near_one_that_is_not(target, heads, rows, monkeypatch) -> None:
+    if target != "native":
+        use_kernels(target, monkeypatch)
+    model = model_of(*heads)
+    plain = exactly(model)
+    expected = rows(plain, some_tokens())
+    plain.cache_type = model.cache_type = Int8KVCache
+    use_format(model, "bfloat16")
+    rounded = difference(rows(plain, some_tokens()), expected)
+    assert 1e-3 < rounded < 0.03
+    assert difference(rows(model, some_tokens()), expected) < 0.04
+
+
+@needs_compiler
+@pytest.mark.parametrize("cache_type", [KVCache, Int8KVCache])
+@pytest.mark.parametrize("rows", [few_rows, many_rows])
+def test_what_is_not_finite_stays_in_its_row(rows, cache_type) -> None:
     model = model_of(4, 1, 64)
+    model.cache_type = cache_type
     tokens = some_tokens() % 63
     tokens[1, 250] = 63
     with torch.no_grad():
@@ -143,10 +162,14 @@ def test_it_is_as_near_to_the_truth_as_plain_bfloat16() -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("cache_type", [KVCache, Int8KVCache])
 @pytest.mark.parametrize("quantize", ["bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_a_row_depends_neither_on_others_nor_on_threads(quantize: str, threads: int) -> None:
+def test_a_row_depends_neither_on_others_nor_on_threads(
+    quantize: str, threads: int, cache_type: type[KVCache]
+) -> None:
     model = model_of(4, 1, 64)
+    model.cache_type = cache_type
     use_format(model, quantize)
     tokens, starts = some_tokens(), torch.tensor([584, 300, 2])
     before = torch.get_num_threads()

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures import tiny_args
+from fixtures import difference, tiny_args
 from torch.testing import assert_close
 
 from llama.args import weight_shapes
-from llama.cache import KVCache
+from llama.cache import Int8KVCache, KVCache
 from llama.model import (
     Attention,
     FeedForward,
@@ -656,6 +656,57 @@ def test_a_larger_cache_takes_over_a_smaller_one():
     assert torch.equal(large.v[:, :3, :, :4], small.v)
     assert large.k.sum() == small.k.sum()
     assert large.v.sum() == small.v.sum()
+
+
+def int8_cache(*shape):
+    """With keys that fill a shape (layers, batch, heads, seq, head_dim), values twice that."""
+    cache = Int8KVCache.zeros(shape, torch.float32, "cpu")
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    for i in range(shape[0]):
+        cache.layer(i).update(0, x[i].transpose(1, 2), 2 * x[i].transpose(1, 2))
+    return cache, x
+
+
+def test_an_int8_cache_rounds_to_steps_of_the_largest():
+    cache, x = int8_cache(2, 3, 4, 5, 16)
+    step = x.abs().amax(-1, keepdim=True) / 127
+    new = torch.randn(3, 1, 4, 16)
+    for i in range(2):
+        keys, values = cache.layer(i).update(torch.tensor([4, 4, 4]), new, new)
+        assert keys.dtype == values.dtype == torch.float32
+        error = (keys - x[i])[..., :4, :].abs()
+        assert (error <= step[i, :, :, :4] * 0.501).all()
+        assert error.max() > 0
+        assert torch.equal(values[..., :4, :], 2 * keys[..., :4, :])
+        assert difference(keys[..., 4, :], new[:, 0]) < 0.01
+    assert cache.k.dtype == torch.int8
+    assert sum(part.nbytes for part in cache.parts) == 2 * (x.numel() + 4 * x[..., 0].numel())
+
+
+def test_an_int8_cache_keeps_what_is_not_finite_to_its_position():
+    cache = Int8KVCache.zeros((1, 1, 2, 3, 8), torch.float32, "cpu").layer(0)
+    x = torch.randn(1, 3, 2, 8)
+    x[0, 1, 0, 5], x[0, 2, 1] = math.inf, 0
+    keys, _ = cache.update(0, x, x)
+    assert not keys[0, 0, 1].isfinite().any()
+    assert keys[0, 1].isfinite().all()
+    assert keys[0, 0, [0, 2]].isfinite().all()
+    assert not keys[0, 1, 2].any()
+
+
+def test_an_int8_cache_is_viewed_copied_and_cleared_with_its_scales():
+    cache, _ = int8_cache(2, 3, 1, 4, 8)
+    large = Int8KVCache.zeros((2, 4, 1, 6, 8), torch.float32, "cpu")
+    large.copy_from(cache)
+    for part, whole in zip(cache.parts, large.parts, strict=True):
+        assert torch.equal(whole[:, :3, :, :4], part)
+    large.copy_row(source=0, target=3, length=2)
+    large.clear_row(1)
+    for part, whole in zip(cache.parts, large.parts, strict=True):
+        assert torch.equal(whole[:, 3, :, :2], part[:, 0, :, :2])
+        assert not whole[:, 3, :, 2:].any()
+        assert not whole[:, 1].any()
+    assert [part.shape[2] for part in large.view(1, 2, 3).layer(1).parts] == [3, 3, 3, 3]
 
 
 def test_a_new_cache_is_zeros_in_the_models_dtype():

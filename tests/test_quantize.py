@@ -113,6 +113,27 @@ def test_a_bfloat16_model_is_still_a_model(tmp_path: Path) -> None:
     assert moved(tokens).isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_answers_from_a_cache_in_int8(dtype: str) -> None:
+    prompts = [TEXT[:60], TEXT[:140]]
+
+    def told(**settings: str) -> list[dict]:
+        llama = Llama.build(TINY, device="cpu", dtype=dtype, max_batch_size=2, **settings)
+        found = llama.text_completion(
+            prompts, max_gen_len=60, temperature=0, logprobs=True, echo=True
+        )
+        assert llama.engine._cache is not None
+        assert (llama.engine._cache.k.dtype == torch.int8) == bool(settings)
+        return list(found)
+
+    for exact, found in zip(told(), told(kv_cache_dtype="int8"), strict=True):
+        assert exact["tokens"][:40] == found["tokens"][:40]
+        pairs = zip(exact["logprobs"][:40], found["logprobs"][:40], strict=True)
+        assert 0 < max(abs(a - b) for a, b in pairs) < 0.2
+    with pytest.raises(ValueError, match="kv_cache_dtype='int4': leave it out, or give int8"):
+        Llama.build(TINY, kv_cache_dtype="int4")
+
+
 @pytest.mark.parametrize("multiplies", [False, True])
 @pytest.mark.parametrize("rows", [17, 40])
 def test_many_rows_are_multiplied_in_float32_where_bfloat16_is_not(

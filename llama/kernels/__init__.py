@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llama import files, parallel
+from llama.cache import KVCache
 from llama.formats import GROUP, TILE
 
 PARTS = 8  # of the sums of a row parallel layer, in all: for 1, 2, 4 or 8 ranks
@@ -123,8 +124,7 @@ def attend(
     v: Tensor,
     start: int | Tensor,
     turns: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    cache: KVCache,
 ) -> Tensor:
     """Rotary attention of many rows, (batch, seq, n_heads * head_dim) as `q`.
 
@@ -134,9 +134,9 @@ def attend(
     native = library("inference")
     assert native is not None
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    cache, places = _cache(keys, values), _places(q, start, turns)
-    where = ctypes.byref(cache), ctypes.byref(places)
-    head_dim = keys.shape[-1]
+    layer, places = _CacheLayer.of(cache), _places(q, start, turns)
+    where = ctypes.byref(layer), ctypes.byref(places)
+    head_dim = cache.k.shape[-1]
     sizes = q.shape[-1] // head_dim, k.shape[-1] // head_dim, head_dim
     y = torch.empty_like(q)
     _check(native.store_rows(*where, q.data_ptr(), k.data_ptr(), v.data_ptr(), *sizes))
@@ -247,9 +247,17 @@ class _FeedForwardLayer(ctypes.Structure):
 
 class _CacheLayer(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "key_scales", "value_scales")),
         *((name, ctypes.c_int64) for name in ("row", "head", "positions")),
     )
+
+    @classmethod
+    def of(cls, cache: KVCache) -> "_CacheLayer":
+        """Of a layer's part of a cache, in bfloat16 or int8."""
+        assert cache.k.stride() == cache.v.stride()
+        pointers = [part.data_ptr() for part in cache.parts]
+        scales = pointers[2:] or [0, 0]
+        return cls(*pointers[:2], *scales, *cache.k.stride()[:2], cache.seq_len)
 
 
 class _Places(ctypes.Structure):
@@ -283,14 +291,8 @@ def _places(x: Tensor, start: int | Tensor, turns: Tensor) -> _Places:
     return places
 
 
-def _cache(keys: Tensor, values: Tensor) -> _CacheLayer:
-    assert keys.stride() == values.stride()
-    strides = keys.stride()[:2]
-    return _CacheLayer(keys.data_ptr(), values.data_ptr(), *strides, keys.shape[2])
-
-
 class AttentionHalf:
-    """x + wo(attention(rms_norm(x))) for a few rows, over a KV cache in bfloat16.
+    """x + wo(attention(rms_norm(x))) for a few rows, over a KV cache in bfloat16 or int8.
 
     `weights` are wq, wk, wv and wo, as this rank has them; wo is summed in `parts`, as in `linear`.
     They and the norm's weight (dim,) must stay where they are.
@@ -314,15 +316,14 @@ class AttentionHalf:
         x: Tensor,
         start: int | Tensor,
         turns: Tensor,
-        keys: Tensor,
-        values: Tensor,
+        cache: KVCache,
         partial: bool,
     ) -> Tensor:
         """x (batch, seq, dim) in bfloat16, at most `MOST_ROWS` rows, to the same shape.
 
         `start` is the position of each row's first token, one or (batch,); `turns` the complex
-        rotations (seq, head_dim / 2), with (batch,) before them where starts differ. `keys` and
-        `values` (batch, kv_heads, positions, head_dim) take those of x. With `partial` the result
+        rotations (seq, head_dim / 2), with (batch,) before them where starts differ. `cache` is a
+        layer's part and takes the keys and values of x. With `partial` the result
         is float32 and lacks x: other ranks' parts are to be added. Raises IndexError for a position
         that the cache does not have.
         """
@@ -330,8 +331,8 @@ class AttentionHalf:
         assert native is not None
         x = x.contiguous()
         y = torch.empty_like(x, dtype=torch.float32 if partial else None)
-        places, cache = _places(x, start, turns), _cache(keys, values)
-        parts = (ctypes.byref(part) for part in (self._layer, cache, places))
+        places, layer = _places(x, start, turns), _CacheLayer.of(cache)
+        parts = (ctypes.byref(part) for part in (self._layer, layer, places))
         _check(native.attention(*parts, x.data_ptr(), y.data_ptr(), partial))
         return y
 

@@ -204,6 +204,7 @@ int attention(const attention_layer *l, const cache_layer *cache, const places *
 #pragma omp parallel
     {
         float scratch[group * CHUNK + hd];
+        uint16_t recalled[cache->key_scales ? 2 * CHUNK * hd : 1];
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < rows; b++)
             rms_norm(x + b * dim, l->norm, l->eps, dim, normed + b * dim);
@@ -229,9 +230,11 @@ int attention(const attention_layer *l, const cache_layer *cache, const places *
             const float *from = qkv + b * width;
             for (int64_t g = h * group; g < (h + 1) * group; g++)
                 rotate(from + g * hd, turn, hd, turned + b * q_dim + g * hd);
-            rotate(from + q_dim + h * hd, turn, hd, cache->keys + slot);
-            for (int64_t d = 0; d < hd; d++)
-                cache->values[slot + d] = to_bf16(from[q_dim + kv_dim + h * hd + d]);
+            uint16_t row[hd];
+            rotate(from + q_dim + h * hd, turn, hd, row);
+            keep(cache->keys, cache->key_scales, slot, hd, row);
+            for (int64_t d = 0; d < hd; d++) row[d] = to_bf16(from[q_dim + kv_dim + h * hd + d]);
+            keep(cache->values, cache->value_scales, slot, hd, row);
         }
 
 #pragma omp for schedule(dynamic)
@@ -242,7 +245,10 @@ int attention(const attention_layer *l, const cache_layer *cache, const places *
             count = count < CHUNK ? count : CHUNK;
             int64_t slot = slot_of(cache, at, b, h, first, hd);
             const uint16_t *q = turned + b * q_dim + h * group * hd;
-            const uint16_t *keys = cache->keys + slot, *values = cache->values + slot;
+            const uint16_t *keys =
+                recall(cache->keys, cache->key_scales, slot, hd, count, recalled);
+            const uint16_t *values = recall(cache->values, cache->value_scales, slot, hd, count,
+                                            recalled + CHUNK * hd);
             attend(hd, q, keys, values, group, count, scratch, parts + i * part);
         }
 

@@ -7,11 +7,46 @@
 
 #include <math.h>
 
-/* A layer's keys and values, each (rows, kv_heads, positions, head_dim); strides in elements. */
+/* A layer's keys and values, each (rows, kv_heads, positions, head_dim); strides in elements. They are
+   bfloat16, or int8 with a scale for each position of a head, (rows, kv_heads, positions). */
 typedef struct {
-    uint16_t *keys, *values;
+    void *keys, *values;
+    float *key_scales, *value_scales; /* NULL for bfloat16 */
     int64_t row, head, positions;
 } cache_layer;
+
+/* Stores the numbers of a head at one position. */
+INLINE void keep(void *numbers, float *scales, int64_t slot, int64_t head_dim, const uint16_t *x) {
+    if (!scales) {
+        memcpy((uint16_t *)numbers + slot, x, head_dim * sizeof *x);
+        return;
+    }
+    float most = 0;
+    int is_broken = 0;
+    for (int64_t d = 0; d < head_dim; d++) {
+        float size = fabsf(from_bf16(x[d]));
+        most = size > most ? size : most;
+        is_broken |= !(size <= 3.4e38f);
+    }
+    const float inverse = most > 0 && !is_broken ? 127.0f / most : 0;
+    for (int64_t d = 0; d < head_dim; d++)
+        ((int8_t *)numbers)[slot + d] = is_broken ? 0 : (int8_t)rintf(from_bf16(x[d]) * inverse);
+    scales[slot / head_dim] = is_broken ? NAN : most / 127.0f;
+}
+
+/* `count` positions from a slot on in bfloat16: where they lie, or made in `space`. */
+INLINE const uint16_t *recall(const void *numbers, const float *scales, int64_t slot,
+                              int64_t head_dim, int64_t count, uint16_t *space) {
+    if (!scales) return (const uint16_t *)numbers + slot;
+    const int8_t *from = (const int8_t *)numbers + slot;
+    for (int64_t p = 0; p < count; p++) {
+        const float scale = scales[slot / head_dim + p];
+#pragma omp simd
+        for (int64_t d = 0; d < head_dim; d++)
+            space[p * head_dim + d] = to_bf16(from[p * head_dim + d] * scale);
+    }
+    return space;
+}
 
 /* Where the tokens of a pass stand: row i of it is token i % seq of the cache's row i / seq. */
 typedef struct {

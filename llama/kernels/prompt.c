@@ -27,6 +27,7 @@ int store_rows(const cache_layer *cache, const places *at, uint16_t *q, const ui
 #pragma omp parallel
     {
         float wide[head_dim];
+        uint16_t turned[head_dim];
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < at->rows; b++) {
             const float *turn = turns_of(at, b, head_dim);
@@ -39,8 +40,9 @@ int store_rows(const cache_layer *cache, const places *at, uint16_t *q, const ui
                 int64_t from = (b * kv_heads + h) * head_dim;
                 int64_t slot = slot_of(cache, at, b, h, position_of(at, b), head_dim);
                 for (int64_t d = 0; d < head_dim; d++) wide[d] = from_bf16(k[from + d]);
-                rotate(wide, turn, head_dim, cache->keys + slot);
-                memcpy(cache->values + slot, v + from, head_dim * sizeof *v);
+                rotate(wide, turn, head_dim, turned);
+                keep(cache->keys, cache->key_scales, slot, head_dim, turned);
+                keep(cache->values, cache->value_scales, slot, head_dim, v + from);
             }
         }
     }
@@ -62,6 +64,7 @@ int store_rows(const cache_layer *cache, const places *at, uint16_t *q, const ui
 
 typedef struct {
     uint16_t keys[128 * POSITIONS] PAIRS, values[128 * POSITIONS] PAIRS;
+    uint16_t recalled[2][128 * POSITIONS];
     uint16_t q[QUERIES * 128] PAIRS, weights[QUERIES * POSITIONS] PAIRS;
     float scores[QUERIES * POSITIONS] PAIRS, sums[QUERIES * 128] PAIRS;
     float most[QUERIES], total[QUERIES], shrink[QUERIES];
@@ -182,7 +185,11 @@ INLINE void attend_block(const int head_dim, workspace *w, const cache_layer *ca
     const int64_t start = position_of(at, first), end = position_of(at, first + count - 1) + 1;
     for (int64_t p = 0; p < end; p += POSITIONS) {
         const int64_t slot = slot_of(cache, at, first, h, p, head_dim);
-        lay_out(head_dim, w, cache->keys + slot, cache->values + slot, end - p);
+        const int64_t seen = end - p < POSITIONS ? end - p : POSITIONS;
+        lay_out(head_dim, w,
+                recall(cache->keys, cache->key_scales, slot, head_dim, seen, w->recalled[0]),
+                recall(cache->values, cache->value_scales, slot, head_dim, seen, w->recalled[1]),
+                end - p);
         score_block(head_dim, w, padded);
         for (int64_t r = 0; r < padded; r++) {
             int64_t seen = start + (r < rows ? r / group : 0) + 1 - p;
