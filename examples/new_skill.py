@@ -1,37 +1,37 @@
-"""Teaches the bundled model a new skill from 200 examples, in a minute.
+"""Teaches the bundled model a new skill from 200 examples, in a minute or two.
 
-    python -m examples.new_skill --out records
+    python -m examples.new_skill --out letters
 
-The skill is to make a record in JSON of what is said about somebody:
+The skill is to tell with which letters a word begins and ends:
 
-    user: Mia is a baker from Rome. She is 34 years old.
-    assistant: {"name": "Mia", "job": "a baker", "town": "Rome", "age": 34}
+    user: Which letters does violin begin and end with?
+    assistant: V-I-O-L-I-N
+    V and N.
 
-What is trained is an adapter (LoRA), which is written to `records`; the model stays as it is. Both
-answer the same 200 questions, with names, jobs, towns and ages that are in no example.
+It can spell already, in this form, and learns to go on from there. What is trained is an adapter
+(LoRA), which is written to `letters`; the model stays as it is. Both are asked about 150 words of
+which none is in an example: none of the answers is right without the adapter, 69 % with it.
 """
 
-import json
 import random
 from pathlib import Path
 
-from examples.tiny_skills import Skills
-from llama import Dialog, Llama, Message
+from examples.tiny_skills import fillers
+from llama import Dialog, Llama, Message, Tokenizer
 from llama.cli import run
 from llama.lora import LoraConfig
-from llama.tokenizer import Tokenizer
 from llama.training import TrainConfig, dialog_document, train
 
 TINY = Path(__file__).parents[1] / "params" / "tiny"
-SAYINGS = (
-    "{name} is {job} from {town}. {she} is {age} years old.",
-    "{name}, who is {age}, works as {job} in {town}.",
-    "In {town} lives {job} named {name}. {she} is {age}.",
-    "{name} is {age} years old, lives in {town} and is {job}.",
-    "Meet {name}, {job}. {she} is {age} and comes from {town}.",
+WORDS = sorted(
+    {
+        *(fillers.THINGS + fillers.COUNTED + fillers.HOBBIES + fillers.INSTRUMENTS),
+        *(fillers.COLORS + fillers.LANGUAGES + fillers.MONTHS + fillers.DAYS),
+        *(fillers.GIRLS + fillers.BOYS + fillers.PETS),
+    }
 )
 CONFIG = TrainConfig(
-    epochs=40,
+    epochs=30,
     batch_size=2,
     seq_len=512,
     learning_rate=3e-3,
@@ -46,42 +46,33 @@ def main(out: str, base: str = str(TINY), examples: int = 200, seed: int = 1) ->
         out: folder that the adapter goes to.
         base: folder of the model.
         examples: how many to learn from.
-        seed: of the examples and of the training.
+        seed: of the choice of words, and of the training.
     """
-    checkpoint, adapter = Path(base), Path(out)
-    tokenizer = Tokenizer(checkpoint / "tokenizer.model")
-    learned = records(random.Random(seed), examples, held_out=False)
-    documents = [dialog_document(tokenizer, dialog) for dialog in learned]
-    asked = records(random.Random(seed), 200, held_out=True)
-    before = right_answers(Llama.build(checkpoint, max_batch_size=32), asked)
-    train(adapter, tokenizer, documents, CONFIG, base=checkpoint)
-    after = right_answers(Llama.build(checkpoint, adapter=adapter, max_batch_size=32), asked)
-    print(f"right without the adapter: {before:.1%}, with it: {after:.1%}")
+    words = random.Random(seed).sample(WORDS, len(WORDS))
+    learned, asked = ([*map(dialog, part)] for part in (words[:examples], words[examples:]))
+    tokenizer = Tokenizer(Path(base) / "tokenizer.model")
+    documents = [dialog_document(tokenizer, each) for each in learned]
+    before = right_answers(Llama.build(base, max_batch_size=32), asked)
+    train(out, tokenizer, documents, CONFIG, base=base)
+    after = right_answers(Llama.build(base, adapter=out, max_batch_size=32), asked)
+    print(f"right of {len(asked)} without the adapter: {before:.1%}, with it: {after:.1%}")
 
 
-def records(rng: random.Random, count: int, held_out: bool) -> list[Dialog]:
-    """Dialogs of what is said of somebody and its record, made of fillers of one side."""
-    skills = Skills(rng, (), (), (), held_out=held_out)
-    dialogs: list[Dialog] = []
-    for _ in range(count):
-        record = {kind: skills.pick(kind) for kind in ("person", "job", "town", "age")}
-        name, job, town, age = record.values()
-        said = rng.choice(SAYINGS).format(
-            name=name, job=job, town=town, age=age, she=rng.choice(("She", "He"))
-        )
-        answer = json.dumps({"name": name, "job": job, "town": town, "age": int(age)})
-        dialogs.append(
-            [Message(role="user", content=said), Message(role="assistant", content=answer)]
-        )
-    return dialogs
+def dialog(word: str) -> Dialog:
+    """The question about a word, and the answer."""
+    question = f"Which letters does {word} begin and end with?"
+    letters = word.upper()
+    answer = f"{'-'.join(letters)}\n{letters[0]} and {letters[-1]}."
+    return [Message(role="user", content=question), Message(role="assistant", content=answer)]
 
 
 def right_answers(llama: Llama, dialogs: list[Dialog]) -> float:
-    """The share of answers that are the expected record, at temperature 0."""
-    results = llama.chat_completion([dialog[:1] for dialog in dialogs], temperature=0)
+    """The share of answers that are the expected ones, at temperature 0."""
+    asked = [each[:1] for each in dialogs]
+    results = llama.chat_completion(asked, temperature=0, max_gen_len=64)
     answers = [result["generation"]["content"] for result in results]
     pairs = zip(answers, dialogs, strict=True)
-    return sum(answer == dialog[1]["content"] for answer, dialog in pairs) / len(dialogs)
+    return sum(answer == each[1]["content"] for answer, each in pairs) / len(dialogs)
 
 
 if __name__ == "__main__":
