@@ -53,7 +53,7 @@ SHAPE = ModelArgs(
     rope_theta=500000.0,
     max_seq_len=1024,
 )
-STORY_PASSES = 5  # with nine, the last four unlearned what is held out
+STORY_PASSES = 5  # with nine, the last three unlearned what is held out
 TALK_SHARE = 0.05  # of the small-talk dialogs
 # Millions of tokens of each kind of dialogs.
 MIXTURE = {

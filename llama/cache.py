@@ -124,9 +124,10 @@ class Int8KVCache(KVCache):
         at = _places(start_pos, xk)
         both = (self.k, self.k_scale, xk), (self.v, self.v_scale, xv)
         for numbers, scales, x in both:
-            most = x.float().abs().amax(-1, keepdim=True)
+            wide = x.float()
+            most = wide.abs().amax(-1, keepdim=True)
             scale = torch.where(most.isfinite(), most / 127, math.nan)
-            rounded = (x.float() * (127 / most.clamp(min=1e-30))).round().nan_to_num(0)
+            rounded = (wide * (127 / most.clamp(min=1e-30))).round().nan_to_num(0)
             numbers[at[0], :, at[1]] = rounded.to(torch.int8)
             scales[at[0], :, at[1]] = scale
         k, v = ((numbers * scales).type_as(xk) for numbers, scales, _ in both)
