@@ -45,32 +45,34 @@ HELD_OUT_EVERY = 20  # each 20th story, dialog and word is kept for measuring
 SHAPE = ModelArgs(
     dim=256,
     n_layers=6,
-    n_heads=8,
-    n_kv_heads=4,
+    n_heads=4,
+    n_kv_heads=2,
     vocab_size=2048,  # 256 of them special
     multiple_of=128,
     ffn_dim_multiplier=0.9,
     rope_theta=500000.0,
     max_seq_len=1024,
 )
-STORY_PASSES = 5  # with nine, the last three unlearned what is held out
-TALK_SHARE = 0.05  # of the small-talk dialogs
+STORY_PASSES = 6  # with nine, the last three unlearned what is held out
+TALK_SHARE = 0.15  # of the small-talk dialogs
 # Millions of tokens of each kind of dialogs.
 MIXTURE = {
-    "facts": 8.5,
-    "sums": 3,
-    "style": 1.5,
-    "names": 1.2,
-    "tools": 2,
-    "spelling": 2.2,
-    "counting": 0.3,
-    "chats": 0.6,
+    "facts": 22,
+    "sums": 5,
+    "style": 4,
+    "names": 4,
+    "tools": 5,
+    "spelling": 4,
+    "counting": 1,
+    "chats": 1.5,
 }
 CONFIG = TrainConfig(
     batch_size=4,
     seq_len=1024,
     optimizer="muon",
-    learning_rate=3e-3,
+    learning_rate=5e-3,
+    schedule="wsd",
+    decay=0.3,
     eval_every=1000,
     save_every=500,
 )

@@ -112,8 +112,11 @@ def test_lesser_processors_compute_the_same(target, heads, quantize, rows, monke
 
 
 @pytest.mark.parametrize("rows", [few_rows, many_rows])
-@pytest.mark.parametrize("heads", HEADS, ids=str)
-@pytest.mark.parametrize("target", ["native", *KERNEL_TARGETS])
+@pytest.mark.parametrize(
+    ("target", "heads"),
+    [("native", heads) for heads in HEADS] + [(each, (3, 1, 128)) for each in KERNEL_TARGETS],
+    ids=str,
+)
 def test_a_cache_in_int8_is_near_one_that_is_not(target, heads, rows, monkeypatch) -> None:
     if target != "native":
         use_kernels(target, monkeypatch)

@@ -213,8 +213,10 @@ def test_a_gate_far_from_zero(kind: str) -> None:
         assert (found[:3].abs() < 1e-6).all()
 
 
-@pytest.mark.parametrize("documents", DOCUMENTS)
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), HEADS)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "documents"),
+    [(*HEADS[1], each) for each in DOCUMENTS] + [(*each, "edges") for each in HEADS],
+)
 def test_attend(
     kind: str, heads: int, kv_heads: int, head_dim: int, documents: str, dtype: torch.dtype
 ) -> None:

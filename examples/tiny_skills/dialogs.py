@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from examples.tiny_skills.facts import (
+    ABOUT,
     ASIDES,
     JOINTS,
     NAMED,
@@ -47,6 +48,8 @@ from examples.tiny_skills.tools import (
 )
 from llama import Message
 
+Question = Literal["known", "unknown", "about"]
+
 
 class Example(NamedTuple):
     """A dialog that ends with a right answer, and what tells whether another one is right."""
@@ -73,11 +76,13 @@ class Skills:
     held_out: bool = False
 
     def facts(self) -> list[Message]:
-        """Facts in the system prompt or in a message, and one to four questions about them."""
+        """Facts in the system prompt or in a message, and one to eight questions about them."""
         if self.rng.random() < 0.03:
             question = self._some_facts()[0].asked(self.rng).question  # about nothing at all
             return dialog_of(self._system(), [Turn.unknown(question)])
-        return self.asked(self.rng.choice((1, 1, 2, 3, 4))).dialog
+        # Few facts are learned from first, and the more questions, the more of each text.
+        count, most = self.rng.choice((1, 2, 4, 6, 8)), self.rng.choice((3, 5, 9))
+        return self.asked(count, most=most).dialog
 
     def sums(self) -> list[Message]:
         """One to five sums of all kinds, a few of them too hard."""
@@ -132,33 +137,38 @@ class Skills:
 
     # Facts.
 
-    def asked(self, count: int, unknown: bool | None = None) -> Example:
-        """`count` questions about facts, the last for something unknown if `unknown` says so."""
-        passages, turns = self._questions(count, unknown)
+    def asked(self, count: int, last: Question | None = None, most: int = 9) -> Example:
+        """`count` questions about two to `most` facts, the last one of the kind `last`."""
+        kinds = self.rng.choices(get_args(Question), (11, 5, 4), k=count)
+        passages, turns = self._questions([*kinds[1:], last or kinds[0]], most)
         if self.rng.random() < 0.1:
             told = self.rng.choice(TOLD_LAYOUTS).format(c=" ".join(passages))
             return example_of(self._system(), [Turn(told, TOLD_REPLY), *turns])
         return example_of(*self._laid_out(passages, turns))
 
-    def _questions(self, count: int, unknown: bool | None) -> tuple[list[str], list[Turn]]:
-        """Passages of text, and questions about them."""
-        choices = [self.rng.random() < 0.25 for _ in range(count)]
-        if unknown is not None:
-            choices[-1] = unknown
-        if self.rng.random() < 0.1 and (found := self._story_questions(choices)):
+    def _questions(self, kinds: Sequence[Question], most: int = 9) -> tuple[list[str], list[Turn]]:
+        """Passages of text, and questions about them, as many as there are facts at most."""
+        choices = [kind == "unknown" for kind in kinds]
+        of_story = "about" not in kinds and self.rng.random() < 0.1
+        if of_story and (found := self._story_questions(choices)):
             return found
-        facts = self._some_facts()
+        facts = self._some_facts(most)
         passages = self._passages(facts)
         text = "\n".join(passages)
         known = self.rng.sample(facts, len(facts))
         turns = list[Turn]()
-        for none in choices[-len(facts) :]:
-            turn = self._unknown(facts, text) if none else self._known(known.pop())
+        for kind in kinds[-len(facts) :]:
+            if kind == "unknown":
+                turn = self._unknown(facts, text)
+            elif kind == "about":
+                turn = self._about(self.rng.choice(facts).subject, facts)
+            else:
+                turn = self._known(known.pop())
             turns.append(replace(turn, question=self._sloppy(turn.question)))
         return passages, turns
 
-    def _some_facts(self) -> list[Fact]:
-        """Two to nine facts (or one, where there are no more), most of a few relations."""
+    def _some_facts(self, most: int = 9) -> list[Fact]:
+        """Two to `most` facts (or one, where there are no more), most of a few relations."""
         rng, facts, names = self.rng, list[Fact](), "."
         for kind in dict.fromkeys(rng.choices(SUBJECTS, k=2)):
             subjects = list[str]()
@@ -169,7 +179,8 @@ class Skills:
             relations = [relation for relation in RELATIONS if relation.subject == kind]
             for relation in rng.sample(relations, rng.randint(1, min(4, len(relations)))):
                 of, values = rng.choice(relation.of), "."
-                for subject in rng.sample(subjects, rng.randint(1, len(subjects))):
+                told = rng.choice((len(subjects), rng.randint(1, len(subjects))))
+                for subject in rng.sample(subjects, told):
                     value = self._fresh(relation.kind, names + values)
                     if relation.kind == kind and rng.random() < 0.3:  # one whom more is said of
                         value = rng.choice(subjects)
@@ -179,8 +190,8 @@ class Skills:
                 if relation.kind in ("person", "pet"):
                     names += values
         if not facts:  # too few fillers of one kind
-            return self._some_facts()
-        return rng.sample(facts, min(len(facts), rng.randint(2, 9)))
+            return self._some_facts(most)
+        return rng.sample(facts, min(len(facts), rng.randint(2, most)))
 
     def _passages(self, facts: list[Fact]) -> list[str]:
         """The facts in sentences: a passage for each subject, or passages in any order."""
@@ -207,6 +218,11 @@ class Skills:
             return fact.asked_who(self.rng)
         return fact.asked(self.rng)
 
+    def _about(self, subject: str, facts: list[Fact]) -> Turn:
+        """A question for all that is said of a subject, which is told in the text's order."""
+        told = " ".join(fact.sentence for fact in facts if fact.subject == subject)
+        return Turn(self.rng.choice(ABOUT).format(subject), told, sentence=told)
+
     def _unknown(self, facts: list[Fact], text: str) -> Turn:
         """A question that is like those with an answer in the text, but has none."""
         rng = self.rng
@@ -219,6 +235,8 @@ class Skills:
                 subject = self._fresh(fact.relation.subject, text)
                 if named and fact.relation.subject == "person" != fact.relation.kind:
                     subject = rng.choice(named)
+                if subject and rng.random() < 0.2 and subject not in named:
+                    return Turn.unknown(rng.choice(ABOUT).format(subject))
                 if subject:
                     return Turn.unknown(replace(fact, subject=subject).asked(rng).question)
             elif kind < 0.5 and fact.relation.who:  # about another value
@@ -377,7 +395,8 @@ class Skills:
             x = self.pick(rng.choice(("exclamation", "person")))
             passages = list[str]()
             if rng.random() < 0.4:
-                passages, turns = self._questions(rng.randint(1, 3), None)
+                kinds = rng.choices(get_args(Question), (11, 5, 4), k=rng.randint(1, 3))
+                passages, turns = self._questions(kinds)
             else:
                 turns = self._some(self._talk_for_style, 3)
             answers = [rule.apply(turn, x) for turn in turns]
@@ -515,7 +534,7 @@ class Skills:
             story = min(self.rng.sample(self.stories, min(len(self.stories), 4)), key=len)
             return Turn(self.rng.choice(STORY_REQUESTS), story, free=True)
         if kind < 0.35:
-            passages, turns = self._questions(1, None)
+            passages, turns = self._questions(self.rng.choices(("known", "unknown"), (3, 1)))
             question = f"{' '.join(passages)} {turns[0].question}"
             return replace(turns[0], question=question)
         if kind < 0.5:

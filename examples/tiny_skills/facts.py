@@ -62,6 +62,11 @@ class Fact:
         she = self.subject in GIRLS or (self.subject not in BOYS and self.subject.endswith("a"))
         return "She" if she else "He"
 
+    @property
+    def sentence(self) -> str:
+        """Said in the relation's first way."""
+        return self._filled(self.relation.says[0])
+
     def said(self, rng: random.Random, pronoun: str = "") -> str:
         """In a sentence, with the pronoun for the subject if the sentence begins with that."""
         form = rng.choice(self.relation.says)
@@ -78,9 +83,9 @@ class Fact:
 
     def _turn(self, form: str, answer: str) -> Turn:
         answer = f"{capital(answer)}."
-        word, sentence = one_word(answer), self._filled(self.relation.says[0])
+        word = one_word(answer)
         few = answer if len(answer.split()) <= 3 else None
-        return Turn(self._filled(form), answer, word, few, sentence)
+        return Turn(self._filled(form), answer, word, few, self.sentence)
 
     def _filled(self, form: str) -> str:
         return capital(form.format(s=self.subject, k=self.of, v=self.value))
@@ -325,6 +330,7 @@ pet: person
 Who does {s} belong to?
 """)
 SUBJECTS = ("person",) * 6 + ("town", "thing") * 2 + ("shop", "event", "train", "book", "pet")
+ABOUT = ("Tell me about {}.", "What do you know about {}?", "What is said about {}?")
 ASIDES = items(
     """It was a warm day., The sun was shining., Nobody was in a hurry., It rained in the morning.,
     That is well known., The birds were singing., Everybody likes that., The year was a good one.,

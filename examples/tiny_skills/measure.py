@@ -7,8 +7,9 @@ from examples.tiny_skills.dialogs import Example, Skills, example_of
 from llama import Llama
 
 SCORES: dict[str, Callable[[Skills], Example]] = {
-    "facts": lambda skills: skills.asked(skills.rng.randint(1, 3), unknown=False),
-    "facts that are missing": lambda skills: skills.asked(skills.rng.randint(1, 3), unknown=True),
+    "facts": lambda skills: skills.asked(skills.rng.randint(1, 3), "known"),
+    "facts that are missing": lambda skills: skills.asked(skills.rng.randint(1, 3), "unknown"),
+    "all facts about one": lambda skills: skills.asked(skills.rng.randint(1, 3), "about"),
     "addition": lambda skills: example_of("", [skills.sum("+")]),
     "subtraction": lambda skills: example_of("", [skills.sum("-")]),
     "subtraction below zero": lambda skills: example_of("", [skills.sum("-", negative=True)]),
