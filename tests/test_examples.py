@@ -53,8 +53,7 @@ def test_metas_flags(script: str, checkpoint: Path) -> None:
     assert out.count("=" * 34) == (5 if script == CHAT else 4)
 
 
-@pytest.mark.parametrize("ranks", ["2", "4"])
-@pytest.mark.parametrize("script", [CHAT, TEXT])
+@pytest.mark.parametrize(("script", "ranks"), [(CHAT, "2"), (CHAT, "4"), (TEXT, "2")])
 def test_ranks_print_once_what_one_prints(script: str, ranks: str) -> None:
     one = run(script, "--temperature", "0", "--max_gen_len", "60")
     several = run(

@@ -101,6 +101,7 @@ def test_the_learning_rate_that_is_usual_for_each_way_of_training() -> None:
         ({"decay": 1.5}, "decay=1.5 is a share"),
         ({"weight_decay": -0.1}, "0 or more"),
         ({"quantize": "int8"}, "give lora as well"),
+        ({"quantize": "int3", "lora": LoraConfig()}, "quantize='int3' is none of int8, int4"),
         ({"lora": LoraConfig(), "data_parallel": "fsdp"}, "trained with ddp"),
         ({"optimizer": "muon", "model_parallel_size": 2}, "each matrix whole"),
     ],
@@ -371,7 +372,7 @@ def test_an_adapter_is_trained_beside_frozen_weights(
     tokenizer: Tokenizer, tmp_path: Path, quantize: str | None
 ) -> None:
     base = tmp_path / "base"
-    config = replace(CONFIG, steps=60, dtype=torch.bfloat16, tie_embeddings=False)
+    config = replace(CONFIG, steps=60, dtype=None, tie_embeddings=False)
     shape = args(tokenizer, dim=64, multiple_of=32)
     train(base, tokenizer, documents(tokenizer), config, args=shape)
     content = (base / "consolidated.00.pth").read_bytes()
@@ -379,6 +380,9 @@ def test_an_adapter_is_trained_beside_frozen_weights(
     config = replace(config, steps=40, learning_rate=1e-2, lora=lora, quantize=quantize)
     adapter = tmp_path / "adapter"
     other = [text_document(tokenizer, text[::-1]) for text in SENTENCES * 4]
+    if quantize:
+        with pytest.raises(ValueError, match=r"not with torch\.float32 on cpu"):
+            train(adapter, tokenizer, other, replace(config, dtype=torch.float32), base=base)
     train(adapter, tokenizer, other, config, base=base, held_out=other[:2])
     assert losses(adapter)[-1] < 0.9 * losses(adapter)[0]
     assert (base / "consolidated.00.pth").read_bytes() == content

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llama import parallel
+from llama import formats, parallel
 from llama.args import ModelArgs
 from llama.lora import LoraConfig
 
@@ -67,6 +67,7 @@ class TrainConfig:
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("schedule", self.schedule, SCHEDULES),
             ("data_parallel", self.data_parallel, (None, *DATA_PARALLEL)),
+            ("quantize", self.quantize, (None, *formats.PACKED)),
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is none of {', '.join(filter(None, known))}")
@@ -93,10 +94,12 @@ class TrainConfig:
                 "an adapter is trained with ddp, its frozen weights cut by model_parallel_size"
             )
 
-    def products(self, device: torch.device) -> torch.dtype:
-        """`dtype`; else bfloat16 where `device` multiplies it, float32 where not."""
+    def products(self, device: torch.device, packed: bool = False) -> torch.dtype:
+        """`dtype`; else bfloat16 where `device` multiplies it or weights are packed, or float32."""
         if self.dtype is not None:
             return self.dtype
+        if packed or self.quantize:
+            return torch.bfloat16
         best = parallel.select_dtype(device)
         return torch.float32 if best == torch.float16 else best
 

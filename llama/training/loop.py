@@ -165,7 +165,7 @@ class _Run:
             json.dumps(
                 {
                     **settings,
-                    "dtype": self.config.products(device),
+                    "dtype": self.config.products(device, bool(self.base and self.base.quantize)),
                     "args": asdict(self.args),
                     "base": self.base and self.base.folder.path,
                     "documents": [len(lengths), int(lengths.sum())],

@@ -22,12 +22,12 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from llama import formats, parallel
+from llama import parallel
 from llama.args import ModelArgs, weight_shapes
 from llama.checkpoint import Checkpoint, empty_model, load_model
 from llama.lora import LoRALinear, add_lora
 from llama.model import Transformer
-from llama.quantize import packed_layers, use_format
+from llama.quantize import check_format, packed_layers, use_format
 from llama.training.block import use_training_blocks
 from llama.training.config import TrainConfig
 from llama.training.loss import LanguageModelLoss
@@ -52,7 +52,8 @@ class Trainee:
         device: torch.device,
     ) -> None:
         self.config, self.device = config, device
-        self.dtype = config.products(device)
+        self._format = config.quantize or (base.quantize if base else None)
+        self.dtype = config.products(device, bool(self._format))
         self._narrow = self.dtype != torch.float32
         self.model = self._adapted(args, base) if config.lora else empty_model(args)
         if not config.compile:
@@ -95,17 +96,15 @@ class Trainee:
         config = self.config
         if base is None or config.lora is None:
             raise ValueError("an adapter is trained on a model: give the checkpoint to start from")
-        packed = config.quantize in formats.PACKED or base.quantize
-        convert = (
-            packed_layers(base, config.quantize or base.quantize or "", self.device)
-            if packed
-            else None
-        )
+        convert = None
+        if self._format:
+            check_format(self._format, self.device, self.dtype)
+            convert = packed_layers(base, self._format, self.device)
         model = load_model(
             base, self.device, self.dtype, convert_layer=convert, max_seq_len=args.max_seq_len
         )
-        if packed:
-            use_format(model, config.quantize or base.quantize or "")
+        if self._format:
+            use_format(model, self._format)
         add_lora(model, config.lora)
         return model
 
