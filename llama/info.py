@@ -15,7 +15,16 @@ from dataclasses import replace
 from llama import formats, huggingface, parallel
 from llama.checkpoint import open_checkpoint, tokenizer_in
 from llama.files import Folder, read_json, short_size
-from llama.memory import FORMATS, RANKS, Facts, need, packed_weights, this_machine, verdict
+from llama.memory import (
+    FORMATS,
+    RANKS,
+    Facts,
+    int8_cache,
+    need,
+    packed_weights,
+    this_machine,
+    verdict,
+)
 from llama.meta import quantize_of, read_params
 from llama.tokenizer import Tokenizer
 
@@ -172,6 +181,8 @@ def _table(facts: Facts, batch: int, context: int) -> list[str]:
             for ranks in facts.ranks
         )
         lines.append(_row(f"quantize={name}", "weights", cells))
+    caches = (int8_cache(facts, ranks, batch, context) for ranks in facts.ranks)
+    lines.append(_row("kv_cache_dtype=int8", "KV cache", map(short_size, caches)))
     if others := [ranks for ranks in RANKS if ranks not in facts.ranks]:
         which = " or ".join(str(ranks) for ranks in others)
         lines += ["", f"Not on {which} ranks: {facts.misfit(others[0], facts.quantize)}."]
@@ -179,7 +190,7 @@ def _table(facts: Facts, batch: int, context: int) -> list[str]:
 
 
 def _row(first: str, second: str, cells: Iterable[object]) -> str:
-    return f"  {first:<19}{second:<20}" + "".join(f"{cell:>11}" for cell in cells)
+    return f"  {first:<20}{second:<19}" + "".join(f"{cell:>11}" for cell in cells)
 
 
 def short_count(count: int) -> str:

@@ -151,10 +151,19 @@ def need(
 ) -> Need:
     """What each of `ranks` needs for its weights and for a KV cache of that size."""
     args, (weight_bytes, cache_bytes) = facts.args, FORMATS.get(dtype, FORMATS["bfloat16"])
-    numbers = 2 * args.n_layers * batch * args.kv_heads_on_each_of(ranks) * args.head_dim * context
+    numbers = _cached_heads(args, ranks, batch, context) * args.head_dim
     packed = dtype in formats.PACKED
     weights = packed_weights(facts, dtype, ranks, is_cuda) if packed else facts.parameters(ranks)
     return Need(weights * (1 if packed else weight_bytes), numbers * cache_bytes)
+
+
+def int8_cache(facts: Facts, ranks: int, batch: int, context: int) -> int:
+    """Bytes of each rank's KV cache with kv_cache_dtype=int8: a number a byte, a head a scale."""
+    return _cached_heads(facts.args, ranks, batch, context) * (facts.args.head_dim + 4)
+
+
+def _cached_heads(args: ModelArgs, ranks: int, batch: int, context: int) -> int:
+    return 2 * args.n_layers * batch * args.kv_heads_on_each_of(ranks) * context
 
 
 def packed_weights(facts: Facts, name: str, ranks: int, is_cuda: bool = False) -> int:

@@ -13,10 +13,11 @@ from fixtures import run_ranks, tiny_args, write_sentencepiece, write_tiktoken
 from llama import Tokenizer, Transformer, huggingface, memory, parallel
 from llama import info as module
 from llama.args import ModelArgs
+from llama.cache import Int8KVCache
 from llama.checkpoint import save_model
 from llama.convert import convert
 from llama.info import info, read_facts, short_count
-from llama.memory import Facts, Place, best_setting, need, this_machine, verdict
+from llama.memory import Facts, Place, best_setting, int8_cache, need, this_machine, verdict
 from llama.storage import Entry, write_tensors
 
 PARAMS = Path(__file__).parents[1] / "params"
@@ -169,6 +170,17 @@ def bytes_built(args: ModelArgs, ranks: int) -> tuple[int, int]:
 def test_one_rank_needs_what_a_model_takes(changes: dict) -> None:
     args = tiny_args(**changes)
     assert need(facts_of(args), "float32", 1, 4, 32) == bytes_built(args, 1)
+
+
+def test_a_cache_in_int8_needs_what_it_takes() -> None:
+    args, facts = tiny_args(), facts_of(tiny_args())
+    parallel.initialize(1)
+    model = Transformer(args)
+    model.cache_type = Int8KVCache
+    parts = model.new_cache(4, 32).parts
+    assert int8_cache(facts, 1, 4, 32) == sum(part.nbytes for part in parts)
+    plain = need(released("Llama-3.1-8B"), "bfloat16", 2, 1, 8192).cache
+    assert int8_cache(released("Llama-3.1-8B"), 2, 1, 8192) == plain * (128 + 4) / (128 * 2)
 
 
 def test_more_ranks_than_kv_heads_need_what_a_model_takes() -> None:
