@@ -21,36 +21,33 @@
 #include <stdlib.h>
 
 /* A function for each number of rows, in which loops over rows are unrolled into registers. As many
-   rows go at a time as their sums fit there; the weights stay in the cache for the next. A row's
-   sums are added up in one order, however many rows there are. */
+   rows go at a time as gain by it; the weights stay in the cache for the next. A row's sums are added
+   up in one order, however many rows there are. */
+#define CASE(rows, call)                                                                           \
+    case rows: call(rows); break;
+#define UP_TO_4_ROWS(rows, call)                                                                   \
+    switch (rows) { CASE(1, call) CASE(2, call) CASE(3, call) default: call(4); }
 #ifdef PLAIN_LOOPS /* unrolled, they would take minutes to compile */
 #define BF16_ROWS 1
 #define BF16_OUTPUTS 1
 #define PACKED_ROWS 1
-#define UP_TO_4_ROWS(rows, call) call(1)
-#define UP_TO_8_ROWS(rows, call) call(1)
+#define FOR_BF16_ROWS(rows, call) call(1)
+#define FOR_PACKED_ROWS(rows, call) call(1)
 #else
 #define BF16_ROWS 4
 #define BF16_OUTPUTS 4
+#define FOR_BF16_ROWS UP_TO_4_ROWS
+#ifdef HAS_AVX512
 #define PACKED_ROWS 8
-#define UP_TO_4_ROWS(rows, call)                                                                   \
+#define FOR_PACKED_ROWS(rows, call)                                                                \
     switch (rows) {                                                                                \
-        case 1: call(1); break;                                                                    \
-        case 2: call(2); break;                                                                    \
-        case 3: call(3); break;                                                                    \
-        default: call(4); break;                                                                   \
+        CASE(1, call) CASE(2, call) CASE(3, call) CASE(4, call) CASE(5, call) CASE(6, call)        \
+        CASE(7, call) default: call(8);                                                            \
     }
-#define UP_TO_8_ROWS(rows, call)                                                                   \
-    switch (rows) {                                                                                \
-        case 1: call(1); break;                                                                    \
-        case 2: call(2); break;                                                                    \
-        case 3: call(3); break;                                                                    \
-        case 4: call(4); break;                                                                    \
-        case 5: call(5); break;                                                                    \
-        case 6: call(6); break;                                                                    \
-        case 7: call(7); break;                                                                    \
-        default: call(8); break;                                                                   \
-    }
+#else /* eight are no faster, and take twice as long to compile */
+#define PACKED_ROWS 4
+#define FOR_PACKED_ROWS UP_TO_4_ROWS
+#endif
 #endif
 
 /* ---- bfloat16: w is (n, k), as it lies in the file -------------------------------------------- */
@@ -98,12 +95,12 @@ static void bf16_tile(const matrix *m, const inputs *in, int64_t tile, float *y,
             float *to = y + b * stride + r;
             if (r + BF16_OUTPUTS <= outputs) {
 #define CALL(ROWS) bf16_block(ROWS, BF16_OUTPUTS, x, w + r * k, k, to, stride)
-                UP_TO_4_ROWS(in->rows - b, CALL);
+                FOR_BF16_ROWS(in->rows - b, CALL);
 #undef CALL
             } else {
 #define CALL(ROWS)                                                                                 \
     for (int s = r; s < outputs; s++) bf16_block(ROWS, 1, x, w + s * k, k, to + s - r, stride)
-                UP_TO_4_ROWS(in->rows - b, CALL);
+                FOR_BF16_ROWS(in->rows - b, CALL);
 #undef CALL
             }
         }
@@ -211,9 +208,9 @@ static void packed_tile(const matrix *m, const inputs *in, int64_t tile, float *
 #define CALL8(ROWS) packed_rows(ROWS, 8, m, in, b, tile, to, stride)
 #define CALL4(ROWS) packed_rows(ROWS, 4, m, in, b, tile, to, stride)
         if (m->bits == 8) {
-            UP_TO_8_ROWS(in->rows - b, CALL8);
+            FOR_PACKED_ROWS(in->rows - b, CALL8);
         } else {
-            UP_TO_8_ROWS(in->rows - b, CALL4);
+            FOR_PACKED_ROWS(in->rows - b, CALL4);
         }
 #undef CALL8
 #undef CALL4
