@@ -7,10 +7,11 @@
 "response"}`). Under two hours on two cores, also on such that multiply float32 only. The run and
 its states lie in `tiny-2-run`: stopped with Ctrl-C, the same command goes on there.
 
-It is one pass over documents that are made beforehand, in random order (see `mixture`): every story
-many times, in turn as it is and as the answer to a request for it; small talk, both speakers
-learned; and dialogs of `tiny_skills`, hardly any of them twice. Blocks' matrices are trained by
-Muon, which gets about as far in half of AdamW's steps here.
+It has two stages, each one pass over documents that are made beforehand, in random order. First
+texts: stories, small talk of two people, and facts that are told again and again, from which it
+learns to look up what was said of whom. Then dialogs: the stories as answers to requests for them,
+and those of `tiny_skills`, hardly any of them twice. Blocks' matrices are trained by Muon, which
+gets about as far in half of AdamW's steps here.
 """
 
 import json
@@ -19,6 +20,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,36 +47,41 @@ HELD_OUT_EVERY = 20  # each 20th story, dialog and word is kept for measuring
 SHAPE = ModelArgs(
     dim=256,
     n_layers=6,
-    n_heads=4,
-    n_kv_heads=2,
+    n_heads=8,
+    n_kv_heads=4,
     vocab_size=2048,  # 256 of them special
     multiple_of=128,
     ffn_dim_multiplier=0.9,
     rope_theta=500000.0,
     max_seq_len=1024,
 )
-STORY_PASSES = 6  # with nine, the last three unlearned what is held out
-TALK_SHARE = 0.15  # of the small-talk dialogs
+# Passes over the stories as texts, in the first stage, and as answers, in the second: of nine, the
+# last three unlearned what is held out.
+PASSES = 3, 3
+TALK_SHARE = 0.1  # of the small-talk dialogs
+RETOLD = 4, 1  # millions of tokens of facts that are told again and again, in each stage
 # Millions of tokens of each kind of dialogs.
 MIXTURE = {
-    "facts": 22,
-    "sums": 5,
-    "style": 4,
-    "names": 4,
-    "tools": 5,
-    "spelling": 4,
-    "counting": 1,
-    "chats": 1.5,
+    "facts": 8,
+    "sums": 3.5,
+    "style": 1.5,
+    "names": 1.5,
+    "tools": 2.5,
+    "spelling": 2.5,
+    "counting": 0.4,
+    "chats": 0.7,
 }
-CONFIG = TrainConfig(
-    batch_size=4,
+# Looking up begins suddenly, after about a thousand steps: small batches make more of them.
+FIRST = TrainConfig(
+    batch_size=2,
     seq_len=1024,
     optimizer="muon",
-    learning_rate=5e-3,
-    schedule="wsd",
-    decay=0.3,
-    eval_every=1000,
+    learning_rate=4e-3,
+    final_learning_rate=0.3,
     save_every=500,
+)
+SECOND = replace(
+    FIRST, batch_size=4, learning_rate=3e-3, final_learning_rate=0, eval_every=1000, seed=2
 )
 
 STORY_REQUESTS = (
@@ -239,13 +246,20 @@ def main(data: str, out: str, seed: int = 1, share: float = 1.0) -> None:
     rng = random.Random(seed)
     extra = made_up_words(rng, tokenizer, kept(words), held_out(words), 8)
     skills = replace(skills, rng=rng, words=kept(words) + extra)
-    documents = Documents.of(mixture(tokenizer, skills, kept(dialogs), share))
-    total = documents.lengths.sum()
-    print(f"{len(documents):,} documents, {total:,} tokens, {documents.learned.sum():,} learned")
     measured = [text_document(tokenizer, story) for story in held_out(stories)]
-    train(folder, tokenizer, documents, CONFIG, args=SHAPE, held_out=measured)
+    for stage, made, config, base in (
+        ("first", first_stage(tokenizer, skills, kept(dialogs), share), FIRST, None),
+        ("second", second_stage(tokenizer, skills, share), SECOND, folder / "first"),
+    ):
+        documents = Documents.of(made)
+        total = documents.lengths.sum()
+        learned = documents.learned.sum()
+        print(f"{stage}: {len(documents):,} documents, {total:,} tokens, {learned:,} learned")
+        # A first stage is to be taken as it ends.
+        held = measured if base else ()
+        train(folder / stage, tokenizer, documents, config, args=SHAPE, base=base, held_out=held)
 
-    convert(str(folder), str(target), "meta", dtype="bfloat16")
+    convert(str(folder / "second"), str(target), "meta", dtype="bfloat16")
 
     rng = random.Random(seed + 1)
     unseen = Skills(rng, held_out(words), SMALL_TALK, held_out(stories), held_out=True)
@@ -254,20 +268,28 @@ def main(data: str, out: str, seed: int = 1, share: float = 1.0) -> None:
         print(f"{name}: {right:.1%}")
 
 
-def mixture(
+def first_stage(
     tokenizer: Tokenizer, skills: Skills, dialogs: list[list[str]], share: float
 ) -> Iterator[Document]:
-    """All that is learned, in no order: stories, small talk and `MIXTURE`."""
-    rng = skills.rng
-    for number in range(round(STORY_PASSES * share)):
+    """The first stage, in no order."""
+    for _ in range(PASSES[0]):
         for story in skills.stories:
-            if number % 2:
-                yield dialog_document(tokenizer, conversation(rng, [tell(rng, story)]))
-            else:
+            if skills.rng.random() < share:
                 yield text_document(tokenizer, story)
     for turns in dialogs:
-        if rng.random() < TALK_SHARE * share:
+        if skills.rng.random() < TALK_SHARE * share:
             yield talked(tokenizer, turns)
+    yield from up_to(RETOLD[0] * share, lambda: text_document(tokenizer, skills.retold()))
+
+
+def second_stage(tokenizer: Tokenizer, skills: Skills, share: float) -> Iterator[Document]:
+    """The second stage, in no order."""
+    rng = skills.rng
+    for _ in range(PASSES[1]):
+        for story in skills.stories:
+            if rng.random() < share:
+                yield dialog_document(tokenizer, conversation(rng, [tell(rng, story)]))
+    yield from up_to(RETOLD[1] * share, lambda: text_document(tokenizer, skills.retold()))
     makers: dict[str, Callable[[], Dialog]] = {
         "facts": skills.facts,
         "sums": skills.sums,
@@ -278,12 +300,21 @@ def mixture(
         "counting": lambda: conversation(rng, [count(rng, rng.choice(skills.words))]),
         "chats": lambda: chat(skills),
     }
+
+    def dialog(make: Callable[[], Dialog]) -> Document:
+        return dialog_document(tokenizer, make())
+
     for name, millions in MIXTURE.items():
-        left = millions * 1e6 * share
-        while left > 0:
-            document = dialog_document(tokenizer, makers[name]())
-            left -= len(document)
-            yield document
+        yield from up_to(millions * share, partial(dialog, makers[name]))
+
+
+def up_to(millions: float, make: Callable[[], Document]) -> Iterator[Document]:
+    """Documents of so many million tokens."""
+    left = millions * 1e6
+    while left > 0:
+        document = make()
+        left -= len(document)
+        yield document
 
 
 def talked(tokenizer: Tokenizer, turns: list[str]) -> Document:

@@ -19,6 +19,7 @@ import sentencepiece
 import torch
 
 from llama import kernels
+from llama.kernels import compiler
 from llama.model import ModelArgs
 
 MERGES = (
@@ -151,10 +152,10 @@ def use_kernels(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if target != "off":
         if not any(map(shutil.which, ("cc", "gcc", "clang"))):
             pytest.skip("needs a C compiler")
-        if KERNEL_TARGETS[target] not in kernels._processor().split():
+        if KERNEL_TARGETS[target] not in compiler.processor().split():
             pytest.skip(f"this processor does not run what is compiled for {target}")
         for part in ("inference", "training"):
-            libraries[part] = kernels.bind(part, kernels.compiled(part, target))
+            libraries[part] = kernels.bind(part, compiler.compiled(part, target))
     monkeypatch.setattr(kernels, "library", libraries.get)
 
 

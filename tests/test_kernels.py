@@ -8,7 +8,7 @@ import torch
 from fixtures import KERNEL_TARGETS, difference, needs_compiler, use_kernels
 
 from llama import kernels
-from llama.kernels import Packed, linear, pack, unpack
+from llama.kernels import Packed, compiler, linear, pack, unpack
 
 MATRICES = [(16, 32), (48, 96), (256, 768), (4096, 64)]
 NO_KERNELS = (
@@ -168,7 +168,7 @@ def test_without_a_compiler_one_line_says_so(
         pytest.param(
             "x86-64-v3",
             "native kernels for x86-64-v3, where this processor may be faster (LLAMA_KERNELS)",
-            marks=pytest.mark.skipif("avx2" not in kernels._processor(), reason="needs AVX2"),
+            marks=pytest.mark.skipif("avx2" not in compiler.processor(), reason="needs AVX2"),
         ),
         ("no-such-processor", NO_KERNELS),
     ],
@@ -188,13 +188,13 @@ def test_kernels_can_be_chosen(
 @pytest.mark.parametrize("part", ["inference", "training"])
 def test_a_library_is_compiled_once(part: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_CACHE", str(tmp_path))
-    path = kernels.compiled(part)
+    path = compiler.compiled(part)
     made = path.stat().st_mtime_ns
-    assert kernels.compiled(part) == path
+    assert compiler.compiled(part) == path
     assert path.stat().st_mtime_ns == made
     assert [other.name for other in path.parent.iterdir()] == [path.name]
-    monkeypatch.setattr(kernels, "_processor", lambda: "another one")
-    assert kernels.compiled(part) != path
+    monkeypatch.setattr(compiler, "processor", lambda: "another one")
+    assert compiler.compiled(part) != path
 
 
 def test_packed_is_made_of_what_it_says() -> None:

@@ -10,8 +10,8 @@ from fixtures import KERNEL_TARGETS, difference, needs_compiler, use_kernels
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from llama.kernels import _processor
 from llama.kernels import training as kernels
+from llama.kernels.compiler import processor
 from llama.kernels.training import add_rms_norm, attend, gate, loss_rows_, rms_norm, trains
 from llama.model import document_mask, rotary_frequencies, rotations
 
@@ -225,7 +225,7 @@ def test_attend(
     places = positions, turns_of(positions, head_dim), head_dim
     exact = results(lambda *a: plain_attend(*a, *places), leaves(*inputs, dtype=torch.float64), dy)
     ours = results(lambda *a: attend(*a, *places), leaves(*inputs), dy)
-    in_pairs = kind == "native" and "avx512_bf16" in _processor() and dtype == torch.bfloat16
+    in_pairs = kind == "native" and "avx512_bf16" in processor() and dtype == torch.bfloat16
     of_y, of_gradients = ERRORS["pairs" if in_pairs else str(dtype).removeprefix("torch.")]
     for found, expected, errors in zip(ours, exact, (of_y, *[of_gradients] * 3), strict=True):
         assert (found.dtype, found.shape) == (dtype, expected.shape)

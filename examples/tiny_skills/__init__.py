@@ -3,12 +3,12 @@
     skills = Skills(random.Random(1), words, SMALL_TALK, stories)
     skills.facts()   # a list of messages, such as these two
     user: "Corvan lives in Oakport. Mia lives in Rome. Where is Mia's home?"
-    assistant: "Rome."
+    assistant: "Mia lives in Rome."
 
 Answering from facts in the context, short arithmetic, following a rule of the system prompt,
 keeping a name through other talk, calling a calculator, and spelling. All that the assistant says
 is to be learned, in each turn, as `dialog_document` does. Where an answer has one right form it
-always has this one: a fact is its bare value, a sum is "34 + 28 = 62.", and what cannot be known
+always has this one: a fact is a sentence, a sum is "34 + 28 = 62.", and what cannot be known
 is "I don't know."
 
 What is measured was never seen: one in ten names, towns, numbers, pairs of numbers, ... is kept

@@ -84,6 +84,16 @@ class Skills:
         count, most = self.rng.choice((1, 2, 4, 6, 8)), self.rng.choice((3, 5, 9))
         return self.asked(count, most=most).dialog
 
+    def retold(self) -> str:
+        """Facts told four times, each time in another order: a text, no dialog.
+
+        To continue it takes what answers take, to look up what was said of whom, and nothing else:
+        learned first, it makes the answers learnable.
+        """
+        rng, facts, same = self.rng, self._some_facts(), self.rng.random() < 0.5
+        told = [fact for _ in range(4) for fact in rng.sample(facts, len(facts))]
+        return " ".join(fact.sentence if same else fact.said(rng) for fact in told)
+
     def sums(self) -> list[Message]:
         """One to five sums of all kinds, a few of them too hard."""
         return dialog_of(self._system(), self._some(self._any_sum, 5))
@@ -274,7 +284,7 @@ class Skills:
             else:
                 name = f"{named[noun]}."
                 sentence = f"The name of the {noun} is {name}"
-                turns.append(Turn(question, name, name, name, sentence))
+                turns.append(Turn(question, sentence, name, name, sentence))
         return [text], turns
 
     def _laid_out(self, passages: list[str], turns: list[Turn]) -> tuple[str, list[Turn]]:

@@ -85,7 +85,7 @@ class Fact:
         answer = f"{capital(answer)}."
         word = one_word(answer)
         few = answer if len(answer.split()) <= 3 else None
-        return Turn(self._filled(form), answer, word, few, self.sentence)
+        return Turn(self._filled(form), self.sentence, word, few, self.sentence)
 
     def _filled(self, form: str) -> str:
         return capital(form.format(s=self.subject, k=self.of, v=self.value))

@@ -1,13 +1,12 @@
 """Native CPU kernels for the few rows that decoding multiplies, each with its twin in plain torch.
 
 The C sources lie beside this file. They are compiled at first use, by the compiler that is there
-and for the processor that is there, in three seconds, and are kept; without a compiler
-one line says so and the twins compute the same, slower. Threads are torch's own: the library is
-bound to the OpenMP that torch has loaded, so `torch.set_num_threads` holds for it. LLAMA_KERNELS in
-the environment names another architecture to compile for (`x86-64-v3`: no AVX-512), or is `off`.
+and for the processor that is there, in three seconds, and are kept (see `compiler.py`); without a
+compiler one line says so and the twins compute the same, slower. LLAMA_KERNELS in the environment
+names another architecture to compile for (`x86-64-v3`: no AVX-512), or is `off`.
 
-    y = linear(x, weight)                       # x (rows, k) and weight (n, k) in bfloat16
-    y = linear_packed(x, pack(weight, bits=4))  # int8 or int4 in groups of 32 inputs
+    y = linear(x, weight)                  # x (rows, k) and weight (n, k) in bfloat16
+    y = linear(x, pack(weight, bits=4))    # int8 or int4 in groups of 32 inputs
 
 The halves of a transformer block, `AttentionHalf` and `FeedForwardHalf`, do all that lies between
 such products too. Their twin is `TransformerBlock` itself.
@@ -15,13 +14,9 @@ such products too. Their twin is `TransformerBlock` itself.
 
 import ctypes
 import functools
-import hashlib
 import os
-import platform
-import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,22 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama import files, parallel
+from llama import parallel
 from llama.cache import KVCache
 from llama.formats import GROUP, TILE
+from llama.kernels.compiler import compiled
 
 PARTS = 8  # of the sums of a row parallel layer, in all: for 1, 2, 4 or 8 ranks
 MOST_ROWS = 16  # of a block's half: more are a matter for matrix products
-_HEADERS = ("vectors.h", "linear.h", "block.h", "training.h", "tiles.h")
-# What each library is made of, and with which flags.
-_CODE: dict[str, list[tuple[str, tuple[str, ...]]]] = {
-    "inference": [("linear.c", ()), ("block.c", ()), ("prompt.c", ())],
-    "training": [
-        (source, flags)
-        for source in ("training.c", "documents.c")
-        for flags in ((), ("-DIN_FLOAT32",))
-    ],
-}
 # What it costs to have none.
 _COST = {
     "inference": "decoding takes 2.5 times as long, of int8 and int4 weights over 100 times",
@@ -412,57 +398,3 @@ def bind(part: str, path: Path) -> ctypes.CDLL:
             function = getattr(native, f"{name}_{dtype}")
             function.argtypes, function.restype = arguments, result
     return native
-
-
-def compiled(part: str, target: str = "native") -> Path:
-    """The library for `part`, made if it is not there for this source, compiler and processor.
-
-    `target` is an architecture that the compiler knows. Raises OSError or CalledProcessError.
-    """
-    found = (os.environ.get("CC"), *map(shutil.which, ("cc", "gcc", "clang")))
-    compiler = next(filter(None, found), None)
-    if compiler is None:
-        raise OSError("there is no C compiler (cc, gcc or clang; $CC)")
-    is_arm = platform.machine() in ("arm64", "aarch64")
-    # The two about math leave numbers as they are, and let loops with rintf become vectors.
-    flags = ["-O3", f"-m{'cpu' if is_arm else 'arch'}={target}", "-fno-math-errno"]
-    flags += ["-fno-trapping-math", "-fopenmp", "-fPIC"]
-    # torch's own OpenMP, by its file: another copy would bring threads of its own.
-    libraries = sorted(Path(torch.__file__).parent.glob("lib*/l*[!c]omp*.so*"))[:1]  # no compiler
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    folder = Path(__file__).parent
-    names = *_HEADERS, *(name for name, _ in _CODE[part])
-    made_from = [*((folder / name).read_text() for name in names), version.stdout]
-    made_from += [part, compiler, *flags, *map(str, libraries), _processor()]
-    name = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:16]
-    path = files.cache_root() / "kernels" / f"llama-{name}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as space:
-            objects = [Path(space, f"{i}.o") for i in range(len(_CODE[part]))]
-            made = Path(space, path.name)
-            _run_all(
-                [compiler, *flags, *more, "-c", folder / source, "-o", made_object]
-                for (source, more), made_object in zip(_CODE[part], objects, strict=True)
-            )
-            _run_all([[compiler, *flags, "-shared", *objects, *libraries, "-o", made, "-lm"]])
-            made.replace(path)
-    return path
-
-
-def _run_all(commands: Iterable[list[str | Path]]) -> None:
-    """Runs commands side by side. Raises CalledProcessError with what the first to fail said."""
-    started = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in commands]
-    outputs = [process.communicate()[1] for process in started]
-    for process, output in zip(started, outputs, strict=True):
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, process.args, stderr=output)
-
-
-def _processor() -> str:
-    """What the processor can do: a library for another one may stop this process."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
