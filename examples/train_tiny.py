@@ -4,8 +4,9 @@
 
 `DATA` is a folder with `tinystories.txt` (stories separated by a line `<|endoftext|>`),
 `selfdialogue.jsonl` (`{"turns": [str, ...]}`) and `math_spelling.jsonl` (`{"cat", "prompt",
-"response"}`). Under two hours on two cores, also on such that multiply float32 only. The run and
-its states lie in `tiny-2-run`: stopped with Ctrl-C, the same command goes on there.
+"response"}`). It learns from about 34 million tokens: an hour on two cores that multiply bfloat16
+(10,000 tokens a second), two and a half on two that do not (4,000). The runs and their states lie in
+`tiny-2-run`: stopped with Ctrl-C, the same command goes on there.
 
 It has two stages, each one pass over documents that are made beforehand, in random order. First
 texts: stories, small talk of two people, and facts that are told again and again, from which it
