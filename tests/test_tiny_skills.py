@@ -418,12 +418,13 @@ def test_a_fact_has_answers_of_several_lengths() -> None:
     assert turn[1:] == ("Anna is a baker.", "Baker.", "A baker.", "Anna is a baker.", False)
     turn = astuple(Fact(job, "Anna", "", "a bus driver").asked_who(random.Random(1)))
     assert turn[0] in ("Who is a bus driver?", "Who works as a bus driver?")
-    assert turn[1:4] == ("Anna is a bus driver.", "Anna.", "Anna.")
+    assert turn[1:] == ("Anna is a bus driver.", "Anna.", "Anna.", "Anna is a bus driver.", False)
     turn = astuple(Fact(job, "Anna", "", "a bus driver").asked(random.Random(1)))
     assert turn[1:3] == ("Anna is a bus driver.", None)
     [spot] = [each for each in RELATIONS if (each.subject, each.kind) == ("thing", "spot")]
     turn = astuple(Fact(spot, "the red pen", "", "on the old wooden table").asked(random.Random(1)))
-    assert turn[1:4] == ("The red pen is on the old wooden table.", None, None)
+    told = "The red pen is on the old wooden table."
+    assert turn[1:] == (told, None, None, told, False)
 
 
 def test_names_in_stories_are_asked_for() -> None:

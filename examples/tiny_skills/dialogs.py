@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 from examples.tiny_skills.facts import (
     ABOUT,
@@ -49,6 +49,7 @@ from examples.tiny_skills.tools import (
 from llama import Message
 
 Question = Literal["known", "unknown", "about"]
+ASKED: dict[Question, int] = {"known": 11, "unknown": 5, "about": 4}  # of 20
 
 
 class Example(NamedTuple):
@@ -149,12 +150,15 @@ class Skills:
 
     def asked(self, count: int, last: Question | None = None, most: int = 9) -> Example:
         """`count` questions about two to `most` facts, the last one of the kind `last`."""
-        kinds = self.rng.choices(get_args(Question), (11, 5, 4), k=count)
-        passages, turns = self._questions([*kinds[1:], last or kinds[0]], most)
+        first, *kinds = self._some_kinds(count)
+        passages, turns = self._questions([*kinds, last or first], most)
         if self.rng.random() < 0.1:
             told = self.rng.choice(TOLD_LAYOUTS).format(c=" ".join(passages))
             return example_of(self._system(), [Turn(told, TOLD_REPLY), *turns])
         return example_of(*self._laid_out(passages, turns))
+
+    def _some_kinds(self, count: int) -> list[Question]:
+        return self.rng.choices([*ASKED], [*ASKED.values()], k=count)
 
     def _questions(self, kinds: Sequence[Question], most: int = 9) -> tuple[list[str], list[Turn]]:
         """Passages of text, and questions about them, as many as there are facts at most."""
@@ -405,8 +409,7 @@ class Skills:
             x = self.pick(rng.choice(("exclamation", "person")))
             passages = list[str]()
             if rng.random() < 0.4:
-                kinds = rng.choices(get_args(Question), (11, 5, 4), k=rng.randint(1, 3))
-                passages, turns = self._questions(kinds)
+                passages, turns = self._questions(self._some_kinds(rng.randint(1, 3)))
             else:
                 turns = self._some(self._talk_for_style, 3)
             answers = [rule.apply(turn, x) for turn in turns]
