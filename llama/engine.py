@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from llama import parallel
 from llama.cache import KVCache
-from llama.graphs import DecodeGraphs
+from llama.graphs import DecodeGraphs, read_later
 from llama.model import Transformer
 from llama.sampling import NonFiniteLogitsError, SamplerState, SamplingParams, sample
 from llama.tokenizer import StreamDecoder, Tokenizer
@@ -145,6 +145,8 @@ class Engine:
         self.running: list[Sequence] = []  # the place in the list is the row in the cache
         self._cache: KVCache | None = None
         self._graphs: DecodeGraphs | None = None  # on a GPU that has the model to itself
+        # The logits of a step that was started before it was known who goes on, a row each.
+        self._ahead: tuple[list[Sequence], torch.Tensor] | None = None
 
     @property
     def idle(self) -> bool:
@@ -202,7 +204,7 @@ class Engine:
         Returns the sequences that changed. Raises NonFiniteLogitsError if the model's output is
         broken; what runs then should be cancelled.
         """
-        joined = self._admit()
+        joined = [] if self._ahead else self._admit()
         if joined:
             first = len(self.running) - len(joined)
             logits = torch.cat([self._prefill(s, first + i) for i, s in enumerate(joined)])
@@ -228,7 +230,10 @@ class Engine:
                     self._cache.clear_row(len(self.running) - len(changed) + writing[row])
                 raise
             parallel.broadcast(tokens)
-            for i, token, logprob in zip(writing, tokens.tolist(), logprobs.tolist(), strict=True):
+            read = read_later(tokens, logprobs)
+            if len(writing) == len(self.running):
+                self._run_ahead(tokens)
+            for i, token, logprob in zip(writing, *read(), strict=True):
                 changed[i]._append(token, logprob, self.tokenizer.stop_tokens)
         self._release()
         return changed
@@ -280,16 +285,38 @@ class Engine:
     def _decode(self) -> torch.Tensor:
         """Runs the newest token of each running sequence; logits after it (n, vocab)."""
         assert self._cache is not None
+        if self._ahead is not None:
+            (sequences, started), self._ahead = self._ahead, None
+            if len(sequences) == len(self.running):
+                return started
+            return started[[sequences.index(s) for s in self.running]]
         tokens = [s.tokens[-1] for s in self.running]
         positions = [len(s.prompt) + len(s.tokens) - 1 for s in self.running]
         if self._graphs is not None:
-            logits = self._graphs.run(tokens, positions)
+            logits = self._graphs.run(torch.tensor(tokens), positions)
             if logits is not None:
                 return logits
         device = self._cache.k.device
         newest = torch.tensor(tokens, device=device).unsqueeze(1)  # (n, 1)
         cache = self._cache.view(0, len(self.running), _whole_blocks(max(positions) + 1))
         return self.model(newest, torch.tensor(positions, device=device), cache=cache)[:, -1]
+
+    def _run_ahead(self, tokens: torch.Tensor) -> None:
+        """On a GPU, starts the next step before the CPU has seen `tokens` (n,), the newest.
+
+        The GPU computes while the CPU makes text of them and looks for stops. A sequence that ends
+        with its token has a row in vain, which at most overwrites what it leaves behind.
+        """
+        joins = self.waiting and len(self.running) < self.max_batch_size
+        ends = [len(s.tokens) + 1 == s.max_gen_len for s in self.running]
+        if self._graphs is None or joins or all(ends):
+            return
+        positions = [
+            0 if end else len(s.prompt) + len(s.tokens)
+            for s, end in zip(self.running, ends, strict=True)
+        ]
+        logits = self._graphs.run(tokens, positions)
+        self._ahead = None if logits is None else (list(self.running), logits)
 
     def _release(self) -> None:
         """Takes finished sequences out; the last row moves into each row that gets free."""
@@ -301,6 +328,8 @@ class Engine:
                 assert self._cache is not None
                 self.running[row] = last
                 self._cache.copy_row(len(self.running), row, len(last.prompt) + len(last.tokens))
+        if not self.running:
+            self._ahead = None
 
 
 def _whole_blocks(length: int) -> int:

@@ -15,8 +15,10 @@ gets the row begins at position 0.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from llama import parallel
@@ -83,19 +85,20 @@ class DecodeGraphs:
         self._inputs = torch.zeros(2, cache.batch_size, dtype=torch.int64, device=device)
         self._model.freqs = self._model.freqs.to(device)  # a copy to there can't be recorded
 
-    def run(self, tokens: list[int], positions: list[int]) -> Tensor | None:
-        """The logits (n, vocab) after the newest tokens of the cache's first n rows.
+    def run(self, tokens: Tensor, positions: list[int]) -> Tensor | None:
+        """The logits (n, vocab) after `tokens` (n,), the newest of the cache's first n rows.
 
-        They are overwritten by the next call. None where a graph can't be made: then and from then
-        on the caller runs the model itself.
+        Tokens may be on the GPU, where nobody waits for them. Logits are overwritten by the next
+        call. None where a graph can't be made: then and from then on the caller runs the model
+        itself.
         """
         if not self._is_able:
             return None
         n, cache = len(tokens), self._cache
         rows = min(_power_of_two(n), cache.batch_size)
         length = min(max(_power_of_two(max(positions) + 1), _SHORTEST), cache.seq_len)
-        padding = [0] * (cache.batch_size - n)
-        self._inputs.copy_(torch.tensor([tokens + padding, positions + padding]))
+        self._inputs.copy_(F.pad(torch.tensor([[0] * n, positions]), (0, cache.batch_size - n)))
+        self._inputs[0, :n] = tokens
         if (rows, length) not in self._graphs:
             try:
                 self._graphs[rows, length] = self._recorded(rows, length)
@@ -111,6 +114,23 @@ class DecodeGraphs:
         tokens, positions = self._inputs[:, :rows]
         cache = self._cache.view(0, rows, length)
         return self._record(lambda: self._model(tokens.unsqueeze(1), positions, cache=cache)[:, -1])
+
+
+def read_later(*tensors: Tensor) -> Callable[[], list[list[Any]]]:
+    """What waits for `tensors` as they are now, but for nothing that a GPU is given afterwards."""
+    if not tensors[0].is_cuda:
+        return lambda: [tensor.tolist() for tensor in tensors]
+    copies = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in tensors]
+    for copy, tensor in zip(copies, tensors, strict=True):
+        copy.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(tensors[0].device))
+
+    def read() -> list[list[Any]]:
+        copied.synchronize()
+        return [copy.tolist() for copy in copies]
+
+    return read
 
 
 def _power_of_two(n: int) -> int:

@@ -110,13 +110,84 @@ def test_a_graph_for_each_number_of_rows_and_of_positions(
     assert set(engine._graphs._graphs) == {(3, 8), (3, 16), (3, 32), (3, 64)}
 
 
+def test_the_next_step_runs_before_tokens_are_looked_at(
+    llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = []
+    read_later = engine_module.read_later
+
+    def record(*tensors: torch.Tensor) -> Callable[[], list[list[float]]]:
+        read = read_later(*tensors)
+        return lambda: (order.append("read"), read())[1]
+
+    monkeypatch.setattr(engine_module, "read_later", record)
+    engine = engine_of(llama, 2, lambda _: lambda step: lambda: (order.append("run"), step())[1])
+    engine.add(Sequence([5, 6], 3))
+    engine.step()
+    assert order == ["run", "read"]
+    late = engine.add(Sequence([8], 2))
+    engine.step()  # what runs ahead is taken first, and nothing is started while one waits
+    assert order == ["run", "read", "read"]
+    assert late.tokens == []
+    engine.step()
+    assert len(late.tokens) == 1
+    engine.step()  # both at their ends: nothing is left to be run
+    assert engine.idle
+    assert order == ["run", "read", "read", "read", "run", "read"]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_stop_is_seen_when_the_next_step_has_begun(llama: Llama, rows: int) -> None:
+    """Each stops somewhere else, at a token or a string, and others take its row."""
+
+    def run(recorder: Callable | None) -> list[Sequence]:
+        engine = engine_of(llama, rows, recorder)
+        stop = next(iter(llama.tokenizer.stop_tokens))
+        found = []
+        for seed in range(9):
+            params = SamplingParams(temperature=1, top_p=1.0, seed=seed, logit_bias={stop: 3.0})
+            found.append(engine.add(Sequence([seed + 1] * (seed + 1), 30, params, stop=("e",))))
+        while not engine.idle:
+            engine.step()
+        return found
+
+    expected = run(None)
+    assert {s.finish_reason for s in expected} == {"stop"}
+    assert len({len(s.tokens) for s in expected}) > 3
+    assert_same(run(Recorders()), expected)
+
+
+def test_cancelled_while_the_next_step_runs(llama: Llama) -> None:
+    seeded = SamplingParams(seed=3)
+    engine = engine_of(llama, 2, Recorders())
+    first, second = engine.add(Sequence([5, 6], 9)), engine.add(Sequence([7], 9, seeded))
+    engine.step()
+    engine.cancel(first)
+    while not engine.idle:
+        engine.step()
+    alone = engine_of(llama, 2)
+    expected = alone.add(Sequence([7], 9, seeded))
+    while not alone.idle:
+        alone.step()
+    assert first.finish_reason == "cancelled"
+    assert_same([second], [expected])
+
+    third, fourth = engine.add(Sequence([5, 6], 9)), Sequence([7], 9, seeded)
+    engine.step()
+    engine.cancel(third)  # nothing runs any more, though a step was started
+    engine.add(fourth)
+    while not engine.idle:
+        engine.step()
+    assert_same([fourth], [expected])
+
+
 def test_rows_that_do_not_run_are_padding(llama: Llama) -> None:
     graphs = DecodeGraphs(llama.model, Recorders())
     cache = llama.model.new_cache(5, 64)
     cache.k.fill_(0.5)
     graphs.use(cache)
     with torch.no_grad():
-        logits = graphs.run([3, 4, 5], [2, 7, 0])
+        logits = graphs.run(torch.tensor([3, 4, 5]), [2, 7, 0])
     assert logits is not None
     assert logits.shape == (3, llama.model.vocab_size)
     changed = (cache.k != 0.5).any(-1).any(0).any(1)  # (batch, positions)
