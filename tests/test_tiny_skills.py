@@ -105,6 +105,18 @@ def test_each_side_of_the_split_has_fillers_of_its_own(kind: str) -> None:
         assert all(map(is_held_out, held_out))
 
 
+def test_names_may_end_with_any_word() -> None:
+    assert fillers.with_end("by the window", "cloud") == "by the cloud"
+    assert fillers.with_end("New York", "cloud") == "New Cloud"
+    assert fillers.with_end("Mia", "cloud") == "Cloud"
+    maker = replace(skills(), words=("lumbago", *map(str.lower, NAMES)), strange=0.5)
+    for kind in FILLERS:
+        picked = [maker.pick(kind) for _ in range(300)]
+        odd = sum(name.lower().rpartition(" ")[2] in maker.words for name in picked)
+        assert (odd > 60) == (kind in fillers.NAMES)
+        assert kind in SHARED or not any(map(is_held_out, picked))
+
+
 @pytest.mark.parametrize("skill", LEARNED)
 def test_no_held_out_name_number_or_word_is_trained(skill: str) -> None:
     words = set(re.findall(r"\w+", "\n".join(map(text, dialogs(skill, 600)))))

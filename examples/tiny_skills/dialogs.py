@@ -24,7 +24,15 @@ from examples.tiny_skills.facts import (
     Fact,
     Turn,
 )
-from examples.tiny_skills.fillers import COUNTED, FILLERS, SHARED, is_held_out, is_held_out_pair
+from examples.tiny_skills.fillers import (
+    COUNTED,
+    FILLERS,
+    NAMES,
+    SHARED,
+    is_held_out,
+    is_held_out_pair,
+    with_end,
+)
 from examples.tiny_skills.forms import (
     PROBLEMS,
     RULES,
@@ -68,6 +76,8 @@ class Skills:
     stories   to find names in, and to tell
     held_out  whether the dialogs are for measuring, made of held-out fillers. Words and stories are
               taken as they come: give those that were kept out of training
+    strange   the share of `NAMES` that end with one of `words`. Names that are always of the same
+              few hundred come to be chosen among those, and one that is none of them is misspelled
     """
 
     rng: random.Random
@@ -75,6 +85,7 @@ class Skills:
     talk: Sequence[tuple[Sequence[str], Sequence[str]]]
     stories: Sequence[str]
     held_out: bool = False
+    strange: float = 0.0
 
     def facts(self) -> list[Message]:
         """Facts in the system prompt or in a message, and one to eight questions about them."""
@@ -123,6 +134,8 @@ class Skills:
         """A filler of a kind, from this side of the split."""
         while True:
             filler = FILLERS[kind](self.rng)
+            if kind in NAMES and self.strange and self.rng.random() < self.strange:
+                filler = with_end(filler, self.rng.choice(self.words))
             if kind in SHARED or is_held_out(filler) == self.held_out:
                 return filler
 

@@ -12,6 +12,9 @@ HELD_OUT_EVERY = 10
 # Kinds of fillers of which there are too few to keep some out.
 SHARED = ("color", "day", "hobby", "instrument", "language", "transport")
 
+# Kinds that any word can be the end of.
+NAMES = ("a thing", "animal", "food", "job", "person", "pet", "shop", "spot", "thing", "town")
+
 
 def is_held_out(text: str) -> bool:
     """Whether a name, a number, a pair of numbers, ... is kept for measuring.
@@ -24,6 +27,12 @@ def is_held_out(text: str) -> bool:
 def is_held_out_pair(a: int | float, b: int | float) -> bool:
     """The same of two numbers in any order. Sums with a one-digit number are all trained."""
     return min(a, b) >= 10 and is_held_out(f"{min(a, b)} {max(a, b)}")
+
+
+def with_end(filler: str, word: str) -> str:
+    """`word` in place of the last one, with its capital: "by the window" becomes "by the cloud"."""
+    start, space, last = filler.rpartition(" ")
+    return start + space + (word.title() if last[0].isupper() else word)
 
 
 def items(text: str) -> tuple[str, ...]:
