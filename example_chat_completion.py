@@ -47,11 +47,16 @@ def main(
     dialogs: list[Dialog] = [
         [{"role": "user", "content": "Hi! How are you today?"}],
         [{"role": "user", "content": "Tell me a short story about a dog."}],
-        [{"role": "user", "content": "How many n's are in banana?"}],
         [
-            {"role": "user", "content": "What is your favorite movie?"},
-            {"role": "assistant", "content": "I love Star Wars. Have you seen it?"},
-            {"role": "user", "content": "Yes! Who is your favorite character?"},
+            {"role": "system", "content": "Facts:\nMia lives in Oslo. Tom lives in Lima."},
+            {"role": "user", "content": "Where does Tom live?"},
+        ],
+        [
+            {"role": "user", "content": "My name is Clara."},
+            {"role": "assistant", "content": "Nice to meet you, Clara!"},
+            {"role": "user", "content": "What is 24 + 38?"},
+            {"role": "assistant", "content": "24 + 38 = 62."},
+            {"role": "user", "content": "What is my name?"},
         ],
         [
             {"role": "system", "content": "You are a kind storyteller."},

@@ -5,7 +5,7 @@
 `DATA` is a folder with `tinystories.txt` (stories separated by a line `<|endoftext|>`),
 `selfdialogue.jsonl` (`{"turns": [str, ...]}`) and `math_spelling.jsonl` (`{"cat", "prompt",
 "response"}`). It learns from about 31 million tokens: an hour on two cores that multiply bfloat16
-(10,000 tokens a second), two and a quarter on two that do not (4,000). Runs and their states lie in
+(10,000 tokens a second), two and a half on two that do not (3,500). Runs and their states lie in
 `tiny-2-run`: stopped with Ctrl-C, the same command goes on there.
 
 It has two stages, each one pass over documents that are made beforehand, in random order. First

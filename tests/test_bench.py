@@ -204,7 +204,7 @@ def test_a_run(capfd, tmp_path: Path, temporary: Path) -> None:
     assert set(result) == {
         *("model", "parameters", "machine", "ceiling", "settings", "contenders", "failed")
     }
-    assert (result["model"], result["parameters"], result["failed"]) == ("tiny", 5770496, {})
+    assert (result["model"], result["parameters"], result["failed"]) == ("tiny", 4656384, {})
     assert result["machine"]["threads"] == 1
     assert list(result["contenders"]) == ["bfloat16", "int4"]
     for contender in result["contenders"].values():
@@ -223,7 +223,7 @@ def test_a_run(capfd, tmp_path: Path, temporary: Path) -> None:
             assert set(entry) == {"median", "share", "rounds"}
             assert entry["median"] == pytest.approx(sum(entry["rounds"]) / 2)
             assert entry["share"] > 0
-    assert text[0] == "tiny (5.77M parameters, its own weights)"
+    assert text[0] == "tiny (4.66M parameters, its own weights)"
     assert text[2].startswith("ceiling: torch reads ")
     rows = [line for line in text if line.startswith("int4")]
     assert len(rows) == 4  # beginning, prefills, decode of one row, of more and at the context

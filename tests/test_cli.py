@@ -30,10 +30,10 @@ def llama(*arguments: str | Path) -> tuple[int, str, str]:
 def test_the_commands_on_the_bundled_model(tmp_path: Path) -> None:
     code, out, err = llama("info", TINY)
     assert (code, err) == (0, "")
-    assert out.startswith("tiny: Llama-shaped, 5.77M parameters\n")
+    assert out.startswith("tiny: Llama-shaped, 4.66M parameters\n")
     code, out, err = llama("convert", TINY, tmp_path / "hf", "--to", "hf")
     assert (code, err) == (0, "")
-    assert out == f"{tmp_path / 'hf'}: 1 file(s) of weights, 11.5 MB\n"
+    assert out == f"{tmp_path / 'hf'}: 1 file(s) of weights, 9.3 MB\n"
     code, out, err = llama("verify", tmp_path / "hf")
     assert (code, err) == (0, "")
     assert out.endswith("/hf is complete and sound\n")

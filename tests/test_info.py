@@ -354,7 +354,7 @@ def test_packed_weights_are_not_proposed_for_layers_that_are_no_tiles() -> None:
     assert "quantize" not in "".join(verdict(facts, [main_memory(8)], 1, 1024))
 
 
-@pytest.mark.parametrize(("quantize", "weights"), [("int8", "8.2 MB"), ("int4", "5.9 MB")])
+@pytest.mark.parametrize(("quantize", "weights"), [("int8", "6.0 MB"), ("int4", "3.9 MB")])
 def test_packed_weights_on_disk(quantize: str, weights: str, said, machine, tmp_path: Path) -> None:
     folder = tmp_path / "packed"
     convert(str(PARAMS / "tiny"), str(folder), quantize=quantize)
@@ -445,17 +445,17 @@ def test_the_bundled_model(said, machine) -> None:
     machine(cpu(25))
     text = said(str(PARAMS / "tiny"))
     for part in (
-        "tiny: Llama-shaped, 5.77M parameters\n",
-        "parameters  5,770,496, embedding and output in one\n",
-        "layers      6 of dim 256, feed-forward 768\n",
+        "tiny: Llama-shaped, 4.66M parameters\n",
+        "parameters  4,656,384, embedding and output in one\n",
+        "layers      6 of dim 256, feed-forward 640\n",
         "heads       8 of size 32, 4 for keys and values\n",
-        "vocabulary  4,096 tokens\n",
+        "vocabulary  2,048 tokens\n",
         "rotary      theta 500,000, not scaled\n",
         "context     1,024 positions\n",
-        "weights     bfloat16 in 1 shard, 11.6 MB, in Meta's layout\n",
-        "tokenizer   tokenizer.model, tiktoken, 4,096 tokens\n",
+        "weights     bfloat16 in 1 shard, 9.3 MB, in Meta's layout\n",
+        "tokenizer   tokenizer.model, tiktoken, 2,048 tokens\n",
         "Not on 16 ranks: n_heads (8) is not divisible by the number of ranks (16).\n",
-        "Fits the memory of 25.0 GB: it takes 516.2 MB in bfloat16 on 1 rank.\n",
+        "Fits the memory of 25.0 GB: it takes 513.7 MB in bfloat16 on 1 rank.\n",
     ):
         assert part in text
     columns = re.search(r"^  ranks +(.*)$", text, re.M)
@@ -510,7 +510,7 @@ def test_the_batch_counts(said, machine) -> None:
 def test_the_path_of_a_file_is_enough(said) -> None:
     facts = read_facts(str(PARAMS / "tiny" / "params.json"))
     assert (facts.name, facts.checkpoint, facts.tied) == ("tiny", None, False)
-    assert facts.parameters() == 5_770_496 + 4096 * 256  # the file does not tell that it is tied
+    assert facts.parameters() == 4_656_384 + 2048 * 256  # the file does not tell that it is tied
     assert "tokenizer   none here" in said(str(PARAMS / "tiny" / "params.json"))
 
 
