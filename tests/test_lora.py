@@ -798,7 +798,7 @@ def test_an_adapter_that_can_not_be_written_leaves_the_one_before(
         (None, "float32", 1e-5),
         (None, "bfloat16", 0.02),
         ("int8", "bfloat16", 0.04),
-        ("int4", "bfloat16", 0.15),
+        ("int4", "bfloat16", 0.25),  # mostly the rounding of the weights
     ],
 )
 def test_a_model_is_built_with_its_adapter(
