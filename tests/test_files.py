@@ -654,11 +654,12 @@ def test_a_checkpoint_behind_an_address(store, cache):
     for path in tiny.iterdir():
         if path.is_file():
             store.files[f"{address}/{path.name}"] = (path.read_bytes(), TIME)
-    assert open_checkpoint(address).parameters == 5_770_496
-    assert sum(store.fetched.values()) < 50_000  # headers, of 11.6 MB
+    assert open_checkpoint(address).parameters == open_checkpoint(tiny).parameters
+    assert sum(store.fetched.values()) < 50_000  # headers
     assert not cache.parents[1].exists()
     remote, local = (Llama.build(folder, device="cpu") for folder in (address, tiny))
-    assert store.fetched[f"{address}/consolidated.00.pth"] > 11_000_000
+    weights = (tiny / "consolidated.00.pth").stat().st_size
+    assert store.fetched[f"{address}/consolidated.00.pth"] > 0.9 * weights
     prompts = [[1, 2, 3]]
     assert remote.generate(prompts, 9, temperature=0) == local.generate(prompts, 9, temperature=0)
     before = store.fetched[f"{address}/consolidated.00.pth"]
