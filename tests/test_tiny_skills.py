@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from examples.tiny_skills import Skills, exam, fillers, made_up_words, score
-from examples.tiny_skills.facts import RELATIONS, UNKNOWN, Fact, Turn
+from examples.tiny_skills.facts import RELATIONS, TOLD_REPLY, UNKNOWN, Fact, Turn
 from examples.tiny_skills.fillers import FILLERS, SHARED, is_held_out, is_held_out_pair
 from examples.tiny_skills.forms import RULES, TELLINGS
 from examples.tiny_skills.measure import SCORES
@@ -109,6 +109,7 @@ def test_names_may_end_with_any_word() -> None:
     assert fillers.with_end("by the window", "cloud") == "by the cloud"
     assert fillers.with_end("New York", "cloud") == "New Cloud"
     assert fillers.with_end("Mia", "cloud") == "Cloud"
+    assert fillers.with_end("by the window", "Jackos") == "by the jackos"
     maker = replace(skills(), words=("lumbago", *map(str.lower, NAMES)), strange=0.5)
     for kind in FILLERS:
         picked = [maker.pick(kind) for _ in range(300)]
@@ -209,6 +210,17 @@ def test_sums_for_measuring(name: str, op: str | None, examples: dict) -> None:
             assert min(a, b) >= 10
             assert is_held_out_pair(a, b)
             assert (result < 0) == (name == "subtraction below zero")
+
+
+def test_what_is_weak_may_come_more_often() -> None:
+    maker = replace(skills(), shares={"unknown": 1}, operators="-")
+    dialogs = [maker.asked(3).dialog for _ in range(100)]
+    answers = [
+        turn["content"] for dialog in dialogs for turn in dialog if turn["role"] == "assistant"
+    ]
+    assert {*answers} == {UNKNOWN, TOLD_REPLY}
+    sums = [SUM.findall(text(maker.sums())) for _ in range(100)]
+    assert {op for those in sums for _, op, _, _ in those} == {"-"}
 
 
 def test_too_hard_sums_are_not_known() -> None:
@@ -790,3 +802,4 @@ def test_made_up_words_use_rare_tokens(tokenizer: Tokenizer) -> None:
     spoiled = [token for token in before if re.search("ing|tab", tokenizer.decode([token]))]
     assert [token for token in after if after[token] < 3 and token not in spoiled] == []
     assert made_up_words(random.Random(1), tokenizer, words, held_out, times=1) == []
+    assert any("ing" in word for word in made_up_words(random.Random(1), tokenizer, words, [], 3))

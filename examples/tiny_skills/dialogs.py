@@ -4,7 +4,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -57,7 +57,6 @@ from examples.tiny_skills.tools import (
 from llama import Message
 
 Question = Literal["known", "unknown", "about"]
-ASKED: dict[Question, int] = {"known": 11, "unknown": 5, "about": 4}  # of 20
 
 
 class Example(NamedTuple):
@@ -78,6 +77,8 @@ class Skills:
               taken as they come: give those that were kept out of training
     strange   the share of `NAMES` that end with one of `words`. Names that are always of the same
               few hundred come to be chosen among those, and one that is none of them is misspelled
+    shares    how many questions about facts, of 20, are of each kind
+    operators of sums, each as often as it occurs
     """
 
     rng: random.Random
@@ -86,6 +87,10 @@ class Skills:
     stories: Sequence[str]
     held_out: bool = False
     strange: float = 0.0
+    shares: Mapping[Question, int] = field(
+        default_factory=lambda: {"known": 11, "unknown": 5, "about": 4}
+    )
+    operators: str = "+++---*"
 
     def facts(self) -> list[Message]:
         """Facts in the system prompt or in a message, and one to eight questions about them."""
@@ -171,7 +176,7 @@ class Skills:
         return example_of(*self._laid_out(passages, turns))
 
     def _some_kinds(self, count: int) -> list[Question]:
-        return self.rng.choices([*ASKED], [*ASKED.values()], k=count)
+        return self.rng.choices([*self.shares], [*self.shares.values()], k=count)
 
     def _questions(self, kinds: Sequence[Question], most: int = 9) -> tuple[list[str], list[Turn]]:
         """Passages of text, and questions about them, as many as there are facts at most."""
@@ -368,7 +373,7 @@ class Skills:
         return _sum_turn(asked, f"{a} {op} {b}", result, sentence.format(**parts))
 
     def _any_sum(self) -> Turn:
-        kind, op = self.rng.random(), self.rng.choice("+++---*")
+        kind, op = self.rng.random(), self.rng.choice(self.operators)
         if kind < 0.06:
             op, a, b = self._big()
             return Turn.unknown(self._sloppy(self.rng.choice(SUMS[op]).format(a=a, b=b)))

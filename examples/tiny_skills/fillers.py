@@ -32,7 +32,7 @@ def is_held_out_pair(a: int | float, b: int | float) -> bool:
 def with_end(filler: str, word: str) -> str:
     """`word` in place of the last one, with its capital: "by the window" becomes "by the cloud"."""
     start, space, last = filler.rpartition(" ")
-    return start + space + (word.title() if last[0].isupper() else word)
+    return start + space + (word.title() if last[0].isupper() else word.lower())
 
 
 def items(text: str) -> tuple[str, ...]:
@@ -199,7 +199,7 @@ def made_up_words(
     `times` of `words`, each as it stands after a space, is put together with others until it does.
     None of them contains a word in `held_out`.
     """
-    forbidden = re.compile("|".join(map(re.escape, sorted(held_out))))
+    forbidden = re.compile("|".join(map(re.escape, sorted(held_out))) or "(?!)")  # or nothing
     split = [tokenizer.encode(f" {word}") for word in words]
     seen = Counter(token for tokens in split for token in set(tokens))
     starts = sorted({tokens[0] for tokens in split})
