@@ -46,7 +46,7 @@ def main(
     prompts = [
         "Once upon a time, there was a little dog named Max. One day,",
         "Lily and her mom went to the park. They saw",
-        "The most important thing in life is",
+        "Tom was sad because",
         """A list of animals and their young:
 
 dog: puppy
