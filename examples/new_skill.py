@@ -10,7 +10,7 @@ The skill is to tell with which letters a word begins and ends:
 
 It can spell already, in this form, and learns to go on from there. What is trained is an adapter
 (LoRA), which is written to `letters`; the model stays as it is. Both are asked about 150 words of
-which none is in an example: none of the answers is right without the adapter, 83 % with it.
+which none is in an example: none of the answers is right without the adapter, 93 % with it.
 """
 
 import random

@@ -78,7 +78,7 @@ class Stage(NamedTuple):
     """What is trained on in one go.
 
     millions  of tokens of each kind
-    passes    over the stories
+    passes    over the stories: of nine in all, the last three unlearned what is held out
     texts     whether stories are texts by themselves, and not answers
     talk      the share of the small-talk dialogs
     skills    settings of `Skills` that are new, also for the stages after it

@@ -123,9 +123,26 @@ def test_how_far_a_cache_in_int8_is_from_one_in_float32(
     found = log_probabilities(llama, at_once)
     divergence = F.kl_div(found, expected, log_target=True, reduction="batchmean")
     assert 0 < divergence < most
-    llama.generate([[1]], 1)
-    assert llama.engine._cache is not None
-    assert llama.engine._cache.k.dtype == torch.int8
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_answers_from_a_cache_in_int8(dtype: str) -> None:
+    exact, llama = (
+        Llama.build(TINY, device="cpu", dtype=dtype, max_batch_size=2, kv_cache_dtype=of_cache)
+        for of_cache in (None, "int8")
+    )
+    prompts = [llama.tokenizer.encode(TEXT[:end], bos=True) for end in (60, 140)]
+    answers, found = llama.generate(prompts, 40, temperature=0, logprobs=True)
+    given = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    _, expected = exact.generate(given, 1, temperature=0, logprobs=True, echo=True)
+    for each, is_int8 in ((exact, False), (llama, True)):
+        assert each.engine._cache is not None
+        assert (each.engine._cache.k.dtype == torch.int8) == is_int8
+    assert found is not None
+    assert expected is not None
+    for prompt, mine, theirs in zip(prompts, found, expected, strict=True):
+        pairs = zip(mine, theirs[len(prompt) : len(prompt) + len(mine)], strict=True)
+        assert 0 < max(abs(a - b) for a, b in pairs) < 0.2
     with pytest.raises(ValueError, match="kv_cache_dtype='int4': leave it out, or give int8"):
         Llama.build(TINY, kv_cache_dtype="int4")
 
