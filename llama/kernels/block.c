@@ -46,57 +46,72 @@ static void finish_tile(const matrix *m, const inputs *in, int64_t tile, const u
 }
 
 /* Attention reads the cache twice: keys for scores, and values that scores then weigh. Heads of 64 and
-   128 are read for some query heads at a time, as many as have their 16 sums in registers. */
+   128 are read for up to HEADS query heads at a time. */
 #ifndef PLAIN_LOOPS
+#define HEADS 4
 INLINE void score(const int head_dim, const int heads, const uint16_t *q, const uint16_t *keys,
-                  int64_t count, float *scores) {
-    float scale = 1.0f / sqrtf((float)head_dim);
-    for (int64_t p = 0; p < count; p += 4) {
-        floats sums[16];
+                  const uint16_t *values, int64_t count, float *scores) {
+    enum { AT_ONCE = SUMS / HEADS };
+    const float scale = 1.0f / sqrtf((float)head_dim);
+    factor factors[HEADS * 128];
+    for (int i = 0; i < heads * head_dim; i += STEP) make_factors(q + i, factors + i);
+    for (int64_t p = 0; p < count; p += AT_ONCE) {
+        lanes sums[SUMS];
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) sums[i] = spread(0);
+        for (int i = 0; i < AT_ONCE * head_dim; i += 32) {
+            __builtin_prefetch(keys + p * head_dim + i + 1024);
+            __builtin_prefetch(values + p * head_dim + i);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < SUMS; i++) sums[i] = spread_lanes(0);
+#pragma GCC unroll 1
+        for (int d = 0; d < head_dim; d += STEP)
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) {
-            const uint16_t *key = keys + (p + i < count ? p + i : p) * head_dim;
-#pragma GCC unroll 4
-            for (int d = 0; d < head_dim; d += 32)
+            for (int i = 0; i < AT_ONCE; i++) {
+                const pairs k = load_pairs(keys + (p + i < count ? p + i : p) * head_dim + d);
 #pragma GCC unroll 4
                 for (int h = 0; h < heads; h++)
-                    sums[4 * h + i] = add_dot(sums[4 * h + i], q + h * head_dim + d, key + d);
-        }
-        float found[16];
+                    sums[AT_ONCE * h + i] =
+                        add_pairs(sums[AT_ONCE * h + i], factors + h * head_dim + d, k);
+            }
+        float found[SUMS];
         store_totals(found, sums);
         for (int h = 0; h < heads; h++)
-            for (int i = 0; i < 4; i++) scores[h * CHUNK + p + i] = found[4 * h + i] * scale;
+            for (int i = 0; i < AT_ONCE; i++)
+                scores[h * CHUNK + p + i] = found[AT_ONCE * h + i] * scale;
     }
 }
 
 INLINE void weigh(const int head_dim, const int heads, const float *scores, const uint16_t *values,
                   int64_t count, float *y, int64_t stride) {
-    floats sums[16];
+    const int most = SUMS / (heads == 3 ? 4 : heads); /* a power of two, which divides head_dim */
+    const int across = most * LANES < head_dim ? most : head_dim / LANES;
+    for (int d = 0; d < head_dim; d += across * LANES) {
+        lanes sums[SUMS];
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) sums[i] = spread(0);
-    for (int64_t p = 0; p < count; p++)
-#pragma GCC unroll 8
-        for (int d = 0; d < head_dim / 16; d++) {
-            floats v = widen(values + p * head_dim + 16 * d);
+        for (int i = 0; i < heads * across; i++) sums[i] = spread_lanes(0);
+        for (int64_t p = 0; p < count; p++)
+#pragma GCC unroll 16
+            for (int j = 0; j < across; j++) {
+                const lanes v = widen_lanes(values + p * head_dim + d + LANES * j);
 #pragma GCC unroll 4
-            for (int h = 0; h < heads; h++) {
-                const int i = h * (head_dim / 16) + d;
-                sums[i] = multiply_add(spread(scores[h * CHUNK + p]), v, sums[i]);
+                for (int h = 0; h < heads; h++)
+                    sums[h * across + j] = multiply_add_lanes(spread_lanes(scores[h * CHUNK + p]), v,
+                                                              sums[h * across + j]);
             }
-        }
 #pragma GCC unroll 4
-    for (int h = 0; h < heads; h++)
-#pragma GCC unroll 8
-        for (int d = 0; d < head_dim / 16; d++)
-            store(y + h * stride + 16 * d, sums[h * (head_dim / 16) + d]);
+        for (int h = 0; h < heads; h++)
+#pragma GCC unroll 16
+            for (int j = 0; j < across; j++)
+                store_lanes(y + h * stride + d + LANES * j, sums[h * across + j]);
+    }
 }
 #endif
 
 /* The same for one query head of any size. */
-static void score_any(int64_t head_dim, const uint16_t *q, const uint16_t *keys, int64_t count,
-                      float *scores) {
+static void score_any(int64_t head_dim, const uint16_t *q, const uint16_t *keys,
+                      const uint16_t *values, int64_t count, float *scores) {
+    (void)values;
     for (int64_t p = 0; p < count; p++) {
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -118,28 +133,30 @@ static void weigh_any(int64_t head_dim, const float *scores, const uint16_t *val
    head `out` gets head_dim values weighted by the exponentials of its scores, taken below the
    largest, then the largest score and the sum of the exponentials. */
 #ifdef PLAIN_LOOPS
-#define HEADS_AT_ONCE(head_dim) 1
+#define HEADS 1
 #define BY_SIZE(name, ...) name##_any(head_dim, __VA_ARGS__);
 #else
-#define HEADS_AT_ONCE(head_dim) (head_dim == 64 ? 4 : head_dim == 128 ? 2 : 1)
 #define BY_SIZE(name, ...)                                                                         \
-    switch (head_dim == 64 ? heads : head_dim == 128 ? 4 + heads : 0) {                            \
+    switch (head_dim == 64 ? heads : head_dim == 128 ? HEADS + heads : 0) {                        \
         case 1: name(64, 1, __VA_ARGS__); break;                                                   \
         case 2: name(64, 2, __VA_ARGS__); break;                                                   \
         case 3: name(64, 3, __VA_ARGS__); break;                                                   \
         case 4: name(64, 4, __VA_ARGS__); break;                                                   \
         case 5: name(128, 1, __VA_ARGS__); break;                                                  \
         case 6: name(128, 2, __VA_ARGS__); break;                                                  \
+        case 7: name(128, 3, __VA_ARGS__); break;                                                  \
+        case 8: name(128, 4, __VA_ARGS__); break;                                                  \
         default: name##_any(head_dim, __VA_ARGS__);                                                \
     }
 #endif
 static void attend(int64_t head_dim, const uint16_t *q, const uint16_t *keys, const uint16_t *values,
                    int64_t group, int64_t count, float *scores, float *out) {
-    const int64_t stride = head_dim + 2, step = HEADS_AT_ONCE(head_dim);
+    const int64_t stride = head_dim + 2;
+    const int64_t step = head_dim == 64 || head_dim == 128 ? HEADS : 1;
     for (int64_t h = 0; h < group; h += step) {
         const int64_t heads = group - h < step ? group - h : step;
         (void)heads;
-        BY_SIZE(score, q + h * head_dim, keys, count, scores + h * CHUNK)
+        BY_SIZE(score, q + h * head_dim, keys, values, count, scores + h * CHUNK)
     }
     for (int64_t h = 0; h < group; h++) {
         float *row = scores + h * CHUNK, most = row[0], sum = 0;
@@ -192,15 +209,15 @@ int attention(const attention_layer *l, const cache_layer *cache, const places *
     /* float32 first, so that all of it is aligned */
     const int64_t floats = rows * width + rows * kv * chunks * part;
     const int64_t halves = rows * (dim + 2 * q_dim);
-    char *memory = malloc(4 * floats + rounded_size(rows, most) + 2 * halves);
+    char *memory = malloc(4 * floats + prepared_size(rows, most) + 2 * halves);
     if (!memory) return 1;
     float *qkv = (float *)memory, *parts = qkv + rows * width;
-    uint16_t *normed = (uint16_t *)(memory + 4 * floats + rounded_size(rows, most));
+    uint16_t *normed = (uint16_t *)(memory + 4 * floats + prepared_size(rows, most));
     uint16_t *turned = normed + rows * dim, *attended = turned + rows * q_dim;
     inputs in = {.x = normed, .rows = rows, .k = dim};
     inputs heads = {.x = attended, .rows = rows, .k = q_dim};
-    place_rounded(&in, memory + 4 * floats);
-    place_rounded(&heads, memory + 4 * floats);
+    place_prepared(&in, memory + 4 * floats);
+    place_prepared(&heads, memory + 4 * floats);
 #pragma omp parallel
     {
         float scratch[group * CHUNK + hd];
@@ -208,7 +225,7 @@ int attention(const attention_layer *l, const cache_layer *cache, const places *
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < rows; b++)
             rms_norm(x + b * dim, l->norm, l->eps, dim, normed + b * dim);
-        if (l->wq.bits != 16) round_rows(&in);
+        prepare(&in, l->wq.bits);
 
         const int64_t tq = tiles_of(&l->wq), tk = tiles_of(&l->wk);
 #pragma omp for schedule(static)
@@ -258,7 +275,7 @@ int attention(const attention_layer *l, const cache_layer *cache, const places *
             combine(parts + (b * kv + h) * chunks * part + g * (hd + 2), positions[b] / CHUNK + 1,
                     part, hd, scratch, attended + b * q_dim + head * hd);
         }
-        if (l->wo.bits != 16) round_rows(&heads);
+        prepare(&heads, l->wo.bits);
 
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < tiles_of(&l->wo); t++)
@@ -272,20 +289,20 @@ int attention(const attention_layer *l, const cache_layer *cache, const places *
 int feed_forward(const feed_forward_layer *l, const uint16_t *x, void *y, int64_t rows,
                  int is_partial) {
     const int64_t dim = l->w1.k, hidden = l->w2.k, most = dim > hidden ? dim : hidden;
-    char *memory = malloc(rounded_size(rows, most) + 2 * rows * (dim + hidden));
+    char *memory = malloc(prepared_size(rows, most) + 2 * rows * (dim + hidden));
     if (!memory) return 1;
-    uint16_t *normed = (uint16_t *)(memory + rounded_size(rows, most));
+    uint16_t *normed = (uint16_t *)(memory + prepared_size(rows, most));
     uint16_t *between = normed + rows * dim;
     inputs in = {.x = normed, .rows = rows, .k = dim};
     inputs inner = {.x = between, .rows = rows, .k = hidden};
-    place_rounded(&in, memory);
-    place_rounded(&inner, memory);
+    place_prepared(&in, memory);
+    place_prepared(&inner, memory);
 #pragma omp parallel
     {
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < rows; b++)
             rms_norm(x + b * dim, l->norm, l->eps, dim, normed + b * dim);
-        if (l->w1.bits != 16) round_rows(&in);
+        prepare(&in, l->w1.bits);
 
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < tiles_of(&l->w1); t++) {
@@ -297,7 +314,7 @@ int feed_forward(const feed_forward_layer *l, const uint16_t *x, void *y, int64_
                     between[b * hidden + t * TILE + r] =
                         gated(gates[b * TILE + r], ups[b * TILE + r]);
         }
-        if (l->w2.bits != 16) round_rows(&inner);
+        prepare(&inner, l->w2.bits);
 
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < tiles_of(&l->w2); t++)

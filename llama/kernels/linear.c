@@ -35,7 +35,7 @@
 #define FOR_PACKED_ROWS(rows, call) call(1)
 #else
 #define BF16_ROWS 4
-#define BF16_OUTPUTS 4
+#define BF16_OUTPUTS (SUMS / BF16_ROWS)
 #define FOR_BF16_ROWS UP_TO_4_ROWS
 #ifdef HAS_AVX512
 #define PACKED_ROWS 8
@@ -50,28 +50,102 @@
 #endif
 #endif
 
+/* ---- inputs ----------------------------------------------------------------------------------- */
+
+/* bfloat16 weights are multiplied with x as it lies where the processor multiplies bfloat16. Elsewhere
+   factors are made of it, in blocks of up to BF16_ROWS rows: STEP numbers of each row side by side, then
+   the next STEP of each. What k has beyond whole steps is taken from x. */
+#if defined(__AVX512BF16__)
+#define PREPARES_BF16 0
+#else
+#define PREPARES_BF16 1
+#endif
+
+int64_t prepared_size(int64_t rows, int64_t k) {
+    int64_t rounded = rows * (k + k / GROUP * (int64_t)(sizeof(float) + sizeof(int32_t)));
+    int64_t factors = PREPARES_BF16 ? rows * k * (int64_t)sizeof(factor) : 0;
+    return rounded > factors ? rounded : factors;
+}
+
+void place_prepared(inputs *in, char *memory) {
+    int64_t groups = in->rows * (in->k / GROUP);
+    in->factors = PREPARES_BF16 ? (factor *)memory : (factor *)in->x;
+    in->scales = (float *)memory;
+    in->bias = (int32_t *)(in->scales + groups);
+    in->q = (int8_t *)(in->bias + groups);
+}
+
+/* Group g of row b to int8 with a scale and what the rounded add up to, times -8. What is not finite
+   makes the scale NaN, and with it the results. */
+static void round_group(const inputs *in, int64_t b, int64_t g) {
+    const int64_t at = g * in->rows + b;
+    const uint16_t *x = in->x + b * in->k + g * GROUP;
+    int8_t *q = in->q + at * GROUP;
+    float values[GROUP], most = 0;
+    int broken = 0;
+#pragma omp simd reduction(max : most) reduction(| : broken)
+    for (int j = 0; j < GROUP; j++) {
+        values[j] = from_bf16(x[j]);
+        float size = fabsf(values[j]);
+        most = size > most ? size : most;
+        broken |= !(size <= 3.4e38f);
+    }
+    float inverse = most > 0 && !broken ? 127.0f / most : 0;
+    int32_t sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int j = 0; j < GROUP; j++) {
+        int32_t v = broken ? 0 : (int32_t)rintf(values[j] * inverse);
+        q[j] = (int8_t)v;
+        sum += v;
+    }
+    in->scales[at] = broken ? NAN : most / 127.0f;
+    in->bias[at] = -8 * sum;
+}
+
+void prepare(const inputs *in, int64_t bits) {
+    if (bits != 16) {
+#pragma omp for schedule(static)
+        for (int64_t g = 0; g < in->k / GROUP; g++)
+            for (int64_t b = 0; b < in->rows; b++) round_group(in, b, g);
+    } else if (PREPARES_BF16) {
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < in->k / STEP; i++)
+            for (int64_t b = 0; b < in->rows; b++) {
+                const int64_t first = b / BF16_ROWS * BF16_ROWS, left = in->rows - first;
+                const int64_t rows = left < BF16_ROWS ? left : BF16_ROWS;
+                make_factors(in->x + b * in->k + i * STEP,
+                             in->factors + first * in->k + (i * rows + b - first) * STEP);
+            }
+    }
+}
+
 /* ---- bfloat16: w is (n, k), as it lies in the file -------------------------------------------- */
 
-/* `outputs` rows of w with `rows` of x. */
-INLINE void bf16_block(const int rows, const int outputs, const uint16_t *x, const uint16_t *w,
-                       int64_t k, float *y, int64_t stride) {
-    floats sums[BF16_OUTPUTS][BF16_ROWS];
-    /* One row is read as it lies, which the processor foresees; of four at a time it is told where
-       the next four lie. */
+/* `outputs` rows of w with a block of `rows` inputs. */
+INLINE void bf16_block(const int rows, const int outputs, const uint16_t *x, const factor *factors,
+                       const uint16_t *w, int64_t k, float *y, int64_t stride) {
+    lanes sums[BF16_OUTPUTS][BF16_ROWS];
+    /* The processor is told where the next rows of w lie. */
     const char *next = (const char *)(w + outputs * k);
 #pragma GCC unroll 4
     for (int r = 0; r < outputs; r++)
 #pragma GCC unroll 4
-        for (int b = 0; b < rows; b++) sums[r][b] = spread(0);
+        for (int b = 0; b < rows; b++) sums[r][b] = spread_lanes(0);
     int64_t i = 0;
-    for (; i + 32 <= k; i += 32)
+    for (; i + STEP <= k; i += STEP) {
+        pairs v[BF16_OUTPUTS];
 #pragma GCC unroll 4
         for (int r = 0; r < outputs; r++) {
-            if (outputs > 1) __builtin_prefetch(next + 2 * outputs * i + 64 * r);
-#pragma GCC unroll 4
-            for (int b = 0; b < rows; b++)
-                sums[r][b] = add_dot(sums[r][b], x + b * k + i, w + r * k + i);
+            if (outputs > 1) __builtin_prefetch(next + 2 * (outputs * i + STEP * r));
+            v[r] = load_pairs(w + r * k + i);
         }
+#pragma GCC unroll 4
+        for (int b = 0; b < rows; b++) {
+            const factor *f = factors + (PREPARES_BF16 ? i * rows + b * STEP : b * k + i);
+#pragma GCC unroll 4
+            for (int r = 0; r < outputs; r++) sums[r][b] = add_pairs(sums[r][b], f, v[r]);
+        }
+    }
 #pragma GCC unroll 4
     for (int r = 0; r < outputs; r++)
 #pragma GCC unroll 4
@@ -85,21 +159,26 @@ INLINE void bf16_block(const int rows, const int outputs, const uint16_t *x, con
 static void bf16_tile(const matrix *m, const inputs *in, int64_t tile, float *y, int64_t stride) {
     int64_t k = m->k, outputs = outputs_of(m, tile);
     const uint16_t *w = (const uint16_t *)m->data + tile * TILE * k;
-    if (in->rows == 1) {
-        for (int r = 0; r < outputs; r++) bf16_block(1, 1, in->x, w + r * k, k, y + r, stride);
+#ifdef HAS_AVX512
+    if (in->rows == 1) { /* read as they lie, which the processor foresees */
+        for (int r = 0; r < outputs; r++)
+            bf16_block(1, 1, in->x, in->factors, w + r * k, k, y + r, stride);
         return;
     }
+#endif
     for (int r = 0; r < outputs; r += BF16_OUTPUTS)
         for (int64_t b = 0; b < in->rows; b += BF16_ROWS) {
             const uint16_t *x = in->x + b * k;
+            const factor *factors = in->factors + b * k;
             float *to = y + b * stride + r;
             if (r + BF16_OUTPUTS <= outputs) {
-#define CALL(ROWS) bf16_block(ROWS, BF16_OUTPUTS, x, w + r * k, k, to, stride)
+#define CALL(ROWS) bf16_block(ROWS, BF16_OUTPUTS, x, factors, w + r * k, k, to, stride)
                 FOR_BF16_ROWS(in->rows - b, CALL);
 #undef CALL
             } else {
 #define CALL(ROWS)                                                                                 \
-    for (int s = r; s < outputs; s++) bf16_block(ROWS, 1, x, w + s * k, k, to + s - r, stride)
+    for (int s = r; s < outputs; s++)                                                              \
+        bf16_block(ROWS, 1, x, factors, w + s * k, k, to + s - r, stride)
                 FOR_BF16_ROWS(in->rows - b, CALL);
 #undef CALL
             }
@@ -108,44 +187,34 @@ static void bf16_tile(const matrix *m, const inputs *in, int64_t tile, float *y,
 
 /* ---- int8 and int4 ---------------------------------------------------------------------------- */
 
-int64_t rounded_size(int64_t rows, int64_t k) {
-    return rows * (k + k / GROUP * (int64_t)(sizeof(float) + sizeof(int32_t)));
-}
-
-void place_rounded(inputs *in, char *memory) {
-    int64_t groups = in->rows * (in->k / GROUP);
-    in->scales = (float *)memory;
-    in->sums = (int32_t *)(in->scales + groups);
-    in->q = (int8_t *)(in->sums + groups);
-}
-
-/* Group g, counted through all rows, to int8 with a scale and the sum of the rounded. What is not
-   finite makes the scale NaN, and with it the results. */
-static void round_group(const inputs *in, int64_t g) {
-    const uint16_t *x = in->x + g * GROUP;
-    int8_t *q = in->q + g * GROUP;
-    float values[GROUP], most = 0;
-    int broken = 0;
-    for (int j = 0; j < GROUP; j++) {
-        values[j] = from_bf16(x[j]);
-        float size = fabsf(values[j]);
-        most = size > most ? size : most;
-        broken |= !(size <= 3.4e38f);
+/* Adds to `out` a group of 16 outputs times the same group of `rows` rows of inputs, the first of which
+   is number `at` of all groups. */
+INLINE void add_group(const int rows, const int bits, const uint8_t *w, const _Float16 *scales,
+                      const inputs *in, int64_t at, floats *out) {
+    const int8_t *q = in->q + at * GROUP;
+    const int32_t *bias = in->bias + at;
+    ints sums[PACKED_ROWS];
+#pragma GCC unroll 8
+    for (int b = 0; b < rows; b++) sums[b] = sums_from(bias[b], bits);
+#pragma GCC unroll 8
+    for (int i = 0; i < bits; i++, w += 64) { /* 8 vectors of int8, or 4 of int4 */
+        __builtin_prefetch(w + 4096);
+        bytes v = load_bytes(w), low = bits == 8 ? v : low_halves(v), high = high_halves(v);
+#pragma GCC unroll 8
+        for (int b = 0; b < rows; b++) {
+            const int8_t *row = q + b * GROUP + 4 * i;
+            int32_t four;
+            memcpy(&four, row, 4);
+            sums[b] = add_products(sums[b], low, four, bits);
+            if (bits == 4) {
+                memcpy(&four, row + 16, 4);
+                sums[b] = add_products(sums[b], high, four, bits);
+            }
+        }
     }
-    float inverse = most > 0 && !broken ? 127.0f / most : 0;
-    int32_t sum = 0;
-    for (int j = 0; j < GROUP; j++) {
-        int32_t v = broken ? 0 : (int32_t)rintf(values[j] * inverse);
-        q[j] = (int8_t)v;
-        sum += v;
-    }
-    in->scales[g] = broken ? NAN : most / 127.0f;
-    in->sums[g] = sum;
-}
-
-void round_rows(const inputs *in) {
-#pragma omp for schedule(static)
-    for (int64_t g = 0; g < in->rows * (in->k / GROUP); g++) round_group(in, g);
+#pragma GCC unroll 8
+    for (int b = 0; b < rows; b++)
+        out[b] = add_scaled(out[b], sums_of(sums[b], bias[b], bits), scales, in->scales[at + b]);
 }
 
 /* The sum over inputs is made in `parts` of a matrix, which are added up in pairs, as in a knockout: of
@@ -166,30 +235,9 @@ INLINE void packed_rows(const int rows, const int bits, const matrix *m, const i
         floats out[PACKED_ROWS];
 #pragma GCC unroll 8
         for (int b = 0; b < rows; b++) out[b] = spread(0);
-        for (int64_t g = first * groups + begin; g < first * groups + begin + leaf; g++) {
-            ints sums[PACKED_ROWS];
-#pragma GCC unroll 8
-            for (int b = 0; b < rows; b++)
-                sums[b] = spread_int(-BIAS(bits) * in->sums[b * groups + g]);
-#pragma GCC unroll 8
-            for (int i = 0; i < bits; i++, w += 64) { /* 8 vectors of int8, or 4 of int4: a group */
-                __builtin_prefetch(w + 4096);
-                bytes v = load_bytes(w), low = bits == 8 ? v : low_halves(v), high = high_halves(v);
-#pragma GCC unroll 8
-                for (int b = 0; b < rows; b++) {
-                    const int8_t *q = in->q + (b * groups + g) * GROUP + 4 * i;
-                    int32_t four;
-                    memcpy(&four, q, 4);
-                    sums[b] = add_products(sums[b], low, four, bits);
-                    if (bits == 4) {
-                        memcpy(&four, q + 16, 4);
-                        sums[b] = add_products(sums[b], high, four, bits);
-                    }
-                }
-            }
-#pragma GCC unroll 8
-            for (int b = 0; b < rows; b++)
-                out[b] = add_scaled(out[b], sums[b], scales, in->scales[b * groups + g]);
+        for (int64_t g = begin; g < begin + leaf; g++) {
+            add_group(rows, bits, w, scales, in, g * in->rows + first, out);
+            w += bits * 64;
             scales += TILE;
         }
         for (level = 0; (begin / leaf) >> level & 1; level++)
@@ -227,28 +275,30 @@ void multiply_tile(const matrix *m, const inputs *in, int64_t tile, float *y, in
 /* x (rows, k) bfloat16, y (rows, n) float32, or bfloat16 where the layer's result is wanted as it
    is. Packed weights have n a multiple of 16 and k of 32. 1 without memory. */
 int linear(const matrix *m, const uint16_t *x, void *y, int64_t rows, int as_float) {
-    char *memory = malloc(rounded_size(rows, m->k));
+    const int64_t blocks = (rows + MOST_ROWS - 1) / MOST_ROWS, size = prepared_size(MOST_ROWS, m->k);
+    char *memory = malloc(blocks * (size + sizeof(inputs)));
     if (!memory) return 1;
-    inputs all = {.x = x, .rows = rows, .k = m->k};
-    place_rounded(&all, memory);
+    inputs *in = (inputs *)(memory + blocks * size);
+    for (int64_t i = 0; i < blocks; i++) {
+        const int64_t first = i * MOST_ROWS, left = rows - first;
+        in[i] = (inputs){.x = x + first * m->k, .rows = left < MOST_ROWS ? left : MOST_ROWS, .k = m->k};
+        place_prepared(in + i, memory + i * size);
+    }
 #pragma omp parallel
     {
-        if (m->bits != 16) round_rows(&all);
+        for (int64_t i = 0; i < blocks; i++) prepare(in + i, m->bits);
 #pragma omp for schedule(static)
         for (int64_t tile = 0; tile < tiles_of(m); tile++)
-            for (int64_t b = 0; b < rows; b += MOST_ROWS) {
+            for (int64_t i = 0; i < blocks; i++) {
                 float part[MOST_ROWS * TILE];
-                int64_t groups = m->k / GROUP, most = rows - b < MOST_ROWS ? rows - b : MOST_ROWS;
-                inputs in = {x + b * m->k,          all.q + b * m->k, all.scales + b * groups,
-                             all.sums + b * groups, most,             m->k};
-                multiply_tile(m, &in, tile, part, TILE);
-                for (int64_t i = 0; i < most; i++)
+                multiply_tile(m, in + i, tile, part, TILE);
+                for (int64_t b = 0; b < in[i].rows; b++)
                     for (int64_t r = 0; r < outputs_of(m, tile); r++) {
-                        int64_t at = (b + i) * m->n + tile * TILE + r;
+                        int64_t at = (i * MOST_ROWS + b) * m->n + tile * TILE + r;
                         if (as_float)
-                            ((float *)y)[at] = part[i * TILE + r];
+                            ((float *)y)[at] = part[b * TILE + r];
                         else
-                            ((uint16_t *)y)[at] = to_bf16(part[i * TILE + r]);
+                            ((uint16_t *)y)[at] = to_bf16(part[b * TILE + r]);
                     }
             }
     }

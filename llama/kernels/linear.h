@@ -17,12 +17,13 @@ typedef struct {
     int64_t parts; /* a power of two: in how many the sums over k are made */
 } matrix;
 
-/* Rows that are multiplied: bfloat16 (rows, k), and for packed weights what `round_rows` makes. */
+/* Rows that are multiplied: bfloat16 (rows, k), and what `prepare` makes of them. */
 typedef struct {
     const uint16_t *x;
-    int8_t *q;     /* (rows, k) */
-    float *scales; /* (rows, k / GROUP), and so the sums of q in each group */
-    int32_t *sums;
+    factor *factors; /* for bfloat16 weights, as linear.c says; for packed ones */
+    int8_t *q;       /* (k / GROUP, rows, GROUP), */
+    float *scales;   /* (k / GROUP, rows) and so what q adds up to, times -8 */
+    int32_t *bias;
     int64_t rows, k;
 } inputs;
 
@@ -33,12 +34,13 @@ INLINE int64_t outputs_of(const matrix *m, int64_t tile) {
     return m->n - tile * TILE < TILE ? m->n - tile * TILE : TILE;
 }
 
-/* Bytes that the rounded form of `rows` rows takes, and where each part of it begins. */
-int64_t rounded_size(int64_t rows, int64_t k);
-void place_rounded(inputs *in, char *memory);
+/* Bytes that `rows` rows take when they are prepared, and where each part of that begins. */
+int64_t prepared_size(int64_t rows, int64_t k);
+void place_prepared(inputs *in, char *memory);
 
-/* Rounds all rows to int8; called by every thread of a parallel region, which share the work. */
-void round_rows(const inputs *in);
+/* Makes of all rows what they are multiplied as, with weights of so many bits; called by every thread
+   of a parallel region, which share the work. */
+void prepare(const inputs *in, int64_t bits);
 
 /* Outputs TILE * tile and on, of at most MOST_ROWS rows: y[b * stride + r] for output r of it. */
 void multiply_tile(const matrix *m, const inputs *in, int64_t tile, float *y, int64_t stride);

@@ -2,7 +2,10 @@
    compiler makes of them what it can. Everything else here is written once, in these terms.
 
    `floats` and `ints` have 16 lanes, `bytes` has 4 bytes for each of them. BIAS(bits) is how much too
-   large `add_products` takes each weight to be. */
+   large `add_products` takes each weight to be.
+
+   `lanes` is what a single register holds, LANES float32, and SUMS is how many of them a product may
+   add up at a time and leave registers for its factors. */
 
 #ifndef VECTORS_H
 #define VECTORS_H
@@ -29,8 +32,10 @@ INLINE uint16_t to_bf16(float f) { /* to nearest, ties to even */
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
 #include <immintrin.h>
 #define HAS_AVX512
-typedef __m512 floats;
+typedef __m512 floats, lanes;
 typedef __m512i ints, bytes;
+#define LANES 16
+#define SUMS 16
 #define BIAS(bits) (bits == 8 ? 128 : 8)
 
 INLINE floats spread(float x) { return _mm512_set1_ps(x); }
@@ -60,14 +65,21 @@ INLINE floats add_scaled(floats sums, ints x, const _Float16 *scales, float scal
 typedef struct { __m256 a, b; } floats;
 typedef struct { __m256i a, b; } ints;
 typedef ints bytes;
-#define BIAS(bits) (bits == 8 ? 0 : 8)
+typedef __m256 lanes;
+#define HAS_AVX2
+#define LANES 8
+#define SUMS 8
+#define BIAS(bits) (bits == 8 ? 128 : 8)
 
 INLINE floats spread(float x) { return (floats){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
-INLINE __m256 widen_8(const uint16_t *p) {
+INLINE lanes spread_lanes(float x) { return _mm256_set1_ps(x); }
+INLINE lanes widen_lanes(const uint16_t *p) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
-INLINE floats widen(const uint16_t *p) { return (floats){widen_8(p), widen_8(p + 8)}; }
+INLINE lanes multiply_add_lanes(lanes a, lanes b, lanes sum) { return _mm256_fmadd_ps(a, b, sum); }
+INLINE void store_lanes(float *p, lanes x) { _mm256_storeu_ps(p, x); }
+INLINE floats widen(const uint16_t *p) { return (floats){widen_lanes(p), widen_lanes(p + 8)}; }
 INLINE floats load(const float *p) { return (floats){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 INLINE floats multiply_add(floats a, floats b, floats sum) {
     return (floats){_mm256_fmadd_ps(a.a, b.a, sum.a), _mm256_fmadd_ps(a.b, b.b, sum.b)};
@@ -76,9 +88,8 @@ INLINE void store(float *p, floats x) {
     _mm256_storeu_ps(p, x.a);
     _mm256_storeu_ps(p + 8, x.b);
 }
-INLINE float total(floats x) {
-    __m256 eight = _mm256_add_ps(x.a, x.b);
-    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+INLINE float total(lanes x) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
@@ -92,19 +103,31 @@ INLINE bytes low_halves(bytes x) { return (bytes){low_32(x.a), low_32(x.b)}; }
 INLINE bytes high_halves(bytes x) {
     return (bytes){low_32(_mm256_srli_epi16(x.a, 4)), low_32(_mm256_srli_epi16(x.b, 4))};
 }
-/* Products of pairs must fit into 16 bits: of int8, the size of the weight times the signed input. */
+/* Products of pairs must fit into 16 bits. Of int8 they are the size of the weight times the signed
+   input; of int4 a group's 16 in a lane fit together, and are added up there. */
 INLINE __m256i add_products_8(__m256i sums, __m256i w, __m256i q, int bits) {
     if (bits == 8) {
         w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-        q = _mm256_sign_epi8(q, w);
-        w = _mm256_abs_epi8(w);
-    }
-    __m256i pairs = _mm256_maddubs_epi16(w, q);
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(q, w));
+        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    } else
+        sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(w, q));
+    __asm__("" : "+x"(sums)); /* else gcc first makes all products, and is out of registers */
+    return sums;
 }
 INLINE ints add_products(ints sums, bytes w, int32_t q, int bits) {
     __m256i four = _mm256_set1_epi32(q);
     return (ints){add_products_8(sums.a, w.a, four, bits), add_products_8(sums.b, w.b, four, bits)};
+}
+INLINE ints sums_from(int32_t bias, int bits) {
+    (void)bias, (void)bits;
+    return spread_int(0);
+}
+INLINE ints sums_of(ints sums, int32_t bias, int bits) {
+    if (bits == 8) return sums;
+    __m256i ones = _mm256_set1_epi16(1), more = _mm256_set1_epi32(bias);
+    return (ints){_mm256_add_epi32(_mm256_madd_epi16(sums.a, ones), more),
+                  _mm256_add_epi32(_mm256_madd_epi16(sums.b, ones), more)};
 }
 INLINE __m256 add_scaled_8(__m256 sums, __m256i x, const _Float16 *scales, float scale) {
     __m256 s = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)scales));
@@ -120,6 +143,9 @@ INLINE floats add_scaled(floats sums, ints x, const _Float16 *scales, float scal
 typedef float32x4x4_t floats;
 typedef int32x4x4_t ints;
 typedef int8x16x4_t bytes;
+typedef float32x4_t lanes;
+#define LANES 4
+#define SUMS 16
 #define BIAS(bits) (bits == 8 ? 0 : 8)
 #define EACH(result, value)                                                                        \
     for (int i = 0; i < 4; i++) result.val[i] = value;
@@ -129,9 +155,15 @@ INLINE floats spread(float x) {
     EACH(y, vdupq_n_f32(x))
     return y;
 }
+INLINE lanes spread_lanes(float x) { return vdupq_n_f32(x); }
+INLINE lanes widen_lanes(const uint16_t *p) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
+}
+INLINE lanes multiply_add_lanes(lanes a, lanes b, lanes sum) { return vfmaq_f32(sum, a, b); }
+INLINE void store_lanes(float *p, lanes x) { vst1q_f32(p, x); }
 INLINE floats widen(const uint16_t *p) {
     floats y;
-    EACH(y, vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16)))
+    EACH(y, widen_lanes(p + 4 * i))
     return y;
 }
 INLINE floats load(const float *p) {
@@ -146,9 +178,7 @@ INLINE floats multiply_add(floats a, floats b, floats sum) {
 INLINE void store(float *p, floats x) {
     for (int i = 0; i < 4; i++) vst1q_f32(p + 4 * i, x.val[i]);
 }
-INLINE float total(floats x) {
-    return vaddvq_f32(vaddq_f32(vaddq_f32(x.val[0], x.val[1]), vaddq_f32(x.val[2], x.val[3])));
-}
+INLINE float total(lanes x) { return vaddvq_f32(x); }
 INLINE ints spread_int(int32_t x) {
     ints y;
     EACH(y, vdupq_n_s32(x))
@@ -182,9 +212,11 @@ INLINE floats add_scaled(floats sums, ints x, const _Float16 *scales, float scal
 
 #else
 #define PLAIN_LOOPS
-typedef struct { float lane[16]; } floats;
+typedef struct { float lane[16]; } floats, lanes;
 typedef struct { int32_t lane[16]; } ints;
 typedef struct { uint8_t lane[64]; } bytes;
+#define LANES 16
+#define SUMS 16
 #define BIAS(bits) (bits == 8 ? 128 : 8)
 #define EACH(result, value)                                                                        \
     for (int i = 0; i < 16; i++) result.lane[i] = value;
@@ -248,10 +280,25 @@ INLINE floats add_scaled(floats sums, ints x, const _Float16 *scales, float scal
 
 INLINE floats add(floats a, floats b) { return multiply_add(a, spread(1), b); }
 
-/* What the lanes of each of 16 vectors add up to. */
-INLINE void store_totals(float *y, const floats v[16]) {
-#ifdef HAS_AVX512
-    floats pairs[8], fours[4];
+#if LANES == 16
+INLINE lanes spread_lanes(float x) { return spread(x); }
+INLINE lanes widen_lanes(const uint16_t *p) { return widen(p); }
+INLINE lanes multiply_add_lanes(lanes a, lanes b, lanes sum) { return multiply_add(a, b, sum); }
+INLINE void store_lanes(float *p, lanes x) { store(p, x); }
+#endif
+
+#ifndef HAS_AVX2
+INLINE ints sums_from(int32_t bias, int bits) { return spread_int(BIAS(bits) / 8 * bias); }
+INLINE ints sums_of(ints sums, int32_t bias, int bits) {
+    (void)bias, (void)bits;
+    return sums;
+}
+#endif
+
+/* What the lanes of each of SUMS registers add up to. */
+INLINE void store_totals(float *y, const lanes v[SUMS]) {
+#if defined(HAS_AVX512)
+    lanes pairs[8], fours[4];
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++)
         pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]),
@@ -265,17 +312,79 @@ INLINE void store_totals(float *y, const floats v[16]) {
 #define FOLD(a, b) _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd))
     store(y, FOLD(FOLD(fours[0], fours[1]), FOLD(fours[2], fours[3])));
 #undef FOLD
+#elif defined(HAS_AVX2)
+    lanes fours[2];
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++)
+        fours[i] = _mm256_hadd_ps(_mm256_hadd_ps(v[4 * i], v[4 * i + 1]),
+                                  _mm256_hadd_ps(v[4 * i + 2], v[4 * i + 3]));
+    store_lanes(y, _mm256_add_ps(_mm256_permute2f128_ps(fours[0], fours[1], 0x20),
+                                 _mm256_permute2f128_ps(fours[0], fours[1], 0x31)));
 #else
-    for (int i = 0; i < 16; i++) y[i] = total(v[i]);
+    for (int i = 0; i < SUMS; i++) y[i] = total(v[i]);
 #endif
 }
 
-/* Adds, spread over the lanes, the product of 32 numbers of x with 32 of w. */
-INLINE floats add_dot(floats sum, const uint16_t *x, const uint16_t *w) {
+/* What bfloat16 numbers of a matrix are multiplied with, STEP of them at a time: bfloat16 too where
+   the processor has a product for pairs, which adds them up in float32. Elsewhere both become
+   float32, and since the even and the odd ones of a register take a shift and a mask, those with even
+   numbers of a step come before the odd ones. */
 #if defined(__AVX512BF16__)
-    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(w), (__m512bh)_mm512_loadu_si512(x));
+typedef uint16_t factor;
+typedef __m512i pairs;
+#define STEP 32
+
+INLINE pairs load_pairs(const uint16_t *w) { return _mm512_loadu_si512(w); }
+INLINE lanes add_pairs(lanes sum, const factor *x, pairs w) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)_mm512_loadu_si512(x));
+}
 #else
-    return multiply_add(widen(x + 16), widen(w + 16), multiply_add(widen(x), widen(w), sum));
+typedef float factor;
+typedef struct { lanes even, odd; } pairs;
+#define STEP (2 * LANES)
+
+INLINE pairs load_pairs(const uint16_t *w) {
+#if defined(HAS_AVX512)
+    __m512i both = _mm512_loadu_si512(w);
+    return (pairs){_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)),
+                   _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(-65536)))};
+#elif defined(HAS_AVX2)
+    __m256i both = _mm256_loadu_si256((const __m256i *)w);
+    return (pairs){_mm256_castsi256_ps(_mm256_slli_epi32(both, 16)),
+                   _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(-65536)))};
+#elif defined(PLAIN_LOOPS)
+    pairs y;
+    for (int i = 0; i < LANES; i++) {
+        y.even.lane[i] = from_bf16(w[2 * i]);
+        y.odd.lane[i] = from_bf16(w[2 * i + 1]);
+    }
+    return y;
+#else
+    uint32x4_t both = vreinterpretq_u32_u16(vld1q_u16(w));
+    return (pairs){vreinterpretq_f32_u32(vshlq_n_u32(both, 16)),
+                   vreinterpretq_f32_u32(vandq_u32(both, vdupq_n_u32(0xffff0000)))};
+#endif
+}
+INLINE lanes load_lanes(const float *p) {
+    lanes x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+INLINE lanes add_pairs(lanes sum, const factor *x, pairs w) {
+    sum = multiply_add_lanes(load_lanes(x), w.even, sum);
+    return multiply_add_lanes(load_lanes(x + LANES), w.odd, sum);
+}
+#endif
+
+/* STEP numbers of x. */
+INLINE void make_factors(const uint16_t *x, factor *to) {
+#if defined(__AVX512BF16__)
+    memcpy(to, x, STEP * sizeof *x);
+#else
+    for (int i = 0; i < LANES; i++) {
+        to[i] = from_bf16(x[2 * i]);
+        to[LANES + i] = from_bf16(x[2 * i + 1]);
+    }
 #endif
 }
 
