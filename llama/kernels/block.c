@@ -46,7 +46,7 @@ static void finish_tile(const matrix *m, const inputs *in, int64_t tile, const u
 }
 
 /* Attention reads the cache twice: keys for scores, and values that scores then weigh. Heads of 64 and
-   128 are read for up to HEADS query heads at a time. */
+   128 are read for up to HEADS query heads at a time, and values are fetched while keys are scored. */
 #ifndef PLAIN_LOOPS
 #define HEADS 4
 INLINE void score(const int head_dim, const int heads, const uint16_t *q, const uint16_t *keys,

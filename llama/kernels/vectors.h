@@ -1,8 +1,9 @@
 /* Sixteen numbers at a time, by what the processor has: AVX-512, AVX2, NEON, or plain loops that the
    compiler makes of them what it can. Everything else here is written once, in these terms.
 
-   `floats` and `ints` have 16 lanes, `bytes` has 4 bytes for each of them. BIAS(bits) is how much too
-   large `add_products` takes each weight to be.
+   `floats` and `ints` have 16 lanes, `bytes` has 4 bytes for each of them. `add_products` begins with
+   `sums_from`, and what it has added up becomes a number with `sums_of`: both know the bias, -8 times
+   the sum of the inputs, since weights are taken to be too large, by BIAS(bits).
 
    `lanes` is what a single register holds, LANES float32, and SUMS is how many of them a product may
    add up at a time and leave registers for its factors. */
@@ -69,7 +70,6 @@ typedef __m256 lanes;
 #define HAS_AVX2
 #define LANES 8
 #define SUMS 8
-#define BIAS(bits) (bits == 8 ? 128 : 8)
 
 INLINE floats spread(float x) { return (floats){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 INLINE lanes spread_lanes(float x) { return _mm256_set1_ps(x); }
