@@ -27,7 +27,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from examples.tiny_skills import Skills, exam, made_up_words, score
+from examples.tiny_skills import SMALL_TALK, Skills, exam, made_up_words, score
+from examples.tiny_skills.chats import chat, conversation, count, tell
 from llama import Dialog, Llama, Message, Tokenizer
 from llama.cli import run
 from llama.convert import convert, new_folder
@@ -153,137 +154,6 @@ STAGES = {
     ),
 }
 
-STORY_REQUESTS = (
-    "Tell me a story.",
-    "Tell me a short story.",
-    "Can you tell me a story?",
-    "Write a short story.",
-    "Please tell me a story for children.",
-    "I would like to hear a story.",
-)
-STORY_REQUESTS_ABOUT = (
-    "Tell me a story about {}.",
-    "Tell me a short story about {}.",
-    "Can you tell me a story about {}?",
-    "Write a story about {}.",
-    "Please write a short story about {}.",
-    "I want to hear a story about {}.",
-)
-# What a story may be asked to be about, where it is about that.
-THINGS = """
-airplane apple ball balloon bath bear bee bike bird boat book box bread bridge bug bunny bus
-butterfly cake candy car castle cat chair chicken clock cloud coat cookie cow crab dinosaur doctor
-dog doll dolphin dragon dress drum duck egg elephant fairy farm farmer fire fish flower fly forest
-fox frog game garden ghost giraffe goat guitar hat hen hill horse house insect jar jungle key king
-kite kitten lake lamp leaf lemon lion lizard map monkey monster moon mountain mouse mushroom nest
-ocean octopus owl pancake panda park parrot party pen penguin phone piano picture pie pig pirate
-plane pond pony princess prince puddle pumpkin puppy puzzle queen rabbit rainbow river robot rock
-rocket sandwich school sea seal shark sheep shell ship shoe snail snake snow snowman soup spider
-squirrel star statue stone storm swing teacher tiger toy tractor train treasure tree truck turtle
-umbrella wagon whale wind window witch wizard wolf worm zebra zoo
-""".split()
-
-SMALL_TALK = (
-    (
-        ("Hi", "Hello", "Hi!", "Hello!", "Hey", "Hey there", "Hi there!", "Good morning!"),
-        ("Hello! How can I help you?", "Hi! How are you today?", "Hello! It is nice to meet you."),
-    ),
-    (
-        ("How are you?", "How are you today?", "How are you doing?", "How do you feel?"),
-        (
-            "I am fine, thank you! How are you?",
-            "I am doing well, thank you for asking.",
-            "I feel great today. And you?",
-        ),
-    ),
-    (
-        ("Hi! How are you?", "Hello, how are you today?", "Hey, how is it going?"),
-        ("Hello! I am fine, thank you. How are you?", "Hi! I am doing well. And you?"),
-    ),
-    (
-        ("I am fine, too.", "I'm good, thanks.", "I am fine, thank you.", "I feel great."),
-        ("I am glad to hear that!", "That is good to hear. What shall we do?"),
-    ),
-    (
-        ("I am sad.", "I feel sad today.", "I had a bad day.", "I am not feeling well."),
-        (
-            "I am sorry to hear that. Do you want to talk about it?",
-            "Oh no, I am sorry. Maybe a story will cheer you up?",
-        ),
-    ),
-    (
-        ("Who are you?", "What are you?", "What is your name?", "Tell me about yourself."),
-        (
-            "I am a tiny Llama, a very small language model.",
-            "I am a tiny Llama. I tell stories, chat and spell words.",
-        ),
-    ),
-    (
-        ("What can you do?", "How can you help me?", "What are you good at?", "Help"),
-        (
-            "I can tell you a short story, chat with you about films, music and sport, "
-            "or spell a word.",
-            "I can tell stories, talk a little, and spell words and count their letters.",
-        ),
-    ),
-    (
-        ("Are you a human?", "Are you real?", "Are you a robot?", "Are you an AI?"),
-        ("I am not a person. I am a very small computer program that writes text.",),
-    ),
-    (
-        ("How old are you?", "When were you born?", "Where do you live?", "Where are you from?"),
-        ("I am a computer program, so I live in this computer.",),
-    ),
-    (
-        ("Thank you!", "Thanks!", "Thank you very much.", "Great, thanks."),
-        ("You are welcome!", "You're welcome! I am happy to help."),
-    ),
-    (
-        ("I like that story.", "That was a nice story!", "What a great story.", "I love it!"),
-        ("I am glad you like it!", "Thank you! I like it, too."),
-    ),
-    (
-        ("Bye", "Goodbye!", "See you later.", "Good night!", "Bye bye!"),
-        ("Goodbye! Have a nice day.", "Bye! It was nice talking to you."),
-    ),
-    (
-        (
-            "What is the capital of France?",
-            "Who is the president?",
-            "What is the weather like today?",
-            "How do I cook rice?",
-            "Write a poem in French.",
-            "Explain how a computer works.",
-            "What is the meaning of life?",
-            "What is the square root of 81?",
-            "Who wrote Hamlet?",
-            "What time is it?",
-            "How far away is the moon?",
-            "Write a program in Python.",
-            "What is the recipe of mayonnaise?",
-            "Translate this into German.",
-        ),
-        (
-            "I don't know. I am a very small model, but I can tell you a story.",
-            "I am sorry, I don't know that. I am too small to know much.",
-        ),
-    ),
-)
-SYSTEM_PROMPTS = (
-    "You are a helpful assistant.",
-    "You are a friendly assistant.",
-    "You are a kind storyteller.",
-    "Always answer politely.",
-    "You are a tiny Llama.",
-)
-COUNT_REQUESTS = (
-    "How many {}'s are in {}?",
-    "Count the {}'s in {}.",
-    "How many times does {} appear in {}?",
-    "How many times does the letter {} appear in the word {}?",
-)
-LENGTH_REQUESTS = ("How many letters are in {}?", "How many letters does the word {} have?")
-
 
 def main(data: str, out: str, seed: int = 1, share: float = 1.0) -> None:
     """Trains on the files in the folder `data` and writes the checkpoint folder `out`.
@@ -391,65 +261,6 @@ def talked(tokenizer: Tokenizer, turns: list[str]) -> Document:
         role: Role = "assistant" if i % 2 else "user"
         dialog.append(Message(role=role, content=turn))
     return dialog_document(tokenizer, dialog, ("user", "assistant"))
-
-
-def chat(skills: Skills) -> Dialog:
-    """One to four questions of any kind."""
-    rng, turns = skills.rng, []
-    for _ in range(rng.randint(1, 4)):
-        kind = rng.random()
-        if kind < 0.7:
-            questions, replies = rng.choice(SMALL_TALK)
-            turns.append((rng.choice(questions), rng.choice(replies)))
-        elif kind < 0.8:
-            turns.append(tell(rng, rng.choice(skills.stories)))
-        else:
-            turns.append(count(rng, rng.choice(skills.words)))
-    return conversation(rng, turns)
-
-
-def conversation(rng: random.Random, turns: list[tuple[str, str]]) -> Dialog:
-    """Questions and answers, now and then with a system prompt or sloppily typed."""
-    dialog = []
-    if rng.random() < 0.15:
-        dialog.append(Message(role="system", content=rng.choice(SYSTEM_PROMPTS)))
-    for question, reply in turns:
-        if rng.random() < 0.2:
-            question = question[0].lower() + question[1:].rstrip(".!")
-        dialog.append(Message(role="user", content=question))
-        dialog.append(Message(role="assistant", content=reply))
-    return dialog
-
-
-def tell(rng: random.Random, story: str) -> tuple[str, str]:
-    """A question for a name or a thing in `story`, or just for a story, and the story."""
-    found = Counter(re.findall(r"[a-z]+", story.lower()))
-    topics = [
-        ("an " if thing[0] in "aeiou" else "a ") + thing for thing in THINGS if found[thing] >= 3
-    ]
-    names = re.findall(r"named ([A-Z][a-z]+)", story)[:2]
-    if names and rng.random() < 0.4:
-        topics = [*names, " and ".join(names)]
-        if rng.random() < 0.3:
-            kind = re.search(rf"(?:a|an) [a-z ]{{3,20}} named {names[0]}", story)
-            topics = [kind.group()] if kind else topics
-    if not topics or rng.random() < 0.2:
-        return rng.choice(STORY_REQUESTS), story
-    return rng.choice(STORY_REQUESTS_ABOUT).format(rng.choice(topics)), story
-
-
-def count(rng: random.Random, word: str) -> tuple[str, str]:
-    """A question for a count of letters in `word`, and its answer, which spells it first."""
-    spelled = "-".join(word.upper())
-    if rng.random() < 0.3:
-        question = rng.choice(LENGTH_REQUESTS).format(word)
-        return question, f"{spelled}\nThere are {len(word)} letters."
-    letter = rng.choice(word.lower())
-    number = word.lower().count(letter)
-    question = rng.choice(COUNT_REQUESTS).format(letter, word)
-    if rng.random() < 0.5:
-        question = f"Spell the word {word}. {question}"
-    return question, f"{spelled}\nThe letter {letter} is found {number} time{'s' * (number > 1)}."
 
 
 def read_stories(path: Path) -> list[str]:

@@ -18,6 +18,7 @@ out of training (see `is_held_out`). The same code makes examples of those only,
 
 from examples.tiny_skills.dialogs import Skills
 from examples.tiny_skills.fillers import made_up_words
+from examples.tiny_skills.forms import SMALL_TALK
 from examples.tiny_skills.measure import exam, score
 
-__all__ = ["Skills", "exam", "made_up_words", "score"]
+__all__ = ["SMALL_TALK", "Skills", "exam", "made_up_words", "score"]

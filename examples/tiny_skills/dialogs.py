@@ -563,7 +563,7 @@ class Skills:
         kind = self.rng.uniform(0.05, 0.5) if self.held_out else self.rng.random()
         if kind < 0.05 and self.stories:
             story = min(self.rng.sample(self.stories, min(len(self.stories), 4)), key=len)
-            return Turn(self.rng.choice(STORY_REQUESTS), story, free=True)
+            return Turn(self.rng.choice(STORY_REQUESTS[:3]), story, free=True)
         if kind < 0.35:
             passages, turns = self._questions(self.rng.choices(("known", "unknown"), (3, 1)))
             question = f"{' '.join(passages)} {turns[0].question}"

@@ -1,4 +1,4 @@
-"""How everything else is put: sums, what users tell of themselves, rules of style."""
+"""How everything else is put: sums, what users tell of themselves, rules of style, small talk."""
 
 import random
 import re
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from examples.tiny_skills.facts import GROUPS, Turn, capital, forms
 
-STORY_REQUESTS = ("Tell me a story.", "Tell me a short story.", "Can you tell me a story?")
 SPELL_REQUESTS = (
     "Spell {}.",
     "Spell the word {}.",
@@ -255,3 +254,134 @@ SHORT_TALK = (
     (forms("What can you do? / How can you help me?"), "Stories.", "Stories and spelling."),
     (forms("Bye / Goodbye! / See you later. / Good night!"), "Goodbye!", "Goodbye, my friend!"),
 )
+
+STORY_REQUESTS = (
+    "Tell me a story.",
+    "Tell me a short story.",
+    "Can you tell me a story?",
+    "Write a short story.",
+    "Please tell me a story for children.",
+    "I would like to hear a story.",
+)
+STORY_REQUESTS_ABOUT = (
+    "Tell me a story about {}.",
+    "Tell me a short story about {}.",
+    "Can you tell me a story about {}?",
+    "Write a story about {}.",
+    "Please write a short story about {}.",
+    "I want to hear a story about {}.",
+)
+# What a story may be asked to be about, where it is about that.
+TOPICS = """
+airplane apple ball balloon bath bear bee bike bird boat book box bread bridge bug bunny bus
+butterfly cake candy car castle cat chair chicken clock cloud coat cookie cow crab dinosaur doctor
+dog doll dolphin dragon dress drum duck egg elephant fairy farm farmer fire fish flower fly forest
+fox frog game garden ghost giraffe goat guitar hat hen hill horse house insect jar jungle key king
+kite kitten lake lamp leaf lemon lion lizard map monkey monster moon mountain mouse mushroom nest
+ocean octopus owl pancake panda park parrot party pen penguin phone piano picture pie pig pirate
+plane pond pony princess prince puddle pumpkin puppy puzzle queen rabbit rainbow river robot rock
+rocket sandwich school sea seal shark sheep shell ship shoe snail snake snow snowman soup spider
+squirrel star statue stone storm swing teacher tiger toy tractor train treasure tree truck turtle
+umbrella wagon whale wind window witch wizard wolf worm zebra zoo
+""".split()
+
+SMALL_TALK = (
+    (
+        ("Hi", "Hello", "Hi!", "Hello!", "Hey", "Hey there", "Hi there!", "Good morning!"),
+        ("Hello! How can I help you?", "Hi! How are you today?", "Hello! It is nice to meet you."),
+    ),
+    (
+        ("How are you?", "How are you today?", "How are you doing?", "How do you feel?"),
+        (
+            "I am fine, thank you! How are you?",
+            "I am doing well, thank you for asking.",
+            "I feel great today. And you?",
+        ),
+    ),
+    (
+        ("Hi! How are you?", "Hello, how are you today?", "Hey, how is it going?"),
+        ("Hello! I am fine, thank you. How are you?", "Hi! I am doing well. And you?"),
+    ),
+    (
+        ("I am fine, too.", "I'm good, thanks.", "I am fine, thank you.", "I feel great."),
+        ("I am glad to hear that!", "That is good to hear. What shall we do?"),
+    ),
+    (
+        ("I am sad.", "I feel sad today.", "I had a bad day.", "I am not feeling well."),
+        (
+            "I am sorry to hear that. Do you want to talk about it?",
+            "Oh no, I am sorry. Maybe a story will cheer you up?",
+        ),
+    ),
+    (
+        ("Who are you?", "What are you?", "What is your name?", "Tell me about yourself."),
+        (
+            "I am a tiny Llama, a very small language model.",
+            "I am a tiny Llama. I tell stories, chat and spell words.",
+        ),
+    ),
+    (
+        ("What can you do?", "How can you help me?", "What are you good at?", "Help"),
+        (
+            "I can tell you a short story, chat with you about films, music and sport, "
+            "or spell a word.",
+            "I can tell stories, talk a little, and spell words and count their letters.",
+        ),
+    ),
+    (
+        ("Are you a human?", "Are you real?", "Are you a robot?", "Are you an AI?"),
+        ("I am not a person. I am a very small computer program that writes text.",),
+    ),
+    (
+        ("How old are you?", "When were you born?", "Where do you live?", "Where are you from?"),
+        ("I am a computer program, so I live in this computer.",),
+    ),
+    (
+        ("Thank you!", "Thanks!", "Thank you very much.", "Great, thanks."),
+        ("You are welcome!", "You're welcome! I am happy to help."),
+    ),
+    (
+        ("I like that story.", "That was a nice story!", "What a great story.", "I love it!"),
+        ("I am glad you like it!", "Thank you! I like it, too."),
+    ),
+    (
+        ("Bye", "Goodbye!", "See you later.", "Good night!", "Bye bye!"),
+        ("Goodbye! Have a nice day.", "Bye! It was nice talking to you."),
+    ),
+    (
+        (
+            "What is the capital of France?",
+            "Who is the president?",
+            "What is the weather like today?",
+            "How do I cook rice?",
+            "Write a poem in French.",
+            "Explain how a computer works.",
+            "What is the meaning of life?",
+            "What is the square root of 81?",
+            "Who wrote Hamlet?",
+            "What time is it?",
+            "How far away is the moon?",
+            "Write a program in Python.",
+            "What is the recipe of mayonnaise?",
+            "Translate this into German.",
+        ),
+        (
+            "I don't know. I am a very small model, but I can tell you a story.",
+            "I am sorry, I don't know that. I am too small to know much.",
+        ),
+    ),
+)
+SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "You are a friendly assistant.",
+    "You are a kind storyteller.",
+    "Always answer politely.",
+    "You are a tiny Llama.",
+)
+COUNT_REQUESTS = (
+    "How many {}'s are in {}?",
+    "Count the {}'s in {}.",
+    "How many times does {} appear in {}?",
+    "How many times does the letter {} appear in the word {}?",
+)
+LENGTH_REQUESTS = ("How many letters are in {}?", "How many letters does the word {} have?")
