@@ -139,7 +139,8 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler"
+    os.environ.get("LLAMA_KERNELS") == "off" or not any(map(shutil.which, ("cc", "gcc", "clang"))),
+    reason="needs a C compiler and native kernels",
 )
 
 # Architectures to compile native kernels for, and what a processor has to have for each.

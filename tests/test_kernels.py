@@ -17,7 +17,7 @@ NO_KERNELS = (
 RAGGED = [(1, 1), (3, 7), (5, 33), (18, 100)]
 
 
-@pytest.fixture(params=["native", *KERNEL_TARGETS])
+@pytest.fixture(params=[pytest.param("native", marks=needs_compiler), *KERNEL_TARGETS])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The library for this processor, those for lesser ones, or none."""
     if request.param != "native":

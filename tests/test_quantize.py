@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from fixtures import difference, is_mapped, run_ranks, tiny_args, write_shards
+from fixtures import difference, is_mapped, needs_compiler, run_ranks, tiny_args, write_shards
 
 from llama import Llama, Transformer, kernels, parallel
 from llama import quantize as quantize_source
@@ -57,7 +57,7 @@ def test_how_far_a_format_is_from_float32(quantize: str | None, most: float, at_
     assert 0 < divergence < most
 
 
-@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+@pytest.mark.parametrize("quantize", [pytest.param(None, marks=needs_compiler), "int8", "int4"])
 def test_an_answer_does_not_depend_on_the_batch(quantize: str | None) -> None:
     llama = build(quantize)
     starts = ["Once upon a time", "One day, a dog", "Lily", "The sun was", "Tom and his mom went"]
@@ -306,6 +306,7 @@ def test_layers_that_are_no_tiles_are_refused_before_anything_is_read(tmp_path: 
         packed_layers(checkpoint, "int8")
 
 
+@needs_compiler
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(("dtype", "shards"), [(torch.float32, 2), (torch.bfloat16, 1)], ids=str)
 def test_packing_while_reading_takes_little_memory(
