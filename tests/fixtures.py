@@ -138,8 +138,9 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
+HAS_COMPILER = any(map(shutil.which, ("cc", "gcc", "clang")))
 needs_compiler = pytest.mark.skipif(
-    os.environ.get("LLAMA_KERNELS") == "off" or not any(map(shutil.which, ("cc", "gcc", "clang"))),
+    os.environ.get("LLAMA_KERNELS") == "off" or not HAS_COMPILER,
     reason="needs a C compiler and native kernels",
 )
 
@@ -151,7 +152,7 @@ def use_kernels(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts the native kernels for `target`, or none, in the place of this processor's own."""
     libraries = {}
     if target != "off":
-        if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        if not HAS_COMPILER:
             pytest.skip("needs a C compiler")
         if KERNEL_TARGETS[target] not in compiler.processor().split():
             pytest.skip(f"this processor does not run what is compiled for {target}")

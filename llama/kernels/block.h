@@ -42,12 +42,8 @@ INLINE const uint16_t *recall(const void *numbers, const float *scales, int64_t 
     for (int64_t p = 0; p < count; p++) {
         const float scale = scales[slot / head_dim + p];
 #pragma omp simd
-        for (int64_t d = 0; d < head_dim; d++) { /* `to_bf16`, but a NaN is NAN here and stays one */
-            float number = from[p * head_dim + d] * scale;
-            uint32_t bits;
-            memcpy(&bits, &number, 4);
-            space[p * head_dim + d] = (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-        }
+        for (int64_t d = 0; d < head_dim; d++)
+            space[p * head_dim + d] = rounded(from[p * head_dim + d] * scale);
     }
     return space;
 }

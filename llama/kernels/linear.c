@@ -62,9 +62,9 @@
 #endif
 
 int64_t prepared_size(int64_t rows, int64_t k) {
-    int64_t rounded = rows * (k + k / GROUP * (int64_t)(sizeof(float) + sizeof(int32_t)));
+    int64_t integers = rows * (k + k / GROUP * (int64_t)(sizeof(float) + sizeof(int32_t)));
     int64_t factors = PREPARES_BF16 ? rows * k * (int64_t)sizeof(factor) : 0;
-    return rounded > factors ? rounded : factors;
+    return integers > factors ? integers : factors;
 }
 
 void place_prepared(inputs *in, char *memory) {

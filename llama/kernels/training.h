@@ -27,13 +27,6 @@ INLINE float power_of_two(float x) {
     return power;
 }
 
-/* As `to_bf16`, for results of arithmetic: the last bits of such a NaN are 0 and carry nothing. */
-INLINE uint16_t rounded(float f) {
-    uint32_t bits;
-    memcpy(&bits, &f, 4);
-    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
 #ifdef IN_FLOAT32
 #define NAMED(name) name##_float32
 typedef float element;

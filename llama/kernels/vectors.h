@@ -23,11 +23,17 @@ INLINE float from_bf16(uint16_t v) {
     return f;
 }
 
+/* As `to_bf16`, for results of arithmetic: the last bits of such a NaN are 0 and carry nothing. */
+INLINE uint16_t rounded(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
 INLINE uint16_t to_bf16(float f) { /* to nearest, ties to even */
     uint32_t bits;
     memcpy(&bits, &f, 4);
-    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded(f);
 }
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
