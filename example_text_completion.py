@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llama import Llama
 from llama.cli import run
-from llama.parallel import say
+from llama.console import say
 
 TINY = str(Path(__file__).parent / "params" / "tiny")
 

@@ -12,7 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["llama", "llama.*"]),
-    package_data={"llama.kernels": ["*.c", "*.h"]},
+    package_data={"llama.kernels": ["csrc/*.c", "csrc/*.h"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.5",
@@ -28,7 +28,7 @@ setup(
     ],
     entry_points={
         "console_scripts": ["llama = llama.cli:main"],
-        "lm_eval.models": ["llama = llama.harness:HarnessModel"],
+        "lm_eval.models": ["llama = llama.evaluation.harness:HarnessModel"],
     },
     extras_require={
         "train": ["tokenizers>=0.20", "tensorboard>=2.16", "matplotlib>=3.9"],

@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from llama.bench.inputs import make_checkpoint, make_tokenizer
-from llama.meta import read_params
+from llama.checkpoint.meta_layout import read_params
 
 ROOT = Path(__file__).parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}

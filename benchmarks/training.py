@@ -23,9 +23,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from llama import parallel
+from llama import distributed
 from llama.args import ModelArgs
-from llama.ceiling import matrix_rate
+from llama.distributed.hardware_peak import matrix_rate
 from llama.training.config import TrainConfig
 from llama.training.packing import Batch
 from llama.training.trainee import Trainee, keep_freed_memory
@@ -96,7 +96,7 @@ def main(rounds: int = 5, steps: int = 4, rows: int = 8, seq_len: int = 512) -> 
         seq_len: tokens of a row.
     """
     keep_freed_memory()
-    parallel.initialize()
+    distributed.initialize()
     products = TrainConfig().products(torch.device("cpu"))
     tokens = torch.randint(SHAPE.vocab_size, (rows, seq_len + 1))
     contenders = {

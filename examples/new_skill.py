@@ -19,7 +19,7 @@ from pathlib import Path
 from examples.tiny_skills import fillers
 from llama import Dialog, Llama, Message, Tokenizer
 from llama.cli import run
-from llama.lora import LoraConfig
+from llama.lora.adapter_layers import LoraConfig
 from llama.training import TrainConfig, dialog_document, train
 
 TINY = Path(__file__).parents[1] / "params" / "tiny"

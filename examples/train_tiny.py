@@ -30,8 +30,8 @@ from typing import Any, NamedTuple, TypeVar
 from examples.tiny_skills import SMALL_TALK, Skills, exam, made_up_words, score
 from examples.tiny_skills.chats import chat, conversation, count, tell
 from llama import Dialog, Llama, Message, Tokenizer
+from llama.checkpoint.convert import convert, new_folder
 from llama.cli import run
-from llama.convert import convert, new_folder
 from llama.model import ModelArgs
 from llama.tokenizer import Role
 from llama.training import (

@@ -1,9 +1,9 @@
 """The Llama text models: `Llama` to run one, and the pieces that it is made of."""
 
-from llama.engine import Engine, Sequence
+from llama.engine.sampling import SamplingParams
+from llama.engine.scheduler import Engine, Sequence
 from llama.generation import ChatPrediction, Chunk, CompletionPrediction, Llama
 from llama.model import ModelArgs, Transformer
-from llama.sampling import SamplingParams
 from llama.tokenizer import ChatFormat, Dialog, Message, Tokenizer
 
 __all__ = [

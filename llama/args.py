@@ -11,14 +11,12 @@ No model has to be made, and no file read, to know how large one is and which ra
 
 from dataclasses import dataclass
 
-from llama import parallel
-
 
 @dataclass
 class ModelArgs:
     """The shape of a model, field for field what Meta's `params.json` calls it.
 
-    Raises ValueError where the numbers do not fit each other or the ranks that share the model.
+    Raises ValueError where the numbers do not fit each other.
     """
 
     dim: int = 4096
@@ -61,7 +59,7 @@ class ModelArgs:
             if self.dim % self.n_heads:
                 raise ValueError(f"dim ({self.dim}) is not divisible by n_heads ({self.n_heads})")
             self.head_dim = self.dim // self.n_heads
-        if misfit := self.misfit(parallel.model_parallel_size()):
+        if misfit := self.misfit(ranks=1):
             raise ValueError(misfit)
 
     @property
@@ -101,6 +99,11 @@ class ModelArgs:
             if size % divisor:
                 return f"{name} ({size}) is not divisible by {by} ({divisor})"
         return None
+
+
+def is_linear(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a weight is a linear layer's: any matrix but the embedding."""
+    return len(shape) == 2 and name != "tok_embeddings.weight"
 
 
 def feed_forward_size(hidden_dim: int, multiple_of: int, ffn_dim_multiplier: float | None) -> int:

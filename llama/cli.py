@@ -15,13 +15,13 @@ _EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, torch.OutOfMemo
 
 # Each command's function and its module: a command loads no more than it needs.
 _COMMANDS = {
-    "info": ("llama.info", "info"),
-    "verify": ("llama.verify", "verify"),
-    "convert": ("llama.convert", "convert"),
-    "merge": ("llama.merge", "merge"),
+    "info": ("llama.checkpoint.info", "info"),
+    "verify": ("llama.checkpoint.verify", "verify"),
+    "convert": ("llama.checkpoint.convert", "convert"),
+    "merge": ("llama.checkpoint.merge", "merge"),
     "tokenizer": ("llama.training.bpe", "COMMANDS"),
     "train": ("llama.training.command", "train_command"),
-    "eval": ("llama.evaluate", "evaluate"),
+    "eval": ("llama.evaluation.evaluate", "evaluate"),
     "bench": ("llama.bench", "bench"),
 }
 

@@ -21,15 +21,17 @@ from typing import Any, TypedDict
 import torch
 from typing_extensions import NotRequired, Unpack
 
-from llama import formats, parallel
-from llama.adapter import open_adapter
+from llama import distributed
 from llama.cache import Int8KVCache
-from llama.checkpoint import load_model, open_checkpoint
-from llama.engine import Engine, FinishReason, Sequence
-from llama.lora import load_adapter
+from llama.checkpoint.loading import load_model, packed_layers, stored_format
+from llama.checkpoint.opening import open_checkpoint
+from llama.engine.sampling import SamplingParams
+from llama.engine.scheduler import Engine, FinishReason, Sequence
+from llama.lora.adapter_files import open_adapter
+from llama.lora.adapter_layers import load_adapter
 from llama.model import Transformer
-from llama.quantize import check_format, packed_layers, stored_format, use_format
-from llama.sampling import SamplingParams
+from llama.quantization import packed_formats
+from llama.quantization.linear_layers import check_format, use_format
 from llama.tokenizer import ChatFormat, Dialog, Message, Tokenizer
 
 
@@ -105,8 +107,8 @@ class Llama:
         Defaults: the folder's own `tokenizer.model`, the model's own context, 8 prompts at a time,
         all running processes, the best device, and bfloat16 where that device computes it (float32
         for a small model on a CPU; see `select_dtype`). `quantize` is int8 or int4, on a CPU or an
-        NVIDIA GPU (see `quantize.py`): weights are packed while they are read, or have been by
-        `llama convert`. `adapter` is the folder of a LoRA adapter (see `lora.py`), which is kept
+        NVIDIA GPU (see `llama.quantization`): weights are packed while they are read, or have been by
+        `llama convert`. `adapter` is the folder of a LoRA adapter (see `llama.lora`), which is kept
         apart from the weights. With `kv_cache_dtype` int8 the KV cache takes near half the memory
         of bfloat16 (see `Int8KVCache`). `seed` is what the draws of all later calls follow from.
         Raises FileNotFoundError or ValueError, naming the file and the values, for what is missing,
@@ -114,13 +116,13 @@ class Llama:
         """
         if kv_cache_dtype not in (None, "int8"):
             raise ValueError(f"kv_cache_dtype={kv_cache_dtype!r}: leave it out, or give int8")
-        chosen = parallel.select_device(device)
-        parallel.initialize(model_parallel_size, chosen)
+        chosen = distributed.select_device(device)
+        distributed.initialize(model_parallel_size, chosen)
         checkpoint = open_checkpoint(ckpt_dir)
         quantize = stored_format(checkpoint, quantize)
         if quantize and dtype is None:
             dtype = torch.bfloat16
-        chosen_dtype = parallel.select_dtype(chosen, dtype, checkpoint.parameters)
+        chosen_dtype = distributed.select_dtype(chosen, dtype, checkpoint.parameters)
         if quantize:
             check_format(quantize, chosen, chosen_dtype)
         args = checkpoint.args
@@ -137,7 +139,7 @@ class Llama:
         tokenizer.stop_tokens = tokenizer.stop_tokens | checkpoint.stop_ids
         lora = None if adapter is None else open_adapter(adapter, args)
         convert_layer = None
-        if quantize in formats.PACKED:
+        if quantize in packed_formats.PACKED:
             convert_layer = packed_layers(checkpoint, quantize, chosen)
         model = load_model(
             checkpoint,

@@ -27,7 +27,7 @@ from fairscale.nn.model_parallel.layers import (
 )
 from torch import Tensor, nn
 
-from llama import parallel
+from llama import distributed
 from llama.args import ModelArgs, feed_forward_size
 from llama.cache import KVCache
 
@@ -138,9 +138,9 @@ class Attention(nn.Module):
 
     def __init__(self, args: ModelArgs) -> None:
         super().__init__()
-        parallel.initialize()
+        distributed.initialize()
         self.head_dim = args.head_dim
-        ranks = parallel.model_parallel_size()
+        ranks = distributed.model_parallel_size()
         q_dim = args.n_heads * args.head_dim
         kv_dim = ranks * args.kv_heads_on_each_of(ranks) * args.head_dim
         self.wq = ColumnParallelLinear(args.dim, q_dim, **_COLUMN)
@@ -195,7 +195,7 @@ class FeedForward(nn.Module):
         self, dim: int, hidden_dim: int, multiple_of: int, ffn_dim_multiplier: float | None = None
     ) -> None:
         super().__init__()
-        parallel.initialize()
+        distributed.initialize()
         hidden = feed_forward_size(hidden_dim, multiple_of, ffn_dim_multiplier)
         self.w1 = ColumnParallelLinear(dim, hidden, **_COLUMN)
         self.w2 = RowParallelLinear(hidden, dim, **_ROW)
@@ -238,7 +238,9 @@ class Transformer(nn.Module):
         super().__init__()
         if params.vocab_size < 1:
             raise ValueError("vocab_size=-1: set it to the tokenizer's n_words before building")
-        parallel.initialize()
+        distributed.initialize()
+        if misfit := params.misfit(distributed.model_parallel_size()):
+            raise ValueError(misfit)
         self.params = params
         self.vocab_size = params.vocab_size
         self.n_layers = params.n_layers
@@ -266,7 +268,7 @@ class Transformer(nn.Module):
     def new_cache(self, batch_size: int, seq_len: int) -> KVCache:
         """An empty `cache_type` of this rank's heads, in the model's dtype and on its device."""
         p, like = self.params, self.norm.weight
-        heads = p.kv_heads_on_each_of(parallel.model_parallel_size())
+        heads = p.kv_heads_on_each_of(distributed.model_parallel_size())
         shape = (p.n_layers, batch_size, heads, seq_len, p.head_dim)
         return self.cache_type.zeros(shape, like.dtype, like.device)
 

@@ -27,8 +27,8 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import takewhile, zip_longest
 from typing import Literal, NamedTuple, TypedDict, get_args
 
-from llama import vocabulary
-from llama.vocabulary import SentencePieceVocabulary, open_vocabulary
+from llama.tokenization import vocabulary
+from llama.tokenization.vocabulary import SentencePieceVocabulary, open_vocabulary
 
 Role = Literal["system", "user", "assistant", "ipython", "tool"]
 

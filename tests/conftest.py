@@ -9,7 +9,7 @@ import torch
 from fixtures import tiny_args, write_tiktoken
 
 from llama import Llama, Tokenizer, Transformer
-from llama.checkpoint import save_model
+from llama.checkpoint.saving import save_model
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     # Each of the processes that run tests, and what it starts, keeps to its share of the cores.

@@ -7,8 +7,9 @@ import pytest
 import torch
 from fixtures import run_ranks, write_sentencepiece, write_tiktoken
 
-from llama import Llama, Tokenizer, engine
-from llama.sampling import NonFiniteLogitsError
+from llama import Llama, Tokenizer
+from llama.engine import scheduler
+from llama.engine.sampling import NonFiniteLogitsError
 
 TEXTS = ["Once upon a time", "Hi", "the the world of hello", "123", "héllo wörld \U0001f642", "x"]
 Chain = Callable[..., Llama]
@@ -42,7 +43,7 @@ def test_greedy_tokens_are_the_likeliest_of_a_whole_forward_pass(llama: Llama) -
 def test_echo_scores_every_prompt_token(
     llama: Llama, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(engine, "_SCORED_AT_ONCE", at_once)
+    monkeypatch.setattr(scheduler, "_SCORED_AT_ONCE", at_once)
     prompts = ids(llama)
     tokens, logprobs = llama.generate(prompts, 6, logprobs=True, echo=True)
     assert logprobs is not None

@@ -9,9 +9,9 @@ import sentencepiece
 import tiktoken
 from fixtures import MERGES, write_sentencepiece, write_tiktoken
 
-from llama import vocabulary
+from llama.tokenization import vocabulary
+from llama.tokenization.vocabulary import _split_long
 from llama.tokenizer import ChatFormat, Llama2ChatFormat, Tokenizer
-from llama.vocabulary import _split_long
 
 N_RANKS = 256 + len(MERGES)
 # Written out again, not imported: the test has to notice if the module's copy changes.

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from llama import parallel
+from llama import console, distributed
 from llama.bench import inputs, report, workers
 from llama.bench.plan import Plan, check_plot, make_plan
-from llama.ceiling import matrix_rate, read_rate
-from llama.info import short_count
+from llama.checkpoint.info import short_count
+from llama.distributed.hardware_peak import matrix_rate, read_rate
 
 _DISTRIBUTIONS = {"transformers": "transformers", "llama.cpp": "llama-cpp-python"}
 
@@ -78,20 +78,20 @@ def bench(
         machine = _machine(plan)
         threads_ = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
         place = f"{machine['processor']}, {threads_}, torch {machine['torch']}"
-        parallel.say(f"{title}\n{place}")
-        dtype = parallel.select_dtype(plan.device)
+        console.say(f"{title}\n{place}")
+        dtype = distributed.select_dtype(plan.device)
         ceiling = {"read": read_rate(plan.device), "multiply": matrix_rate(plan.device, dtype)}
-        parallel.say(
+        console.say(
             f"ceiling: torch reads {ceiling['read'] / 1e9:.1f} GB/s and multiplies "
             f"{ceiling['multiply'] / 1e12:.2f} TFLOP/s in "
             f"{str(dtype).removeprefix('torch.')}"
         )
         for note in plan.notes:
-            parallel.say(note)
+            console.say(note)
         running, loads = workers.start(plan, paths, folder, failures, stack)
         times, peaks = workers.take_turns(plan, running, failures)
     for name, why in failures.items():
-        parallel.say(f"{name} failed: {why}")
+        console.say(f"{name} failed: {why}")
     if not times:
         raise ValueError("every contender failed")
     rates = report.summary(plan.facts.args, plan.metrics, times, weights, ceiling)
@@ -105,10 +105,10 @@ def bench(
         }
         for name in times
     }
-    parallel.say("\n".join(report.tables(contenders, plan.metrics, plan.prompt)))
+    console.say("\n".join(report.tables(contenders, plan.metrics, plan.prompt)))
     if plot is not None:
         report.draw(str(plot), f"{title}\n{place}", contenders, plan.metrics)
-        parallel.say(f"\n{plot} shows it")
+        console.say(f"\n{plot} shows it")
     line = dumps(
         {
             "model": plan.facts.name,
@@ -122,7 +122,7 @@ def bench(
     )
     if json is not None:
         Path(json).write_text(line + "\n")
-    parallel.say(f"\n{line}")
+    console.say(f"\n{line}")
 
 
 @contextmanager

@@ -40,7 +40,7 @@ class Ours:
         self.device_peak = _device_peak(spec["device"])
 
     def load(self) -> None:
-        from llama.engine import Engine
+        from llama.engine.scheduler import Engine
 
         lengths = {int(rows): length for rows, length in self.spec["lengths"].items()}
         format_ = self.spec["format"]
@@ -61,8 +61,8 @@ class Ours:
         }
 
     def start(self, prompts: list[list[int]], tokens: int, sampled: bool) -> None:
-        from llama.engine import Sequence
-        from llama.sampling import SamplingParams
+        from llama.engine.sampling import SamplingParams
+        from llama.engine.scheduler import Sequence
 
         greedy = SamplingParams(temperature=0)
         params = SamplingParams(temperature=0.6, top_p=0.9, seed=1) if sampled else greedy

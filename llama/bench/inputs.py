@@ -16,18 +16,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llama import parallel
+from llama import console
 from llama.args import ModelArgs, weight_shapes
 from llama.bench.plan import Plan
 from llama.bench.report import TRANSFORMERS, bytes_read
 from llama.bench.workers import Failed, Worker
-from llama.checkpoint import Checkpoint, open_checkpoint
-from llama.convert import convert
-from llama.files import short_size
-from llama.memory import this_machine
-from llama.meta import write_params
+from llama.checkpoint.convert import convert
+from llama.checkpoint.memory import this_machine
+from llama.checkpoint.meta_layout import write_params
+from llama.checkpoint.opening import Checkpoint, open_checkpoint
 from llama.model import rotary_frequencies
-from llama.storage import Entry, write_tensors
+from llama.storage.files import short_size
+from llama.storage.tensor_files import Entry, write_tensors
 
 _BLOCK = 2**24  # random numbers that are made at a time
 _GGUF_NAMES = {
@@ -60,7 +60,7 @@ def make_checkpoint(folder: str | Path, args: ModelArgs, tied: bool) -> None:
     if tied:
         entries["output.weight"] = entries["tok_embeddings.weight"]
     total = sum(entry.nbytes for entry in dict.fromkeys(entries.values()))
-    with parallel.progress(total, f"Making {folder}") as bar:
+    with console.progress(total, f"Making {folder}") as bar:
         write_tensors(folder / "consolidated.00.pth", entries, bar.update)
     (folder / "params.json").write_text(json.dumps(write_params(args)))
 
@@ -219,7 +219,7 @@ def prepare(
     if facts.checkpoint is None:
         path = str(folder / "meta")
         size = short_size(2 * facts.parameters())
-        parallel.say(f"{facts.source} has no weights: making random ones, {size}, in {folder}")
+        console.say(f"{facts.source} has no weights: making random ones, {size}, in {folder}")
         make_checkpoint(path, facts.args, facts.tied)
     checkpoint = open_checkpoint(path)
     if checkpoint.tokenizer is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from llama import parallel
+from llama import distributed
 from llama.bench.report import (
     BITS,
     LLAMA_CPP,
@@ -20,9 +20,9 @@ from llama.bench.report import (
     Request,
     metrics_of,
 )
-from llama.info import read_facts
-from llama.memory import Facts
-from llama.quantize import check_format
+from llama.checkpoint.info import read_facts
+from llama.checkpoint.memory import Facts
+from llama.quantization.linear_layers import check_format
 
 _PACKAGES = {TRANSFORMERS: ("transformers",), "llama.cpp": ("llama_cpp", "gguf")}
 _INSTALL = "pip install 'llama[bench]'"
@@ -89,7 +89,7 @@ def make_plan(
     count = torch.get_num_threads() if threads is None else threads
     if type(count) is not int or not 0 < count <= (os.cpu_count() or count):
         raise ValueError(f"threads={count!r} should be 1 to {os.cpu_count()}, this machine's cores")
-    chosen, notes = parallel.select_device(device), []
+    chosen, notes = distributed.select_device(device), []
     facts = read_facts(str(path))
     if facts.checkpoint and facts.checkpoint.quantize:
         raise ValueError(

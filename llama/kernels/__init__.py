@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama import parallel
+from llama import console
 from llama.cache import KVCache
-from llama.formats import GROUP, TILE
 from llama.kernels.compiler import compiled
 
+TILE, GROUP = 16, 32  # outputs side by side, and inputs that share a scale; linear.h has them too
 PARTS = 8  # of the sums of a row parallel layer, in all: for 1, 2, 4 or 8 ranks
 MOST_ROWS = 16  # of a block's half: more are a matter for matrix products
 # What it costs to have none.
@@ -359,10 +359,10 @@ def library(part: str) -> ctypes.CDLL | None:
         path = compiled(part, target)
     except (OSError, subprocess.CalledProcessError) as error:
         lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        parallel.notice(f"no native kernels, {_COST[part]}: {lines[-1]:.200}")
+        console.notice(f"no native kernels, {_COST[part]}: {lines[-1]:.200}")
         return None
     if target != "native":
-        parallel.notice(
+        console.notice(
             f"native kernels for {target}, where this processor may be faster (LLAMA_KERNELS)"
         )
     return bind(part, path)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from llama import files
+from llama.storage import files
 
 _HEADERS = ("vectors.h", "linear.h", "block.h", "training.h", "tiles.h")
 # What each library is made of, and with which flags.
@@ -45,7 +45,7 @@ def compiled(part: str, target: str = "native") -> Path:
     # torch's own OpenMP, by its file: another copy would bring threads of its own.
     libraries = sorted(Path(torch.__file__).parent.glob("lib*/l*[!c]omp*.so*"))[:1]  # no compiler
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    folder = Path(__file__).parent
+    folder = Path(__file__).parent / "csrc"
     names = *_HEADERS, *(name for name, _ in _CODE[part])
     made_from = [*((folder / name).read_text() for name in names), version.stdout]
     made_from += [part, compiler, *flags, *map(str, libraries), processor()]

@@ -1,6 +1,7 @@
-"""`torchrun -m llama.training` is `llama train`."""
+"""`torchrun -m llama.training`: the command `llama train` on each of the processes."""
 
-from llama.cli import run
-from llama.training.command import train_command
+import runpy
+import sys
 
-run(train_command, name="llama train")
+sys.argv.insert(1, "train")
+runpy.run_module("llama", run_name="__main__")

@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 import sentencepiece
 
-from llama import parallel
-from llama.tokenizer_json import BYTES
+from llama import console
+from llama.tokenization.tokenizer_json import BYTES
+from llama.tokenization.vocabulary import LLAMA3_PATTERN, rank_lines
 from llama.training.documents import find_sources, read_texts
 from llama.training.tokenized import replacing
-from llama.vocabulary import LLAMA3_PATTERN, rank_lines
 
 Kind = Literal["tiktoken", "sentencepiece"]
 SPECIAL_TOKENS = {"tiktoken": 256, "sentencepiece": 3}
@@ -183,7 +183,7 @@ def tokenizer_command(
         raise ValueError(f"kind is one of {kinds}, vocab_size a number: {kind!r}, {vocab_size!r}")
     sources = find_sources(data_path)
     size = sum(source.stat().st_size for source in sources)
-    with parallel.progress(size, "Reading") as bar:
+    with console.progress(size, "Reading") as bar:
 
         def seen() -> Iterator[str]:
             for text in read_texts(sources, skip_bad_lines):
@@ -191,7 +191,7 @@ def tokenizer_command(
                 yield text
 
         train_tokenizer(seen(), vocab_size - SPECIAL_TOKENS[kind], path, kind, digits)
-    parallel.say(f"{path}: {vocab_size:,} tokens, {SPECIAL_TOKENS[kind]} of them special")
+    console.say(f"{path}: {vocab_size:,} tokens, {SPECIAL_TOKENS[kind]} of them special")
 
 
 COMMANDS = {"train": tokenizer_command}

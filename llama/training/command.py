@@ -13,11 +13,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llama import parallel
+from llama import console, distributed
 from llama.args import ModelArgs
-from llama.checkpoint import Checkpoint, open_checkpoint
-from llama.lora import LoraConfig
-from llama.meta import read_params
+from llama.checkpoint.meta_layout import read_params
+from llama.checkpoint.opening import Checkpoint, open_checkpoint
+from llama.lora.adapter_layers import LoraConfig
 from llama.tokenizer import Tokenizer
 from llama.training.bpe import SPECIAL_TOKENS, train_tokenizer
 from llama.training.config import TrainConfig
@@ -122,9 +122,9 @@ def train_command(
         device: cuda, mps or cpu; the best one if not given.
         seed: of first weights and order.
     """
-    chosen = parallel.select_device(device)
+    chosen = distributed.select_device(device)
     _start_processes(num_gpus, chosen)
-    parallel.initialize(model_parallel_size, chosen)
+    distributed.initialize(model_parallel_size, chosen)
     targets = lora_targets.split(",") if isinstance(lora_targets, str) else lora_targets
     config = TrainConfig(
         epochs=num_epochs,
@@ -140,7 +140,7 @@ def train_command(
         warmup_steps=warmup_steps,
         weight_decay=weight_decay,
         clip=clip,
-        dtype=None if dtype is None else parallel.select_dtype(chosen, dtype),
+        dtype=None if dtype is None else distributed.select_dtype(chosen, dtype),
         data_parallel=data_parallel,
         model_parallel_size=model_parallel_size,
         activation_checkpointing=activation_checkpointing,
@@ -233,9 +233,9 @@ def _tokenizer(
             )
     if path is None:
         path = str(folder / "tokenizer.model")
-        if parallel.is_main() and not Path(path).exists():
+        if console.is_main() and not Path(path).exists():
             folder.mkdir(parents=True, exist_ok=True)
-            parallel.notice(f"{path}: learning {vocab_size} tokens from {data_path}")
+            console.notice(f"{path}: learning {vocab_size} tokens from {data_path}")
             train_tokenizer(
                 read_texts(find_sources(data_path), skip_bad_lines),
                 vocab_size - SPECIAL_TOKENS["tiktoken"],

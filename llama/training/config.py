@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from llama import formats, parallel
+from llama import distributed
 from llama.args import ModelArgs
-from llama.lora import LoraConfig
+from llama.lora.adapter_layers import LoraConfig
+from llama.quantization import packed_formats
 
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "wsd")
@@ -67,7 +68,7 @@ class TrainConfig:
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("schedule", self.schedule, SCHEDULES),
             ("data_parallel", self.data_parallel, (None, *DATA_PARALLEL)),
-            ("quantize", self.quantize, (None, *formats.PACKED)),
+            ("quantize", self.quantize, (None, *packed_formats.PACKED)),
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r} is none of {', '.join(filter(None, known))}")
@@ -100,7 +101,7 @@ class TrainConfig:
             return self.dtype
         if packed or self.quantize:
             return torch.bfloat16
-        best = parallel.select_dtype(device)
+        best = distributed.select_dtype(device)
         return torch.float32 if best == torch.float16 else best
 
     def sequence(self, args: ModelArgs) -> int:

@@ -28,7 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llama import files, parallel
+from llama import console
+from llama.storage import files
 from llama.tokenizer import ChatFormat, Dialog, Message, Role, Tokenizer, checked_dialog
 
 SUFFIXES = (".txt", ".jsonl")
@@ -169,7 +170,7 @@ class BadLines:
     def report(self) -> None:
         """Says how many were skipped, if any."""
         if self.count:
-            parallel.notice(f"{self.source}: {self.count} bad line(s) skipped, first {self.first}")
+            console.notice(f"{self.source}: {self.count} bad line(s) skipped, first {self.first}")
 
 
 class Raw(NamedTuple):

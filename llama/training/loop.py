@@ -28,14 +28,15 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from llama import parallel
+from llama import console, distributed
 from llama.args import ModelArgs, weight_shapes
-from llama.ceiling import matrix_rate
-from llama.checkpoint import Checkpoint, open_checkpoint, save_model
-from llama.engine import Engine
-from llama.engine import Sequence as Prompt
-from llama.lora import save_adapter
-from llama.sampling import SamplingParams
+from llama.checkpoint.opening import Checkpoint, open_checkpoint
+from llama.checkpoint.saving import save_model
+from llama.distributed.hardware_peak import matrix_rate
+from llama.engine.sampling import SamplingParams
+from llama.engine.scheduler import Engine
+from llama.engine.scheduler import Sequence as Prompt
+from llama.lora.adapter_layers import save_adapter
 from llama.tokenizer import Tokenizer
 from llama.training.config import TrainConfig, default_learning_rate, learning_rate
 from llama.training.documents import Document
@@ -75,8 +76,8 @@ def train(
     not fit, or a folder that holds another run or another model, FloatingPointError where the loss
     is no number any more, and KeyboardInterrupt at Ctrl-C, when the state has been saved.
     """
-    chosen = parallel.select_device(device)
-    parallel.initialize(config.model_parallel_size, chosen)
+    chosen = distributed.select_device(device)
+    distributed.initialize(config.model_parallel_size, chosen)
     checkpoint = None if base is None else open_checkpoint(base)
     if checkpoint is not None:
         checkpoint.check_tokenizer(tokenizer)
@@ -118,7 +119,7 @@ class _Run:
         self.path, self.tokenizer, self.config, self.args = path, tokenizer, config, args
         self.base = base
         self.seq_len = config.sequence(args)
-        self.at_once = config.rows_at_once(self.seq_len, parallel.data_parallel_size())
+        self.at_once = config.rows_at_once(self.seq_len, distributed.data_parallel_size())
         self.documents, self.rows = documents, PackedRows(documents, self.seq_len, config.seed)
         self.held_out, self.held_out_rows = held_out, PackedRows(held_out, self.seq_len, 0)
         in_epoch = self.rows.rows_in_epoch(0)
@@ -236,7 +237,7 @@ class _Run:
 
     def _batches(self, rows: Sequence[Any], documents: Sequence[Document]) -> list[Batch]:
         """This process's share of rows, as many as it computes at a time in each."""
-        mine = rows[parallel.data_parallel_rank() :: parallel.data_parallel_size()]
+        mine = rows[distributed.data_parallel_rank() :: distributed.data_parallel_size()]
         parts = [mine[i : i + self.at_once] for i in range(0, len(mine), self.at_once)]
         return [collate(documents, part, self.seq_len) for part in parts]
 
@@ -252,7 +253,7 @@ class _Run:
             dist.all_reduce(counts)
         targets, stops = counts.tolist()
         # Ranks that share a model have the same targets.
-        targets //= parallel.model_parallel_size()
+        targets //= distributed.model_parallel_size()
         loss, norm = self.trainee.step(batches, self._rate(step), max(targets, 1))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             saved = latest_state(self.path / STATES)
@@ -266,7 +267,7 @@ class _Run:
     def evaluate(self) -> Evaluation:
         """Of all held-out documents, packed, each process a share of them."""
         rows = list(self.held_out_rows.epoch(0))
-        rows += [[] for _ in range(-len(rows) % parallel.data_parallel_size())]
+        rows += [[] for _ in range(-len(rows) % distributed.data_parallel_size())]
         sums = torch.zeros(4, dtype=torch.float64)
         with torch.no_grad():
             for batch in self._batches(rows, self.held_out):
@@ -274,9 +275,9 @@ class _Run:
                 sizes = self.text_bytes[targets.clamp(min=0)] * (targets >= 0)
                 told = losses * (sizes > 0)
                 sums += torch.stack([x.sum().cpu() for x in (losses, targets >= 0, told, sizes)])
-        if parallel.data_parallel_size() > 1:
+        if distributed.data_parallel_size() > 1:
             sums = sums.to(self.trainee.device, torch.float32)
-            dist.all_reduce(sums, group=parallel.data_parallel_group())
+            dist.all_reduce(sums, group=distributed.data_parallel_group())
         nats, tokens, told_nats, size = sums.tolist()
         if not tokens:
             raise ValueError("the held-out documents have nothing to learn")
@@ -319,20 +320,20 @@ class _Run:
     def _write(self, folder: Path) -> None:
         """The model, or the adapter, as it is now."""
         if self.config.lora:
-            if parallel.data_parallel_rank() == 0:
+            if distributed.data_parallel_rank() == 0:
                 assert self.base is not None
                 save_adapter(self.trainee.model, folder, self.base.folder.path)
             return
         dtype = self.trainee.dtype
         weights = self.trainee.whole_weights(dtype)
-        if parallel.data_parallel_rank() == 0:
+        if distributed.data_parallel_rank() == 0:
             save_model(self.trainee.model, folder, self.tokenizer.model_path, dtype, weights)
 
     def _finish(self, report: Report) -> None:
         report.close()
         if self.held_out and self.progress.worse:
             self._write(self.path / "last")
-        if parallel.is_main():
+        if console.is_main():
             states = self.path / STATES
             try:
                 draw_curve(states / METRICS, states / "curve.png")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from fairscale.nn.model_parallel.layers import ColumnParallelLinear
 from torch import Tensor, nn
 
-from llama import parallel
+from llama import distributed
 from llama.kernels.training import available, loss_rows_
 from llama.model import Transformer
 from llama.training.packing import IGNORED
@@ -80,8 +80,8 @@ class _TokenLosses(torch.autograd.Function):
                 added = logits.T @ inputs
                 dweight = added.float() if dweight is None else dweight.add_(added)
         if learns:
-            if parallel.model_parallel_size() > 1:
-                dist.all_reduce(dh, group=parallel.model_parallel_group())
+            if distributed.model_parallel_size() > 1:
+                dist.all_reduce(dh, group=distributed.model_parallel_group())
             ctx.save_for_backward(
                 dh.to(h.dtype), dweight if dweight is None else dweight.to(weight.dtype)
             )
@@ -99,19 +99,19 @@ def _losses_to_gradients(logits: Tensor, targets: Tensor) -> Tensor:
 
     Ranks hold the logits of a part of the vocabulary each.
     """
-    ranks = parallel.model_parallel_size()
+    ranks = distributed.model_parallel_size()
     is_plain = logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.bfloat16)
     if ranks == 1 and is_plain and available():
         return loss_rows_(logits, targets, 1.0)
     counted = targets != IGNORED
-    local = targets - parallel.model_parallel_rank() * logits.shape[1]
+    local = targets - distributed.model_parallel_rank() * logits.shape[1]
     mine = counted & (local >= 0) & (local < logits.shape[1])
     index = local.where(mine, 0).unsqueeze(1)
     wide = logits.float()
     total = wide.logsumexp(-1)
     picked = wide.gather(1, index).squeeze(1).where(mine, 0.0)
     if ranks > 1:
-        group = parallel.model_parallel_group()
+        group = distributed.model_parallel_group()
         parts = [torch.empty_like(total) for _ in range(ranks)]
         dist.all_gather(parts, total, group=group)
         total = torch.stack(parts).logsumexp(0)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llama import parallel
+from llama import console
 
 METRICS = "metrics.jsonl"
 _SECONDS = 30  # between two lines where standard error is no terminal
@@ -22,7 +22,7 @@ class Report:
     def __init__(self, folder: Path, step: int, steps: int) -> None:
         self.steps, self._first = steps, step
         self._begun = self._told = time.monotonic()
-        self._speaks = parallel.is_main()
+        self._speaks = console.is_main()
         self._open_line = False
         self.path = folder / METRICS
         self._board: Any = None

@@ -20,9 +20,9 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from llama import parallel
-from llama.files import short_size
+from llama import console, distributed
 from llama.model import Transformer
+from llama.storage.files import short_size
 
 Optimizers = Sequence[torch.optim.Optimizer]
 
@@ -46,19 +46,19 @@ def save_state(
     """
     path = folder / f"step-{step:07d}"
     partial = path.with_suffix(".incomplete")
-    if parallel.is_main():
+    if console.is_main():
         shutil.rmtree(partial, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
     dist.barrier()
     try:
         with _quiet():
             dcp.save(_tensors(model, optimizers), checkpoint_id=partial)
-        if parallel.is_main():
+        if console.is_main():
             (partial / _RUN).write_text(json.dumps({"step": step, **run}, indent=1) + "\n")
             shutil.rmtree(path, ignore_errors=True)
             partial.replace(path)
     except BaseException as error:
-        if parallel.is_main():
+        if console.is_main():
             shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, dcp.CheckpointException):
             free = short_size(shutil.disk_usage(folder).free)
@@ -68,7 +68,7 @@ def save_state(
             ) from error
         raise
     dist.barrier()
-    if parallel.is_main():
+    if console.is_main():
         for other in folder.glob("step-*"):
             if other != path:
                 shutil.rmtree(other, ignore_errors=True)
@@ -104,7 +104,7 @@ def load_state(state: Path, model: Transformer, optimizers: Optimizers) -> None:
 
 def _tensors(model: Transformer, optimizers: Optimizers) -> dict[str, Tensor]:
     """What is trained and its moments, named apart for each rank that shares a model."""
-    rank = parallel.model_parallel_rank()
+    rank = distributed.model_parallel_rank()
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
     tensors = {f"{rank}/weight/{name}": p.detach() for p, name in names.items()}
     for optimizer in optimizers:

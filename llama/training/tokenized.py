@@ -32,8 +32,8 @@ from typing import BinaryIO, NamedTuple, overload
 import numpy as np
 import torch
 
-from llama import parallel
-from llama.files import cache_root, read_bytes
+from llama import console
+from llama.storage.files import cache_root, read_bytes
 from llama.tokenizer import Tokenizer
 from llama.training.documents import BadLines, Document, Raw, find_sources, raw_document, read_raw
 from llama.training.workers import worker_map
@@ -142,7 +142,7 @@ def tokenize(
         size = sum(source.size for source in stale)
         if workers is None:
             workers = max(1, min(_cores(), size // _WORKER_BYTES, _MAX_WORKERS))
-        bar = parallel.progress(size, "Tokenizing", any_rank=True)
+        bar = console.progress(size, "Tokenizing", any_rank=True)
         with bar, _encoder(tokenizer, workers) as encode:
             for folder, group in itertools.groupby(stale, key=lambda s: s.target.parent):
                 with _alone_in(folder):
@@ -244,7 +244,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=5)
     except filelock.Timeout:
-        parallel.notice(f"waiting for another process that tokenizes in {folder}")
+        console.notice(f"waiting for another process that tokenizes in {folder}")
         lock.acquire()
     try:
         yield

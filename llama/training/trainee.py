@@ -22,18 +22,19 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from llama import parallel
+from llama import distributed
 from llama.args import ModelArgs, weight_shapes
-from llama.checkpoint import Checkpoint, empty_model, load_model
-from llama.lora import LoRALinear, add_lora
+from llama.checkpoint.loading import empty_model, load_model, packed_layers
+from llama.checkpoint.opening import Checkpoint
+from llama.lora.adapter_layers import LoRALinear, add_lora
 from llama.model import Transformer
-from llama.quantize import check_format, packed_layers, use_format
+from llama.quantization.linear_layers import check_format, use_format
+from llama.storage.sharding import share
 from llama.training.block import use_training_blocks
 from llama.training.config import TrainConfig
 from llama.training.loss import LanguageModelLoss
 from llama.training.muon import Muon
 from llama.training.packing import IGNORED, Batch
-from llama.weights import share
 
 _LEARNED = 256  # targets are padded to multiples of it: few sizes, few kernels
 
@@ -64,7 +65,7 @@ class Trainee:
             if config.compile:
                 block.compile()
         self.module: nn.Module = LanguageModelLoss(self.model)
-        processes = parallel.data_parallel_size()
+        processes = distributed.data_parallel_size()
         self._sharded = processes > 1 and self._data_parallel == "fsdp"
         if not config.lora:
             tied = _ties(config, base)
@@ -81,7 +82,7 @@ class Trainee:
         self.optimizers = _optimizers(self.model, config, self.dtype)
         self._cut = _cut_parameters(self.model)
         if processes > 1 and not self._sharded:
-            group = parallel.data_parallel_group()
+            group = distributed.data_parallel_group()
             self.module = DistributedDataParallel(self.module, process_group=group)
 
     @property
@@ -109,7 +110,7 @@ class Trainee:
         return model
 
     def _shard(self) -> None:
-        mesh = DeviceMesh.from_group(parallel.data_parallel_group(), self.device.type)
+        mesh = DeviceMesh.from_group(distributed.data_parallel_group(), self.device.type)
         policy = MixedPrecisionPolicy()
         if self._narrow:
             policy = MixedPrecisionPolicy(self.dtype, torch.float32, cast_forward_inputs=False)
@@ -119,7 +120,7 @@ class Trainee:
 
     def _fill(self, args: ModelArgs, base: Checkpoint | None) -> None:
         """Gives each parameter this rank's part of what it is to begin with."""
-        ranks, rank = parallel.model_parallel_size(), parallel.model_parallel_rank()
+        ranks, rank = distributed.model_parallel_size(), distributed.model_parallel_rank()
         whole, local = weight_shapes(args), weight_shapes(args, ranks)
         with torch.no_grad():
             for i, (name, parameter) in enumerate(self.model.named_parameters()):
@@ -132,8 +133,8 @@ class Trainee:
                     ]
                 target: Tensor = parameter
                 if isinstance(parameter, DTensor):
-                    parts = part.chunk(parallel.data_parallel_size())
-                    mine = parallel.data_parallel_rank()
+                    parts = part.chunk(distributed.data_parallel_size())
+                    mine = distributed.data_parallel_rank()
                     part = parts[mine] if mine < len(parts) else part[:0]
                     target = parameter.to_local()
                 target.copy_(part)
@@ -162,7 +163,7 @@ class Trainee:
         Returns the mean loss of all of them before it, and the norm of the gradient. Nothing is
         changed where either is not finite.
         """
-        processes = parallel.data_parallel_size()
+        processes = distributed.data_parallel_size()
         nats = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
             with self._synchronized(i == len(batches) - 1):
@@ -171,7 +172,7 @@ class Trainee:
                 (total * (processes / targets)).backward()
                 nats += total.detach()
         if processes > 1:
-            dist.all_reduce(nats, group=parallel.data_parallel_group())
+            dist.all_reduce(nats, group=distributed.data_parallel_group())
         norm = self._clip_gradient()
         loss = nats.item() / targets
         if math.isfinite(loss) and math.isfinite(norm):
@@ -203,10 +204,10 @@ class Trainee:
         cut = torch.tensor([p in self._cut for p, _ in gradients], device=squares.device)
         sums = torch.stack((squares.where(cut, 0.0).sum(), squares.where(~cut, 0.0).sum()))
         if self._sharded:
-            dist.all_reduce(sums, group=parallel.data_parallel_group())
+            dist.all_reduce(sums, group=distributed.data_parallel_group())
         parts, wholes = sums.unbind()
-        if parallel.model_parallel_size() > 1:
-            dist.all_reduce(parts, group=parallel.model_parallel_group())
+        if distributed.model_parallel_size() > 1:
+            dist.all_reduce(parts, group=distributed.model_parallel_group())
         norm = (parts + wholes).sqrt().item()
         if norm > self.config.clip:
             torch._foreach_mul_(local, self.config.clip / norm)
@@ -231,7 +232,7 @@ class Trainee:
         for name, weight in self.model.state_dict().items():
             if isinstance(weight, DTensor):
                 weight = weight.full_tensor()
-            if parallel.data_parallel_rank() == 0:
+            if distributed.data_parallel_rank() == 0:
                 found[name] = weight.to("cpu", dtype)
         return found
 
@@ -282,7 +283,7 @@ def _first_weight(name: str, shape: tuple[int, ...], args: ModelArgs, seed: int)
 
 def _cut_parameters(model: Transformer) -> set[Tensor]:
     """Those of which each rank that shares the model has a part."""
-    ranks = parallel.model_parallel_size()
+    ranks = distributed.model_parallel_size()
     if ranks == 1:
         return set()
     whole, local = weight_shapes(model.params), weight_shapes(model.params, ranks)

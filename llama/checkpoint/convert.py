@@ -1,0 +1,385 @@
+"""`llama convert`: a checkpoint from any layout into any other, in little memory.
+
+    llama convert Llama-3.2-1B Llama-3.2-1B-hf --to hf
+    llama convert Llama-3.3-70B-Instruct 70B-4 --to meta --shards 4
+    llama convert Llama-3.1-8B 8B-int4 --quantize int4 --text held-out.txt
+
+Weights go from file to file in blocks of rows. All of it is written to DESTINATION.incomplete,
+which gets its name when it is whole: a conversion that was killed leaves nothing that looks
+finished.
+"""
+
+import errno
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llama import console, distributed
+from llama.args import is_linear, weight_shapes
+from llama.checkpoint import huggingface_config
+from llama.checkpoint.loading import load_model, packed_layers
+from llama.checkpoint.meta_layout import write_params
+from llama.checkpoint.opening import Checkpoint, open_checkpoint
+from llama.quantization import packed_formats
+from llama.quantization.linear_layers import divergence, pack_blocks, use_format
+from llama.storage import huggingface_names
+from llama.storage.files import read_bytes, short_size
+from llama.storage.sharding import Region, Weight, share
+from llama.storage.tensor_files import Entry, write_tensors
+from llama.tokenization.tokenizer_json import write_tokenizer_json
+from llama.tokenization.vocabulary import TiktokenVocabulary, write_tiktoken_ranks
+from llama.tokenizer import Tokenizer
+
+_WINDOW = 2048  # tokens of text that a comparison reads at a time, of a model that may read more
+_FILE_BYTES = 5e9  # Hugging Face's files are about this large unless a number is given
+# What transformers needs to write Llama 3's dialogs as ChatFormat does.
+_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + "
+    "'<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+    "{% endif %}"
+)
+
+Plan = dict[str, dict[str, Entry]]  # what goes into which file
+
+
+def convert(
+    source: str,
+    destination: str,
+    to: str | None = None,
+    shards: int | None = None,
+    dtype: str | None = None,
+    quantize: str | None = None,
+    text: str | None = None,
+) -> None:
+    """Writes the checkpoint in one folder into another.
+
+    Args:
+        source: folder of a checkpoint in Meta's or Hugging Face's layout, here or remote.
+        destination: folder that is to be made.
+        to: meta (consolidated.NN.pth, params.json) or hf (config.json, .safetensors); meta if not
+            given with --quantize.
+        shards: meta: how many shards, 1 if not given; hf: how many files, else one for each 5 GB.
+        dtype: bfloat16, float16 or float32; what each weight has if not given.
+        quantize: int8 or int4, in which the linear layers are packed for decoding.
+        text: file of UTF-8 text the model has not seen, on which to measure what packing costs.
+    """
+    if quantize is not None:
+        _check_quantize(quantize, to, dtype)
+        to, dtype = "meta", "bfloat16"
+    elif text is not None:
+        raise ValueError("--text measures what --quantize costs: give both, or none of them")
+    if to not in ("meta", "hf"):
+        raise ValueError(f"--to {to}: it should be meta or hf")
+    if shards is not None and (
+        isinstance(shards, bool) or not isinstance(shards, int) or shards < 1
+    ):
+        raise ValueError(f"--shards {shards}: it should be 1 or more")
+    source, destination = str(source), str(destination)  # fire makes a number of a name like 8
+    target = new_folder(destination)
+    wanted = None if dtype is None else distributed.select_dtype(torch.device("cpu"), dtype)
+    checkpoint = open_checkpoint(source)
+    if checkpoint.quantize:
+        raise ValueError(
+            f"{source} holds {checkpoint.quantize} weights; convert from the model that they were "
+            "made from"
+        )
+    windows = None if text is None else _windows(str(text), checkpoint)
+    write_checkpoint(checkpoint, target, to, shards, wanted, quantize)
+    if windows:
+        _tell_cost(checkpoint, target, windows)
+    elif quantize:
+        console.say("What that costs in quality, --text FILE measures, on text of your own.")
+
+
+def new_folder(destination: str) -> Path:
+    """The path of a folder that is to be made. Raises ValueError or FileExistsError."""
+    if "://" in destination:
+        raise ValueError(
+            f"{destination} is remote: convert to a folder on this machine, then copy it"
+        )
+    target = Path(destination)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} is there already; give the name of a new folder")
+    return target
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint,
+    target: Path,
+    to: str,
+    shards: int | None,
+    wanted: torch.dtype | None,
+    quantize: str | None = None,
+) -> None:
+    """Writes a checkpoint and its tokenizer into a new folder, whole or not at all.
+
+    Arguments as for `convert`. Raises ValueError for shards that do not belong together, another
+    model's tokenizer, and values that the dtype can't hold, and OSError for a full disk.
+    """
+    checkpoint.check_shards()
+    tokenizer = _tokenizer(checkpoint)
+    if to == "meta":
+        plan = _plan_meta(checkpoint, shards, wanted, quantize)
+    else:
+        plan = _plan_hugging_face(checkpoint, shards, wanted)
+    incomplete = target.with_name(f"{target.name}.incomplete")
+    total = sum(e.nbytes for entries in plan.values() for e in dict.fromkeys(entries.values()))
+    shutil.rmtree(incomplete, ignore_errors=True)
+    incomplete.mkdir(parents=True)
+    try:
+        free = shutil.disk_usage(incomplete).free
+        if total > free:
+            raise OSError(
+                f"{target} takes {short_size(total)}, and its disk has {short_size(free)} left; "
+                "make room or convert to another disk"
+            )
+        with console.progress(total, f"Converting {checkpoint.folder.path}") as bar:
+            for name, entries in plan.items():
+                write_tensors(incomplete / name, entries, bar.update)
+        if to == "meta":
+            _finish_meta(incomplete, checkpoint, tokenizer, quantize)
+        else:
+            _finish_hugging_face(incomplete, checkpoint, tokenizer, plan)
+        incomplete.rename(target)
+    except BaseException as error:
+        shutil.rmtree(incomplete, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(f"the disk of {target} is full: {error.strerror}; make room") from error
+        raise
+    console.say(f"{target}: {len(plan)} file(s) of weights, {short_size(total)}")
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
+    if checkpoint.tokenizer is None:
+        return None
+    tokenizer = Tokenizer(checkpoint.tokenizer)
+    checkpoint.check_tokenizer(tokenizer)
+    return tokenizer
+
+
+def _check_quantize(quantize: str, to: str | None, dtype: str | None) -> None:
+    if quantize not in packed_formats.PACKED:
+        raise ValueError(
+            f"--quantize {quantize}: it should be {' or '.join(packed_formats.PACKED)}"
+        )
+    if to not in (None, "meta"):
+        raise ValueError(
+            f"--to {to} with --quantize {quantize}: packed weights have a place in Meta's layout "
+            "only; leave --to out"
+        )
+    if dtype is not None and distributed.DTYPES.get(dtype) != torch.bfloat16:
+        raise ValueError(
+            f"--dtype {dtype} with --quantize {quantize}: what is not packed is bfloat16; leave "
+            "--dtype out"
+        )
+
+
+def _entry(
+    weight: Weight,
+    region: Region,
+    dtype: torch.dtype | None,
+    name: str,
+    change: Callable[[Tensor], Tensor] = lambda rows: rows,
+    multiple: int = 1,
+) -> Entry:
+    """A part of a weight as it is to be written; `change` gets a `multiple` of rows each time."""
+    to = dtype or weight.dtype
+
+    def blocks() -> Iterator[Tensor]:
+        for rows in weight.blocks(region, to, multiple):
+            if torch.finfo(to).max < torch.finfo(weight.dtype).max and rows.isinf().any():
+                raise ValueError(f"{name} has values that {to} can't hold; convert to bfloat16")
+            yield change(rows)
+
+    return Entry(to, tuple(cut.stop - cut.start for cut in region), blocks)
+
+
+def _packed_entries(
+    weight: Weight, region: Region, name: str, quantize: str
+) -> Iterator[tuple[str, Entry]]:
+    """A part of a matrix, packed: the entry of its data, and behind it that of its scales."""
+    rows, columns = (cut.stop - cut.start for cut in region)
+    scales: list[Tensor] = []  # made with the data, and written when all of that is
+
+    def data() -> Iterator[Tensor]:
+        blocks = weight.blocks(region, torch.bfloat16, packed_formats.TILE)
+        for packed in pack_blocks(blocks, packed_formats.bits(quantize, name), name):
+            scales.append(packed.scales)
+            yield packed.data
+
+    def kept() -> Iterator[Tensor]:
+        while scales:
+            yield scales.pop(0)
+
+    shapes = packed_formats.packed_shapes(name, (rows, columns), quantize).items()
+    for (key, shape), dtype, blocks in zip(
+        shapes, packed_formats.DTYPES.values(), (data, kept), strict=True
+    ):
+        yield key, Entry(dtype, shape, blocks)
+
+
+def _plan_meta(
+    checkpoint: Checkpoint, shards: int | None, dtype: torch.dtype | None, quantize: str | None
+) -> Plan:
+    count = shards or 1
+    packed_formats.stored_shapes(checkpoint.args, quantize, count)
+    plan: Plan = {}
+    for i in range(count):
+        entries = plan[f"consolidated.{i:02d}.pth"] = {}
+        made: dict[Weight, Entry] = {}
+        for name, local in weight_shapes(checkpoint.args, count).items():
+            weight = checkpoint.weights[name]
+            region = share(weight.shape, local, i, count)
+            if quantize and is_linear(name, local):
+                entries.update(_packed_entries(weight, region, name, quantize))
+                continue
+            if weight not in made:
+                made[weight] = _entry(weight, region, dtype, name)
+            entries[name] = made[weight]
+    return plan
+
+
+def _plan_hugging_face(
+    checkpoint: Checkpoint, shards: int | None, dtype: torch.dtype | None
+) -> Plan:
+    head_dim = checkpoint.args.head_dim
+    entries = {}
+    for name, weight in checkpoint.weights.items():
+        if name == "output.weight" and checkpoint.tied:
+            continue
+        everything = tuple(slice(0, size) for size in weight.shape)
+        entries[huggingface_names.weight_name(name)] = (
+            _entry(
+                weight,
+                everything,
+                dtype,
+                name,
+                lambda rows: huggingface_names.rows_from_meta(rows, head_dim),
+                head_dim,
+            )
+            if huggingface_names.has_rotary_rows(name)
+            else _entry(weight, everything, dtype, name)
+        )
+    total = sum(entry.nbytes for entry in entries.values())
+    count = shards or math.ceil(total / _FILE_BYTES)
+    if count > len(entries):
+        raise ValueError(f"--shards {count}: there are only {len(entries)} weights to divide")
+    if count == 1:
+        return {"model.safetensors": entries}
+    plan: Plan = {f"model-{i + 1:05d}-of-{count:05d}.safetensors": {} for i in range(count)}
+    files, i, before = list(plan.values()), 0, 0
+    for done, (name, entry) in enumerate(entries.items()):
+        is_full = before * count >= total * (i + 1)
+        needed = len(entries) - done < count - i  # else a later file would stay empty
+        i += bool(files[i]) and (is_full or needed)
+        files[i][name] = entry
+        before += entry.nbytes
+    return plan
+
+
+def _finish_meta(
+    folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer | None, quantize: str | None
+) -> None:
+    params = write_params(checkpoint.args) | ({"quantize": quantize} if quantize else {})
+    _write_json(folder / "params.json", params)
+    if tokenizer is None:
+        return
+    if tokenizer.n_words != checkpoint.args.vocab_size:
+        raise ValueError(
+            f"{checkpoint.params} says vocab_size {checkpoint.args.vocab_size}, and its tokenizer "
+            f"has {tokenizer.n_words} tokens; Meta's layout has no place for a padded embedding"
+        )
+    if more := sorted(checkpoint.stop_ids - tokenizer.stop_tokens):
+        console.say(f"note: Meta's layout can't say that tokens {more} end an answer as well")
+    vocabulary = tokenizer.vocabulary
+    if tokenizer.model_path.endswith(".json") and isinstance(vocabulary, TiktokenVocabulary):
+        write_tiktoken_ranks(vocabulary, folder / "tokenizer.model")
+    else:
+        (folder / "tokenizer.model").write_bytes(read_bytes(tokenizer.model_path))
+
+
+def _finish_hugging_face(
+    folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer | None, plan: Plan
+) -> None:
+    if len(plan) > 1:
+        total = sum(entry.nbytes for entries in plan.values() for entry in entries.values())
+        weight_map = {name: file for file, entries in plan.items() for name in entries}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        _write_json(folder / "model.safetensors.index.json", index)
+    dtype = next(iter(next(iter(plan.values())).values())).dtype
+    stop_ids = checkpoint.stop_ids | (tokenizer.stop_tokens if tokenizer else set())
+    ends = {
+        "bos_token_id": tokenizer.bos_id if tokenizer else None,
+        "eos_token_id": sorted(stop_ids) or None,
+    }
+    config = huggingface_config.write_config(checkpoint.args, checkpoint.tied, dtype)
+    _write_json(folder / "config.json", config | ends)
+    _write_json(folder / "generation_config.json", ends)
+    if tokenizer is None:
+        return
+    settings: dict[str, Any] = {"model_max_length": checkpoint.args.max_seq_len}
+    vocabulary = tokenizer.vocabulary
+    if isinstance(vocabulary, TiktokenVocabulary):
+        path = folder / "tokenizer.json"
+        write_tokenizer_json(path, vocabulary.ranks, vocabulary.special_tokens, vocabulary.pattern)
+        settings |= {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "<|begin_of_text|>",
+            "eos_token": "<|end_of_text|>",
+            "chat_template": _CHAT_TEMPLATE,
+        }
+    else:
+        (folder / "tokenizer.model").write_bytes(read_bytes(tokenizer.model_path))
+        settings |= {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": True}
+        settings |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    _write_json(folder / "tokenizer_config.json", settings)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _windows(path: str, checkpoint: Checkpoint) -> list[list[int]]:
+    """The tokens of a text in pieces that the model reads at a time, each after begin_of_text."""
+    tokenizer = _tokenizer(checkpoint)
+    if tokenizer is None:
+        raise ValueError(f"--text {path}: there is no tokenizer in {checkpoint.folder.path}")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    ids = tokenizer.encode(text)
+    if not ids:
+        raise ValueError(f"{path} is empty: give a text to measure on")
+    step = min(checkpoint.args.max_seq_len, _WINDOW) - 1
+    return [[tokenizer.bos_id, *ids[i : i + step]] for i in range(0, len(ids), step)]
+
+
+def _tell_cost(checkpoint: Checkpoint, folder: Path, windows: list[list[int]]) -> None:
+    cpu, packed = torch.device("cpu"), open_checkpoint(folder)
+    assert packed.quantize is not None
+    convert_layer = packed_layers(packed, packed.quantize)
+    models = (
+        load_model(checkpoint, cpu, torch.bfloat16),
+        load_model(packed, cpu, torch.bfloat16, convert_layer=convert_layer),
+    )
+    use_format(models[0], "bfloat16")
+    use_format(models[1], packed.quantize)
+    with console.progress(sum(map(len, windows)), "Comparing", unit=" tokens") as bar:
+
+        def counted() -> Iterator[list[int]]:
+            for window in windows:
+                yield window
+                bar.update(len(window))
+
+        found = divergence(*models, counted())
+    for name, loss in (("bfloat16", found.reference), (packed.quantize, found.packed)):
+        console.say(f"{name:<10}{loss:.4f} nats a token, perplexity {math.exp(loss):,.3f}")
+    console.say(f"KL divergence {found.kl:.5f} nats a token, of {found.tokens:,} tokens")

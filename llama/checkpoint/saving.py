@@ -1,0 +1,51 @@
+"""How a model becomes a checkpoint folder in Meta's layout."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llama import distributed
+from llama.args import weight_shapes
+from llama.checkpoint.meta_layout import write_params
+from llama.model import Transformer
+from llama.storage.tensor_files import Entry, write_tensors
+
+
+def save_model(
+    model: Transformer,
+    folder: str | Path,
+    tokenizer_path: str | Path,
+    dtype: torch.dtype,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Writes a model as a checkpoint folder in Meta's layout, its tokenizer with it.
+
+    Each rank that shares the model writes its shard. `weights` are this rank's, where the model's
+    own are not whole. Weights that share memory (an output layer tied to the embedding) are stored
+    once. Raises ValueError for a quantized or adapted model.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if weights is None:
+        weights = model.state_dict()
+    if missing := set(weight_shapes(model.params)) - set(weights):
+        raise ValueError(
+            f"{sorted(missing)[0]} is quantized or has an adapter; save the model that it was made "
+            "from"
+        )
+    stored: dict[int, Entry] = {}
+    entries = {}
+    for name, weight in weights.items():
+        entry = Entry(dtype, tuple(weight.shape), lambda w=weight: [w.to("cpu", dtype)])  # type: ignore[misc]
+        entries[name] = stored.setdefault(weight.data_ptr(), entry)
+    write_tensors(folder / f"consolidated.{distributed.model_parallel_rank():02d}.pth", entries)
+    if distributed.model_parallel_rank() == 0:
+        params = json.dumps(write_params(model.params), indent=2) + "\n"
+        (folder / "params.json").write_text(params)
+        name = "tokenizer.json" if str(tokenizer_path).endswith(".json") else "tokenizer.model"
+        if Path(tokenizer_path).resolve() != (folder / name).resolve():
+            shutil.copyfile(tokenizer_path, folder / name)

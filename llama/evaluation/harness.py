@@ -1,0 +1,322 @@
+"""The tasks of lm-eval, EleutherAI's evaluation harness, on any checkpoint.
+
+    llama eval params/tiny --tasks hellaswag,gsm8k
+    python -m llama.harness --model llama --model_args path=params/tiny --tasks hellaswag
+    torchrun --nproc_per_node 2 -m llama.harness --model llama --model_args path=...
+
+The second line is lm-eval's own command with all of its flags, and the model `llama` beside its
+others: lm-eval has no flag yet that imports a model. (Releases after 0.4.13 find it by themselves,
+as `lm_eval --model llama`, where this package is installed.) In Python, with lm-eval's defaults:
+
+    import llama.harness
+    lm_eval.simple_evaluate(model="llama", model_args="path=params/tiny", tasks=["hellaswag"])
+
+Every prompt begins with begin_of_text, as the model was trained. lm-eval's `hf` does the same where
+a tokenizer's file says so, as Llama 3's does, but then also puts two of them before a text whose
+perplexity it takes, and scores the second; with `add_bos_token=False` it agrees with this there.
+
+A prompt whose text begins with the name of begin_of_text, as chat templates write it and the
+prompts of some benchmarks, is one in which all special tokens are spelled. No other text can spell
+one, and no answer that is scored.
+"""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Items
+from itertools import groupby
+from typing import Any
+
+import lm_eval
+import lm_eval.models  # lm-eval would name its own models only as long as no other is registered
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, make_table
+
+from llama import console
+from llama.engine.sampling import SamplingParams
+from llama.engine.scheduler import Sequence
+from llama.evaluation.scoring import BATCH_TOKENS, log_likelihoods
+from llama.generation import Llama
+from llama.tokenizer import Message
+
+_MAX_GEN_LEN = 256  # lm-eval's own default
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_SETTINGS = ("top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty")
+
+
+def find_tasks(names: Items[str], include_path: str | None = None) -> TaskManager:
+    """lm-eval's tasks, and those in the folder `include_path`.
+
+    Raises ValueError where one of `names`, which may have wildcards, is none of them.
+    """
+    manager = TaskManager(include_path=include_path)
+    if unknown := [name for name in names if not manager.match_tasks([name])]:
+        place = f" nor in {include_path}" if include_path else ""
+        raise ValueError(
+            f"there is no task {unknown[0]!r} in lm-eval{place}; `lm-eval ls tasks` lists them, "
+            "and --include_path adds a folder of your own"
+        )
+    return manager
+
+
+def run_tasks(
+    llama: Llama,
+    names: Items[str],
+    manager: TaskManager,
+    limit: float | None = None,
+    num_fewshot: int | None = None,
+    chat: bool = False,
+    batch_tokens: int = BATCH_TOKENS,
+) -> tuple[dict[str, dict[str, Any]], str]:
+    """lm-eval's figures, task by task, and its table of them; both empty on ranks that only help.
+
+    Arguments are those of lm-eval: `limit` is how many examples of each task, or which share of
+    them. With `chat` prompts are messages in the model's chat format.
+    """
+    # There lm-eval and its libraries write, and would once for each rank.
+    nowhere = None if console.is_main() else io.StringIO()
+    with contextlib.redirect_stderr(nowhere or sys.stderr):
+        found = lm_eval.simple_evaluate(
+            model=HarnessModel(llama, batch_tokens=batch_tokens),
+            tasks=manager.match_tasks(list(names)),
+            task_manager=manager,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            apply_chat_template=chat,
+            log_samples=False,
+        )
+    if found is None:
+        return {}, ""
+    tables = [make_table(found), *([make_table(found, "groups")] if "groups" in found else [])]
+    return found["results"], "\n".join(tables)
+
+
+@register_model("llama")
+class HarnessModel(TemplateLM):
+    """What lm-eval asks of a model, answered by a `Llama`.
+
+    `path` is a checkpoint folder, then the next arguments are those of `Llama.build`, or a `Llama`
+    that was built already. `batch_size` is how many answers are generated at a time; what is only
+    scored goes by `batch_tokens`. `seed` is for tasks that sample.
+    """
+
+    def __init__(
+        self,
+        path: str | Llama,
+        tokenizer_path: str | None = None,
+        max_seq_len: int | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        quantize: str | None = None,
+        adapter: str | None = None,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        if not isinstance(path, Llama):
+            is_auto = batch_size is None or str(batch_size).startswith("auto")
+            path = Llama.build(
+                str(path),
+                tokenizer_path,
+                max_seq_len,
+                max_batch_size if is_auto else int(batch_size or 0),
+                # What lm-eval's command says where nothing is asked for, on any machine and rank.
+                device=None if device == "cuda:0" else device,
+                dtype=dtype,
+                quantize=quantize,
+                adapter=adapter,
+            )
+        self.llama = path
+        self.batch_tokens, self.seed = batch_tokens, seed
+        special = path.tokenizer.special_tokens
+        self._names = {token: name for name, token in special.items()}
+        self._bos_name = self._names[path.tokenizer.bos_id]
+        self._special = re.compile(f"({'|'.join(map(re.escape, special))})")
+
+    @property
+    def max_length(self) -> int:
+        """The context: of what is longer, the oldest tokens are left out."""
+        return self.llama.engine.max_seq_len
+
+    @property
+    def max_gen_toks(self) -> int:
+        """How long answers may get of a task that does not say."""
+        return _MAX_GEN_LEN
+
+    @property
+    def eot_token_id(self) -> int:
+        """The end of a text."""
+        return self.llama.tokenizer.eos_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without a prompt."""
+        return self.llama.tokenizer.bos_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For the names of lm-eval's cache files."""
+        return self.llama.tokenizer.model_path.replace("/", "__")
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """For lm-eval's records."""
+        return type(self.llama.formatter).__name__ if chat_template else None
+
+    def apply_chat_template(
+        self, chat_history: list[Message], add_generation_prompt: bool = True
+    ) -> str:
+        """A dialog in the model's chat format, its special tokens spelled.
+
+        Without `add_generation_prompt` the last message begins the answer. Raises ValueError for a
+        message that spells a special token itself.
+        """
+        for message in chat_history:
+            if spelled := self._special.search(message["content"]):
+                raise ValueError(
+                    f"a {message['role']}'s message has {spelled[0]}, the name of a special token, "
+                    "in its text; lm-eval's chat prompts have no other way to write that token"
+                )
+        encode = self.llama.formatter.encode_dialog_prompt
+        if add_generation_prompt:
+            return self._spell(encode(chat_history))
+        prompt = self._spell(encode(chat_history[:-1]))
+        space = "" if prompt[-1].isspace() else " "  # Llama 2's answers begin after one
+        return prompt + space + chat_history[-1]["content"].strip()
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """The ids of a prompt, after begin_of_text, or without that of a plain text."""
+        if add_special_tokens is False:
+            return self.llama.tokenizer.encode(string)
+        return self._encode(string, "")
+
+    def loglikelihood(
+        self, requests: list[Any], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """As `LM.loglikelihood`: (log-probability, is_greedy) of each continuation."""
+        return super().loglikelihood(requests, disable_tqdm or not console.is_main())
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """As `LM.loglikelihood_rolling`: of a long text the last window is a full one too."""
+        pairs, owners = [], []
+        for owner, request in enumerate(requests):
+            ids = self.llama.tokenizer.encode(request.args[0])
+            for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1):
+                pairs.append(make_disjoint_window(window))
+                owners.append(owner)
+        totals = [0.0] * len(requests)
+        found = log_likelihoods(self.llama.model, pairs, self.batch_tokens)
+        for owner, likelihood in zip(owners, found, strict=True):
+            totals[owner] += likelihood.total
+        return totals
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """As `LM.generate_until`: an answer to each prompt, up to a string of its `until`.
+
+        Raises ValueError for settings that the engine does not have, such as num_beams=4.
+        """
+        cuts: list[int] = []
+        answers = []
+        for i, request in enumerate(requests):
+            prompt, settings = request.args[:2]
+            answers.append(self._answer(prompt, settings, self.seed + i, cuts))
+        if any(cuts):
+            console.notice(
+                f"{sum(map(bool, cuts))} of {len(cuts)} prompts leave no room for an answer in the "
+                f"context of {self.max_length} tokens: their oldest tokens are left out, "
+                f"{sum(cuts)} in all and {max(cuts)} of the longest"
+            )
+        engine = self.llama.engine
+        with console.progress(len(answers), "Answering", unit=" answers") as bar:
+            try:
+                for answer in answers:
+                    engine.add(answer)
+                while not engine.idle:
+                    bar.update(sum(answer.finish_reason is not None for answer in engine.step()))
+            finally:
+                for answer in answers:
+                    engine.cancel(answer)
+        return [answer.text for answer in answers]
+
+    def _answer(
+        self, prompt: str, settings: Mapping[str, Any], seed: int, cuts: list[int]
+    ) -> Sequence:
+        """A request to the engine; `cuts` gets how many tokens its prompt loses."""
+        options = dict(settings)
+        until = options.pop("until", None) or []
+        lengths = [options.pop(name, None) for name in _LENGTHS]
+        wanted = int(next((n for n in lengths if n is not None), self.max_gen_toks))
+        temperature, do_sample = options.pop("temperature", None), options.pop("do_sample", None)
+        if do_sample is False or (do_sample is None and temperature is None):
+            temperature = 0.0
+        if options.get("num_beams") == 1:
+            del options["num_beams"]
+        if unknown := sorted(set(options) - set(_SETTINGS)):
+            raise ValueError(
+                f"generation_kwargs has {unknown[0]}={options[unknown[0]]!r}, which is not "
+                f"supported; besides temperature, do_sample and until there are {_SETTINGS}"
+            )
+        if wanted >= self.max_length:
+            raise ValueError(
+                f"answers of {wanted} tokens leave no room for a prompt in the context of "
+                f"{self.max_length}; ask for fewer by --gen_kwargs max_gen_toks=..."
+            )
+        ids = self._encode(prompt, "")
+        cuts.append(max(0, len(ids) + wanted - self.max_length))
+        params = SamplingParams(
+            temperature=1.0 if temperature is None else float(temperature),
+            seed=seed,
+            **{"top_p": 1.0, **options},
+        )
+        stop = [until] if isinstance(until, str) else until
+        return Sequence(ids[cuts[-1] :], wanted, params, tuple(filter(None, stop)))
+
+    def _loglikelihood_tokens(
+        self, requests: Iterable[tuple[Any, list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        pairs = [(context, continuation) for _, context, continuation in requests]
+        found = log_likelihoods(self.llama.model, pairs, self.batch_tokens)
+        return [(likelihood.total, likelihood.is_greedy) for likelihood in found]
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """White space at the context's end goes to the continuation, as in lm-eval.
+
+        A continuation that only ends the context's last token is encoded alone.
+        """
+        kept = context.rstrip()
+        start = self._encode(kept, "")
+        whole = self._encode(kept, context[len(kept) :] + continuation)
+        return start, whole[len(start) :] or self.llama.tokenizer.encode(continuation)
+
+    def _encode(self, prompt: str, text: str) -> list[int]:
+        """begin_of_text, `prompt`, in which special tokens may be spelled, and plain `text`."""
+        tokenizer = self.llama.tokenizer
+        if not prompt.startswith(self._bos_name):
+            return tokenizer.encode(prompt + text, bos=True)
+        *parts, last = self._special.split(prompt)
+        ids = []
+        for part in filter(None, parts):
+            token = tokenizer.special_tokens.get(part)
+            ids += tokenizer.encode(part) if token is None else [token]
+        return ids + tokenizer.encode(last + text)
+
+    def _spell(self, ids: Iterable[int]) -> str:
+        """The text of `ids`, with names of special tokens, which Llama 2's decoder leaves out."""
+        decode, names = self.llama.tokenizer.decode, self._names
+        return "".join(
+            "".join(names[i] for i in run) if is_special else decode(run)
+            for is_special, run in groupby(ids, names.__contains__)
+        )
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()

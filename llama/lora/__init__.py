@@ -1,0 +1,1 @@
+"""LoRA adapters: layers beside frozen weights, and their files."""

@@ -1,0 +1,1 @@
+"""Weight formats: packed in files, and the layers that multiply by them."""

@@ -1,0 +1,69 @@
+"""Packed weights in files: the two tensors that stand for a matrix in int8 or int4.
+
+A folder whose `params.json` says "quantize": "int4" has Meta's layout, but for linear layers:
+
+    layers.0.attention.wq.weight         (n, k)   becomes
+    layers.0.attention.wq.weight.data    (n / 16, k / 32, 256), uint8; 512 for int8
+    layers.0.attention.wq.weight.scales  (n / 16, k / 32, 16), float16
+
+That is what `kernels.Packed` holds, tile by tile. A part of a matrix is packed as a part of these:
+outputs are cut along their first dimension, inputs along the second, so that shards and ranks
+follow from shapes here too. In int4 the output layer is int8. Norms and embedding stay as they are.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from llama.args import ModelArgs, is_linear, weight_shapes
+from llama.kernels import GROUP, TILE
+
+_BITS = {"int8": 8, "int4": 4}
+PACKED = tuple(_BITS)
+DTYPES = {"data": torch.uint8, "scales": torch.float16}
+
+
+def bits(quantize: str, name: str) -> int:
+    """Of a number of the weight `name`, without its scale: an error in logits stays."""
+    return max(_BITS[quantize], 8 if name == "output.weight" else 0)
+
+
+def parts(name: str) -> list[str]:
+    """The names of the tensors that a packed weight consists of."""
+    return [f"{name}.{part}" for part in DTYPES]
+
+
+def packed_shapes(
+    name: str, shape: tuple[int, ...], quantize: str
+) -> dict[str, tuple[int, int, int]]:
+    """The shapes of the two tensors. Raises ValueError where a matrix is no number of tiles."""
+    n, k = shape
+    if n % TILE or k % GROUP:
+        raise ValueError(
+            f"{quantize}: {name}: a matrix of {n} x {k} can't be packed in tiles of "
+            f"{TILE} x {GROUP}"
+        )
+    tiles = n // TILE, k // GROUP
+    last = GROUP * TILE * bits(quantize, name) // 8, TILE
+    return {part: (*tiles, size) for part, size in zip(parts(name), last, strict=True)}
+
+
+def stored_shapes(
+    args: ModelArgs, quantize: str | None, ranks: int = 1
+) -> dict[str, tuple[int, ...]]:
+    """As `weight_shapes`, of the tensors that one of `ranks` holds in that format.
+
+    Raises ValueError where the ranks can't share the model, or its layers cut so are no tiles.
+    """
+    shapes: Mapping[str, tuple[int, ...]] = weight_shapes(args, ranks)
+    stored: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        if quantize and is_linear(name, shape):
+            try:
+                stored |= packed_shapes(name, shape, quantize)
+            except ValueError as error:
+                where = f", in {ranks} parts" if ranks > 1 else ""
+                raise ValueError(f"{error}{where}") from error
+        else:
+            stored[name] = shape
+    return stored

@@ -1,0 +1,1 @@
+"""Files here and remote, the tensors in them, and the parts of a weight that ranks hold."""

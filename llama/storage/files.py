@@ -1,0 +1,331 @@
+"""Where checkpoints and tokenizers lie: a folder on this machine, or one in a remote store.
+
+    folder = Folder("gs://bucket/Llama3.2-1B")
+    folder.names                                  # ["consolidated.00.pth", "params.json", ...]
+    folder.read("params.json")                    # all of a small file
+    folder.open("consolidated.00.pth")            # a stream, to look into a large one
+    folder.local("consolidated.00.pth")           # a path here, fetched once and then kept
+
+Remote files go through `blobfile`, which is imported when the first of them is met.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from urllib.parse import quote
+
+from llama import console
+
+if TYPE_CHECKING:
+    import blobfile
+
+AGAIN = "download or copy it again"
+_STORES = re.compile(r"gs://[^/]+|(az://[^/]+|https://[^/]+\.blob\.core\.windows\.net)/[^/]+")
+_HEADER_BYTES = 2**20  # what a stream fetches at a time; more only when asked for more
+_CHUNK_BYTES = 2**24  # each is one request: large enough for its latency not to count
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """All of a file, on this machine or remote (`gs://`, `az://`, `https://`).
+
+    Raises OSError where it cannot be read, and ValueError for a store of another kind.
+    """
+    if not _is_remote(path):
+        return Path(path).read_bytes()
+    with _errors_name(str(path)), _store().BlobFile(str(path), "rb") as file:
+        return file.read()
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint. Raises FileNotFoundError or ValueError."""
+    try:
+        data = read_bytes(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is not there; a checkpoint needs it") from None
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} {what_it_is(data[:1000]) or f'is not JSON: {error}'}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} should hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def short_size(nbytes: float) -> str:
+    """Bytes for people: `2.5 GB` (of 10^9), `11.6 MB`."""
+    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 0.99995e9 else f"{nbytes / 1e6:.1f} MB"
+
+
+def what_it_is(head: bytes) -> str | None:
+    """What a file is whose first 1000 bytes make no sense to its reader; None if nothing known.
+
+    The text goes on where a message has named the file.
+    """
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not start:
+        return f"is empty: {AGAIN}"
+    if not start.strip(b"\0"):
+        return f"holds nothing but zeros, of a download that was broken off perhaps: {AGAIN}"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a git-lfs pointer, not the file itself: run `git lfs pull`"
+    if start.startswith(b"<"):
+        return f"is a web page, of a failed download perhaps: {AGAIN}"
+    if re.match(rb'\{\s*"error"', start):
+        return f"is the error message of a server, not the file itself: {AGAIN}"
+    return None
+
+
+class Folder:
+    """The files of a checkpoint folder, wherever it is.
+
+    `names` has them sorted, without hidden ones and folders. Raises FileNotFoundError for a folder
+    that is not there, PermissionError for one that may not be read, OSError where a store cannot
+    be reached, and ValueError for a store of another kind.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = os.fspath(path)
+        self._is_remote = _is_remote(path)
+        sizes = _list_remote(self.path) if self._is_remote else _list_local(self.path)
+        self._sizes = {name: sizes[name] for name in sorted(sizes) if not name.startswith(".")}
+        self.names = list(self._sizes)
+
+    def where(self, name: str) -> str:
+        """The whole path of a file, or its address."""
+        if self._is_remote:
+            return f"{self.path.removesuffix('/')}/{name}"
+        return os.path.join(self.path, name)
+
+    def size(self, name: str) -> int:
+        """In bytes, as it was when the folder was listed."""
+        if name not in self._sizes:
+            raise FileNotFoundError(f"{self.where(name)} is not there")
+        return self._sizes[name]
+
+    def open(self, name: str) -> BinaryIO:
+        """For its header: seekable, and of a remote file only what is read gets fetched."""
+        if self._is_remote:
+            return cast(BinaryIO, _RemoteFile(self.where(name)))
+        return open(self.where(name), "rb")
+
+    def read(self, name: str) -> bytes:
+        return read_bytes(self.where(name))
+
+    def local(self, name: str) -> Path:
+        """The path on this machine: the file itself, or a copy in the cache that equals it.
+
+        The cache is in `cache_root()`.
+        """
+        if self._is_remote:
+            return _fetch(self.where(name), _cache_folder(self.path) / _quoted(name))
+        return Path(self.path, name)
+
+
+def _is_remote(path: str | os.PathLike[str]) -> bool:
+    if "://" not in os.fspath(path):
+        return False
+    if not _STORES.match(os.fspath(path)):
+        raise ValueError(
+            f"{path} is not an address of a kind that can be read: gs://BUCKET/..., "
+            "az://ACCOUNT/CONTAINER/... or https://ACCOUNT.blob.core.windows.net/CONTAINER/...; "
+            "download it and give its path"
+        )
+    return True
+
+
+def _list_local(path: str) -> dict[str, int]:
+    try:
+        with os.scandir(path) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    except (FileNotFoundError, NotADirectoryError):
+        raise _no_folder(path, os.path.isfile(path)) from None
+
+
+def _list_remote(path: str) -> dict[str, int]:
+    with _errors_name(path):
+        try:
+            return {entry.name: entry.stat.size for entry in _store().scandir(path) if entry.stat}
+        except FileNotFoundError:
+            is_file = _store().exists(path.removesuffix("/"))
+    raise _no_folder(path, is_file)
+
+
+def _no_folder(path: str, is_file: bool) -> FileNotFoundError:
+    what = "is a file" if is_file else "is not there"
+    return FileNotFoundError(f"checkpoint folder {path} {what}; give the folder that holds it")
+
+
+def _store() -> blobfile.Context:
+    """blobfile with limits: by itself it tries for ever, and speaks on standard output.
+
+    Ten more attempts take half a minute where nothing answers at once, two where nothing answers
+    at all. Nothing is kept on disk: there, "no login needed" would outlive the next login.
+    """
+    import blobfile
+
+    def say(text: str) -> None:
+        print(f"still trying: {text.partition(', request=')[0][:300]}", file=sys.stderr)
+
+    return blobfile.create_context(
+        retry_limit=10,
+        retry_log_threshold=2,
+        log_callback=say,
+        save_access_token_to_disk=False,
+    )
+
+
+@contextlib.contextmanager
+def _errors_name(path: str) -> Iterator[None]:
+    """Turns blobfile's errors into OSErrors of one line that name the path and a way out."""
+    import blobfile
+
+    login = "gcloud auth application-default login" if path.startswith("gs:") else "az login"
+    try:
+        yield
+    except blobfile.VersionMismatch as error:
+        raise OSError(f"{path} has changed while it was read; run it again") from error
+    except blobfile.RequestFailure as error:
+        status = error.response_status
+        if status == 404:
+            raise FileNotFoundError(f"{path} is not there") from error
+        if status in (401, 403):
+            raise PermissionError(
+                f"{path}: its store refuses access ({status}); log in with `{login}`, "
+                "or use an account that may read it"
+            ) from error
+        reason = error.message.splitlines()[0][:300]
+        raise ConnectionError(
+            f"{path}: no useful answer from its store ({reason}); check the network and the "
+            "address, then run it again"
+        ) from error
+    except (blobfile.Error, RuntimeError) as error:  # mostly of credentials
+        reason = str(error.args[0]).splitlines()[0][:300]
+        raise OSError(f"{path} cannot be read: {reason}; perhaps `{login}` helps") from error
+
+
+class _RemoteFile(io.RawIOBase):
+    """A stream from a store; blobfile has the buffer, this one explains the errors."""
+
+    def __init__(self, path: str):
+        self._path = path
+        with _errors_name(path):
+            self._file = _store().BlobFile(path, "rb", buffer_size=_HEADER_BYTES)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        with _errors_name(self._path):
+            return cast(io.BufferedReader, self._file).readinto(buffer)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        if not self.closed and hasattr(self, "_file"):
+            self._file.close()
+        super().close()
+
+
+def cache_root() -> Path:
+    """`$LLAMA_CACHE`, else `llama` in `$XDG_CACHE_HOME` or in `~/.cache`."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "llama")
+    return Path(os.environ.get("LLAMA_CACHE") or default).expanduser()
+
+
+def _cache_folder(path: str) -> Path:
+    """Where the files of a remote folder go: `gs://b/x y/` to `<cache>/gs/b/x%20y`."""
+    scheme, _, rest = path.removesuffix("/").partition("://")
+    return cache_root().joinpath(scheme, *(_quoted(segment) for segment in rest.split("/")))
+
+
+def _quoted(segment: str) -> str:
+    """A file name for any text, another for each; those of `.`, `..` and nothing lead nowhere."""
+    if segment.strip(".") == "":
+        return "%" + "%2E" * len(segment)
+    return quote(segment, safe="")
+
+
+def _fetch(path: str, target: Path) -> Path:
+    """Copies a remote file to `target`, unless it is there already; goes on where it broke off.
+
+    Of several processes that ask for the same file one fetches it and the others wait.
+    """
+    import filelock
+
+    with _errors_name(path):
+        remote = _store().stat(path)
+    if _is_copy(target, remote):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(f"{target}.lock")
+    try:
+        held = lock.acquire(timeout=5)
+    except filelock.Timeout:
+        console.notice(f"waiting for another process that fetches {path}")
+        held = lock.acquire()
+    with held:
+        if not _is_copy(target, remote):
+            _download(path, remote, target)
+    return target
+
+
+def _is_copy(file: Path, remote: blobfile.Stat) -> bool:
+    """By size and time: a model trained anew has the same size. Whole seconds, since neither all
+    stores nor all file systems keep parts of them.
+    """
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return False
+    return found.st_size == remote.size and int(found.st_mtime) == int(remote.mtime)
+
+
+def _download(path: str, remote: blobfile.Stat, target: Path) -> None:
+    """Appends to `<target>.<version>.part`, which takes its place when it is complete."""
+    size = remote.size
+    part = target.with_name(f"{target.name}.{size}-{int(remote.mtime)}.part")
+    for old in target.parent.glob("*.part"):
+        if old.name.rsplit(".", 2)[0] == target.name and old != part:
+            old.unlink()
+    target.unlink(missing_ok=True)  # of another version: its place on the disk may be needed
+    done = part.stat().st_size if part.exists() else 0
+    free = shutil.disk_usage(target.parent).free
+    if size - done > free:
+        raise OSError(
+            f"{path} needs {short_size(size - done)} in {target.parent}, where "
+            f"{short_size(free)} are free; make room, or set LLAMA_CACHE to a folder elsewhere"
+        )
+    bar = console.progress(size, target.name, done=done, any_rank=True)
+    with _RemoteFile(path) as source, open(part, "ab") as file, bar:
+        source.seek(done)
+        while chunk := source.read(min(_CHUNK_BYTES, size - done)):
+            file.write(chunk)
+            done += len(chunk)
+            bar.update(len(chunk))
+        file.flush()
+        os.fsync(file.fileno())  # once in place it is trusted, also after a power cut
+    if done != size:
+        raise OSError(f"{path} ended after {done:,} of {size:,} bytes; run it again to resume")
+    with _errors_name(path):
+        now = _store().stat(path)
+    if (now.size, now.mtime) != (size, remote.mtime):
+        part.unlink()
+        raise OSError(f"{path} has changed while it was fetched; run it again")
+    os.utime(part, (remote.mtime, remote.mtime))
+    os.replace(part, target)

@@ -1,0 +1,1 @@
+"""The kinds of vocabulary files: tiktoken ranks, SentencePiece, `tokenizer.json`."""

@@ -1,0 +1,179 @@
+import pytest
+import torch
+
+from llama import Engine, Llama, SamplingParams, Sequence
+from llama.cache import KVCache
+from llama.engine import scheduler as engine_module
+
+
+def prompts(count: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(3)
+    sizes = torch.randint(1, 20, (count,), generator=generator).tolist()
+    return [torch.randint(0, 500, (size,), generator=generator).tolist() for size in sizes]
+
+
+def request(prompt: list[int], size: int, seed: int = 0, temperature: float = 1.0) -> Sequence:
+    return Sequence(prompt, size, SamplingParams(temperature=temperature, top_p=1.0, seed=seed))
+
+
+def engine_of(llama: Llama, rows: int = 3) -> Engine:
+    return Engine(llama.model, llama.tokenizer, max_batch_size=rows, max_seq_len=64)
+
+
+def finish(engine: Engine) -> None:
+    for _ in range(1000):
+        if engine.idle:
+            return
+        engine.step()
+    raise AssertionError("the engine does not come to an end")
+
+
+def alone(llama: Llama, sequence: Sequence) -> Sequence:
+    engine = engine_of(llama, rows=1)
+    copy = engine.add(Sequence(sequence.prompt, sequence.max_gen_len, sequence.params))
+    finish(engine)
+    return copy
+
+
+def assert_same(ours: Sequence, expected: Sequence) -> None:
+    assert ours.tokens == expected.tokens
+    assert ours.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+    assert ours.finish_reason == expected.finish_reason
+    assert ours.text == expected.text
+
+
+def test_sequences_that_join_and_leave_get_what_they_get_alone(llama: Llama) -> None:
+    engine = engine_of(llama)
+    sequences = [
+        request(prompt, size, seed, temperature)
+        for seed, (prompt, size, temperature) in enumerate(
+            zip(prompts(9), (30, 1, 7, 44, 3, 12, 25, 2, 9), (0.0, 1.0, 2.0) * 3, strict=True)
+        )
+    ]
+    for i, sequence in enumerate(sequences):  # each joins while those before it decode
+        engine.add(sequence)
+        engine.step()
+        if i % 2:
+            engine.step()
+    finish(engine)
+    for sequence in sequences:
+        assert_same(sequence, alone(llama, sequence))
+    assert len({len(sequence.tokens) for sequence in sequences}) > 3
+
+
+def test_more_requests_than_rows_wait_in_their_order(llama: Llama) -> None:
+    engine = engine_of(llama, rows=2)
+    sequences = [engine.add(request(prompt, 4, temperature=0.0)) for prompt in prompts(5)]
+    begun: list[Sequence] = []
+    while not engine.idle:
+        engine.step()
+        assert len(engine.running) <= 2
+        begun += [s for s in sequences if (s.tokens or s.finish_reason) and s not in begun]
+    assert begun == sequences
+    assert all(sequence.finish_reason for sequence in sequences)
+
+
+def test_a_prompt_is_run_whole_and_then_a_token_at_a_time_for_all(
+    llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = []
+    forward = llama.model.forward
+
+    def record(tokens: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        shapes.append(tuple(tokens.shape))
+        return forward(tokens, *args, **kwargs)
+
+    monkeypatch.setattr(llama.model, "forward", record)
+    engine = engine_of(llama)
+    for prompt in ([5] * 11, [6] * 7):
+        engine.add(Sequence(prompt, 3, SamplingParams(temperature=0, logit_bias={7: 1e4})))
+    finish(engine)
+    assert shapes == [(1, 11), (1, 7), (2, 1), (2, 1)]
+
+
+def test_keys_are_read_in_whole_blocks_whatever_the_lengths(
+    llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = []
+    forward = llama.model.forward
+
+    def record(tokens: torch.Tensor, *args: object, cache: KVCache, **kwargs: object) -> object:
+        if tokens.shape[1] == 1:
+            lengths.append(cache.seq_len)
+        return forward(tokens, *args, cache=cache, **kwargs)
+
+    monkeypatch.setattr(llama.model, "forward", record)
+    monkeypatch.setattr(engine_module, "_KEY_BLOCK", 16)
+    engine = Engine(llama.model, llama.tokenizer, max_batch_size=1, max_seq_len=50)
+    params = SamplingParams(temperature=0, logit_bias={7: 1e4})
+    engine.add(Sequence([5] * 14, None, params))
+    finish(engine)
+    assert lengths == [16] * 2 + [32] * 16 + [48] * 16 + [64] * 1
+
+
+def test_cancelled_sequences_keep_what_they_have_and_others_go_on(llama: Llama) -> None:
+    engine = engine_of(llama, rows=2)
+    first, second, third = (
+        engine.add(request(prompt, 20, seed=i)) for i, prompt in enumerate(prompts(3))
+    )
+    engine.step()
+    engine.step()
+    engine.cancel(first)  # runs, in a row before the second's
+    engine.cancel(third)  # waits
+    assert (first.finish_reason, len(first.tokens)) == ("cancelled", 2)
+    assert (third.finish_reason, third.tokens) == ("cancelled", [])
+    finish(engine)
+    assert_same(second, alone(llama, second))
+    engine.cancel(second)  # has ended: nothing happens
+    assert second.finish_reason in ("stop", "length")
+
+
+def test_the_cache_grows_with_what_is_asked_and_keeps_what_it_holds(
+    llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "_KEY_BLOCK", 4)
+    engine = engine_of(llama, rows=3)
+    short = engine.add(request([1, 2, 3], 12, seed=1))
+    engine.step()
+    assert engine._cache is not None
+    before = engine._cache.k.shape
+    longer = engine.add(request(list(range(40)), 20, seed=2))
+    engine.step()
+    assert engine._cache.k.shape[3] > before[3]
+    assert engine._cache.k.shape[1] > before[1]
+    finish(engine)
+    assert engine._cache.batch_size <= 3
+    assert engine._cache.seq_len == 64
+    for sequence in (short, longer):
+        assert_same(sequence, alone(llama, sequence))
+
+
+def test_the_length_limit_is_exact(llama: Llama) -> None:
+    engine = engine_of(llama)
+    no_stop = {token: -torch.inf for token in llama.tokenizer.stop_tokens}
+    params = SamplingParams(temperature=0, logit_bias=no_stop)
+    for prompt_size, asked, given in ((1, 1, 1), (10, 5, 5), (60, 9, 4), (63, None, 1), (64, 3, 0)):
+        sequence = engine.add(Sequence([9] * prompt_size, asked, params))
+        finish(engine)
+        assert len(sequence.tokens) == given
+        assert sequence.finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("sequence", "message"),
+    [
+        (Sequence([]), "is empty"),
+        (Sequence([1] * 65), r"has 65 tokens, but the context is 64"),
+        (Sequence([1, 544]), r"holds 544, which is no token id of 0 to 543"),
+        (Sequence([1, -1]), r"holds -1"),
+        (Sequence([1], max_gen_len=-1), "max_gen_len=-1"),
+        (Sequence([1], stop=("",)), "stop strings may not be empty"),
+        (Sequence([1], params=SamplingParams(logit_bias={544: 1.0})), "544"),
+    ],
+)
+def test_a_wrong_request_is_refused_at_once(llama: Llama, sequence: Sequence, message: str) -> None:
+    engine = engine_of(llama)
+    with pytest.raises(ValueError, match=message):
+        engine.add(sequence)
+    assert engine.idle
+    assert engine.step() == []
