@@ -1,19 +1,22 @@
 """Packaging: `pip install .`, or `pip install -e .` to work on it."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+HERE = Path(__file__).parent
+
 setup(
     name="llama",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "llama" / "__init__.py").read_text())[1],
     description="The Llama text models in PyTorch: drop-in, readable, on any device",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["llama", "llama.*"]),
     package_data={"llama.kernels": ["csrc/*.c", "csrc/*.h"]},
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     install_requires=[
         "torch>=2.5",
         "fairscale>=0.4.13",
@@ -21,6 +24,7 @@ setup(
         "tiktoken>=0.7",
         "sentencepiece>=0.2",
         "fire>=0.5",
+        "cyclopts>=4.0",
         "blobfile>=3.0",
         "filelock>=3.12",
         "tqdm>=4.66",

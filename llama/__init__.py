@@ -1,10 +1,30 @@
-"""The Llama text models: `Llama` to run one, and the pieces that it is made of."""
+"""The Llama text models: `Llama` to run one, and what it is made of.
 
-from llama.engine.sampling import SamplingParams
-from llama.engine.scheduler import Engine, Sequence
-from llama.generation import ChatPrediction, Chunk, CompletionPrediction, Llama
-from llama.model import ModelArgs, Transformer
-from llama.tokenizer import ChatFormat, Dialog, Message, Tokenizer
+Names are imported at their first use, so that `llama --help` does not wait for torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llama.args import ModelArgs
+    from llama.engine import Engine, SamplingParams, Sequence
+    from llama.errors import InputError
+    from llama.generation import ChatPrediction, Chunk, CompletionPrediction, Llama
+    from llama.model import Transformer
+    from llama.tokenizer import ChatFormat, Dialog, Message, Tokenizer
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "args": ["ModelArgs"],
+    "engine": ["Engine", "SamplingParams", "Sequence"],
+    "errors": ["InputError"],
+    "generation": ["ChatPrediction", "Chunk", "CompletionPrediction", "Llama"],
+    "model": ["Transformer"],
+    "tokenizer": ["ChatFormat", "Dialog", "Message", "Tokenizer"],
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "ChatFormat",
@@ -13,6 +33,7 @@ __all__ = [
     "CompletionPrediction",
     "Dialog",
     "Engine",
+    "InputError",
     "Llama",
     "Message",
     "ModelArgs",
@@ -21,3 +42,9 @@ __all__ = [
     "Tokenizer",
     "Transformer",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"llama.{_MODULE_OF[name]}"), name)

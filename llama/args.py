@@ -11,6 +11,8 @@ No model has to be made, and no file read, to know how large one is and which ra
 
 from dataclasses import dataclass
 
+from llama.errors import InputError
+
 
 @dataclass
 class ModelArgs:
@@ -42,25 +44,25 @@ class ModelArgs:
         for name, value in vars(self).items():
             unset = value is None or (name, value) in (("vocab_size", -1), ("head_dim", -1))
             if not unset and not isinstance(value, bool) and not 0 < value < 2**53:
-                raise ValueError(f"{name}={value!r:.40} should be greater than 0, and a sane size")
+                raise InputError(f"{name}={value!r:.40} should be greater than 0, and a sane size")
         if self.n_layers > 10_000:
-            raise ValueError(f"n_layers={self.n_layers} should be at most 10000")
+            raise InputError(f"n_layers={self.n_layers} should be at most 10000")
         if self.n_kv_heads is None:
             self.n_kv_heads = self.n_heads
         if self.rope_scaling_factor is None:
             # params.json says only use_scaled_rope for 3.1 (factor 8) and 3.2 (factor 32) alike.
             self.rope_scaling_factor = 32.0 if self.has_llama32_shape else 8.0
         if not self.rope_low_freq_factor < self.rope_high_freq_factor:
-            raise ValueError(
+            raise InputError(
                 f"rope_low_freq_factor={self.rope_low_freq_factor} should be less than "
                 f"rope_high_freq_factor={self.rope_high_freq_factor}"
             )
         if self.head_dim == -1:
             if self.dim % self.n_heads:
-                raise ValueError(f"dim ({self.dim}) is not divisible by n_heads ({self.n_heads})")
+                raise InputError(f"dim ({self.dim}) is not divisible by n_heads ({self.n_heads})")
             self.head_dim = self.dim // self.n_heads
         if misfit := self.misfit(ranks=1):
-            raise ValueError(misfit)
+            raise InputError(misfit)
 
     @property
     def has_llama32_shape(self) -> bool:
@@ -121,9 +123,9 @@ def weight_shapes(args: ModelArgs, ranks: int = 1) -> dict[str, tuple[int, ...]]
     Raises ValueError where `vocab_size` is not known yet or the ranks can't share the model.
     """
     if args.vocab_size < 1:
-        raise ValueError("vocab_size=-1: set it to the tokenizer's n_words first")
+        raise InputError("vocab_size=-1: set it to the tokenizer's n_words first")
     if misfit := args.misfit(ranks):
-        raise ValueError(misfit)
+        raise InputError(misfit)
     dim, hidden, vocab = args.dim, args.hidden_dim // ranks, args.vocab_size // ranks
     q_dim = args.n_heads // ranks * args.head_dim
     kv_dim = args.kv_heads_on_each_of(ranks) * args.head_dim

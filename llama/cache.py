@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llama.errors import InputError
+
 
 @dataclass
 class KVCache:
@@ -52,7 +54,7 @@ class KVCache:
         Raises ValueError where there are not that many.
         """
         if first_row + rows > self.batch_size or not 0 < length <= self.seq_len:
-            raise ValueError(
+            raise InputError(
                 f"{first_row + rows} rows of {length} positions do not fit a KV cache for "
                 f"{self.batch_size} (max_batch_size) of {self.seq_len} (max_seq_len)"
             )

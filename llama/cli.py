@@ -1,75 +1,104 @@
-"""The `llama` command, and what all scripts on the command line have in common."""
+"""The `llama` command. Each subcommand is a function, and its flags are the function's parameters.
 
+`llama convert --help` shows the flags of one; `--batch_size` and `--batch-size` are the same flag,
+and `LLAMA_TRAIN_BATCH_SIZE=8` in the environment sets it for `llama train`. Nothing heavy is
+imported before a subcommand is known.
+"""
+
+import contextlib
 import functools
-import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import fire
-import torch
+from llama import __version__
 
-_EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, torch.OutOfMemoryError)
-
-
-# Each command's function and its module: a command loads no more than it needs.
+# Subcommand: where its function is, and its line in `llama --help`.
 _COMMANDS = {
-    "info": ("llama.checkpoint.info", "info"),
-    "verify": ("llama.checkpoint.verify", "verify"),
-    "convert": ("llama.checkpoint.convert", "convert"),
-    "merge": ("llama.checkpoint.merge", "merge"),
-    "tokenizer": ("llama.training.bpe", "COMMANDS"),
-    "train": ("llama.training.command", "train_command"),
-    "eval": ("llama.evaluation.evaluate", "evaluate"),
-    "bench": ("llama.bench", "bench"),
+    "info": ("llama.checkpoint.info:info", "What a model is, and the memory it takes."),
+    "verify": ("llama.checkpoint.verify:verify", "Whether a checkpoint is complete and undamaged."),
+    "convert": ("llama.checkpoint.convert:convert", "From one layout, dtype or format to another."),
+    "merge": ("llama.checkpoint.merge:merge", "An adapter added to the weights of its model."),
+    "train": ("llama.training.command:train_command", "A model from text, or a fine-tuned one."),
+    "eval": ("llama.evaluation.evaluate:evaluate", "Perplexity, multiple choice, lm-eval's tasks."),
+    "bench": ("llama.bench:bench", "How fast a model is on this machine."),
 }
 
 
 def main() -> None:
     """What `llama` and `python -m llama` call."""
-    asked = [name for name in sys.argv[1:2] if name in _COMMANDS]
-    run(
-        {
-            name: getattr(importlib.import_module(module), function)
-            for name, (module, function) in _COMMANDS.items()
-            if name in (asked or _COMMANDS)
-        },
-        name="llama",
-    )
+    with one_line_errors():
+        import cyclopts
+
+        app = cyclopts.App(
+            "llama",
+            "The Llama text models.",
+            version=__version__,
+            help_formatter="plain",
+            config=cyclopts.config.Env("LLAMA_"),
+            default_parameter=cyclopts.Parameter(show_env_var=False),
+        )
+        for name, (function, summary) in _COMMANDS.items():
+            app.command(function, name=name, help=summary)
+        tokenizer = cyclopts.App("tokenizer", "A tokenizer from text.")
+        tokenizer.command("llama.training.bpe:tokenizer_command", name="train", help="Learns one.")
+        app.command(tokenizer)
+        app(result_action="return_none")
+        sys.stdout.flush()
 
 
-def run(command: Callable[..., None] | Mapping[str, Any], name: str | None = None) -> None:
-    """Calls `command`, or the one of several that is named, with the flags of the command line.
+def run(function: Callable[..., None]) -> None:
+    """Calls the function of a script with the flags of its command line, by fire.
 
-    Of several, some may be several themselves: `llama tokenizer train`.
-
-    What is wrong with the input is told in one message on standard error, exit status 1;
-    LLAMA_TRACEBACK=1 shows where it was found. Ctrl-C ends with status 130.
+    fire finds out that a flag does not exist only after it has called the function, so that the
+    call waits for it.
     """
     calls: list[Callable[[], None]] = []
 
-    def noted(command: Any) -> Any:
-        if isinstance(command, Mapping):
-            return {key: noted(value) for key, value in command.items()}
+    @functools.wraps(function)
+    def later(*args: Any, **kwargs: Any) -> None:
+        calls.append(functools.partial(function, *args, **kwargs))
 
-        @functools.wraps(command)
-        def note(*args: Any, **kwargs: Any) -> None:
-            calls.append(functools.partial(command, *args, **kwargs))
+    with one_line_errors():
+        import fire
 
-        return note
-
-    try:
-        # fire finds out that a flag does not exist only after it has called the function.
-        fire.Fire(noted(command), name=name)
+        fire.Fire(later)
         for call in calls:
             call()
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the process with one message on standard error, status 1, where the input is wrong.
+
+    So it does where the system refuses (a file, the network, memory); LLAMA_TRACEBACK=1 shows where
+    it was found. Any other exception is a defect and keeps its traceback. Ctrl-C ends with status
+    130, a closed pipe (`| head`) silently.
+    """
+    try:
+        yield
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
-    except _EXPECTED as error:
-        if os.environ.get("LLAMA_TRACEBACK"):
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        sys.exit(141)
+    except Exception as error:
+        from llama.errors import InputError
+
+        torch = sys.modules.get("torch")
+        expected = (InputError, OSError, *([torch.OutOfMemoryError] if torch else []))
+        if os.environ.get("LLAMA_TRACEBACK") or not isinstance(error, expected):
             raise
-        rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-        print(f"{rank}error: {error}", file=sys.stderr)
+        many = os.environ.get("WORLD_SIZE", "1") != "1"
+        rank = f"rank {os.environ.get('RANK', '?')}: " if many else ""
+        print(f"{rank}error: {_message(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _message(error: Exception) -> str:
+    """The text of an error; of one from the system the file and the reason, without its number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
-from typing_extensions import NotRequired, Unpack
+from typing_extensions import Unpack
 
 from llama import distributed
 from llama.cache import Int8KVCache
@@ -27,6 +27,7 @@ from llama.checkpoint.loading import load_model, packed_layers, stored_format
 from llama.checkpoint.opening import open_checkpoint
 from llama.engine.sampling import SamplingParams
 from llama.engine.scheduler import Engine, FinishReason, Sequence
+from llama.errors import InputError, InputTypeError, MissingFileError
 from llama.lora.adapter_files import open_adapter
 from llama.lora.adapter_layers import load_adapter
 from llama.model import Transformer
@@ -107,7 +108,7 @@ class Llama:
         Defaults: the folder's own `tokenizer.model`, the model's own context, 8 prompts at a time,
         all running processes, the best device, and bfloat16 where that device computes it (float32
         for a small model on a CPU; see `select_dtype`). `quantize` is int8 or int4, on a CPU or an
-        NVIDIA GPU (see `llama.quantization`): weights are packed while they are read, or have been by
+        NVIDIA GPU (`llama.quantization`): weights are packed while they are read, or have been by
         `llama convert`. `adapter` is the folder of a LoRA adapter (see `llama.lora`), which is kept
         apart from the weights. With `kv_cache_dtype` int8 the KV cache takes near half the memory
         of bfloat16 (see `Int8KVCache`). `seed` is what the draws of all later calls follow from.
@@ -115,7 +116,7 @@ class Llama:
         damaged or does not fit.
         """
         if kv_cache_dtype not in (None, "int8"):
-            raise ValueError(f"kv_cache_dtype={kv_cache_dtype!r}: leave it out, or give int8")
+            raise InputError(f"kv_cache_dtype={kv_cache_dtype!r}: leave it out, or give int8")
         chosen = distributed.select_device(device)
         distributed.initialize(model_parallel_size, chosen)
         checkpoint = open_checkpoint(ckpt_dir)
@@ -133,7 +134,7 @@ class Llama:
                 stacklevel=2,
             )
         if tokenizer_path is None and checkpoint.tokenizer is None:
-            raise FileNotFoundError(f"no tokenizer.model in {ckpt_dir}; give tokenizer_path")
+            raise MissingFileError(f"no tokenizer.model in {ckpt_dir}; give tokenizer_path")
         tokenizer = Tokenizer(str(tokenizer_path or checkpoint.tokenizer))
         checkpoint.check_tokenizer(tokenizer)
         tokenizer.stop_tokens = tokenizer.stop_tokens | checkpoint.stop_ids
@@ -285,12 +286,14 @@ class Llama:
 
     def _text_sequences(self, prompts: Items[str], settings: "_Settings") -> list[Sequence]:
         if isinstance(prompts, str):
-            raise TypeError("prompts should be a list of strings, not one string")
+            raise InputTypeError("prompts should be a list of strings, not one string")
         for i, prompt in enumerate(prompts):
             if not isinstance(prompt, str):
-                raise TypeError(f"prompts[{i}] should be a string, not {type(prompt).__name__}")
+                raise InputTypeError(
+                    f"prompts[{i}] should be a string, not {type(prompt).__name__}"
+                )
             if not prompt:
-                raise ValueError(
+                raise InputError(
                     f"prompts[{i}] is empty; for text out of nothing call "
                     "generate([[tokenizer.bos_id]])"
                 )
@@ -330,10 +333,10 @@ class Llama:
             try:
                 self.engine.check(sequence)
             except ValueError as error:
-                raise ValueError(f"{name}[{i}] {error}") from error
+                raise InputError(f"{name}[{i}] {error}") from error
             sequences.append(sequence)
         if not sequences:
-            raise ValueError(f"{name} is empty: give at least one")
+            raise InputError(f"{name} is empty: give at least one")
         return sequences
 
     def _run(self, sequences: list[Sequence]) -> Iterator[Chunk]:

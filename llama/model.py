@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from llama import distributed
 from llama.args import ModelArgs, feed_forward_size
 from llama.cache import KVCache
+from llama.errors import InputError
 
 
 def _init_weight(weight: Tensor) -> Tensor:
@@ -237,10 +238,10 @@ class Transformer(nn.Module):
     def __init__(self, params: ModelArgs) -> None:
         super().__init__()
         if params.vocab_size < 1:
-            raise ValueError("vocab_size=-1: set it to the tokenizer's n_words before building")
+            raise InputError("vocab_size=-1: set it to the tokenizer's n_words before building")
         distributed.initialize()
         if misfit := params.misfit(distributed.model_parallel_size()):
-            raise ValueError(misfit)
+            raise InputError(misfit)
         self.params = params
         self.vocab_size = params.vocab_size
         self.n_layers = params.n_layers
@@ -307,13 +308,13 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """What the last block leaves, (batch, seq, dim); arguments and errors as for `forward`."""
         if tokens.dim() != 2:
-            raise ValueError(f"tokens should be (batch, seq), not {tuple(tokens.shape)}")
+            raise InputError(f"tokens should be (batch, seq), not {tuple(tokens.shape)}")
         (batch, seq), p = tokens.shape, self.params
         shape = start_pos.shape if isinstance(start_pos, Tensor) else None
         if shape not in (None, (batch,)) or (isinstance(start_pos, int) and start_pos < 0):
-            raise ValueError(f"start_pos should be 0 or more, or ({batch},) such: {start_pos}")
+            raise InputError(f"start_pos should be 0 or more, or ({batch},) such: {start_pos}")
         if positions is not None and (start_pos is not None or positions.shape != tokens.shape):
-            raise ValueError("positions are those of each token, (batch, seq), without start_pos")
+            raise InputError("positions are those of each token, (batch, seq), without start_pos")
         if start_pos is not None:
             if cache is None:
                 # The model may have been moved or cast since it was last used.
@@ -325,7 +326,7 @@ class Transformer(nn.Module):
         elif cache is None:
             start_pos = 0
         else:
-            raise ValueError("a cache needs start_pos, the position of each row's first token")
+            raise InputError("a cache needs start_pos, the position of each row's first token")
         mask = None
         if positions is not None:
             start_pos, mask = positions, document_mask(positions)

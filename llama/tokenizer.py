@@ -27,6 +27,7 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import takewhile, zip_longest
 from typing import Literal, NamedTuple, TypedDict, get_args
 
+from llama.errors import InputError, InputTypeError
 from llama.tokenization import vocabulary
 from llama.tokenization.vocabulary import SentencePieceVocabulary, open_vocabulary
 
@@ -106,17 +107,17 @@ class Tokenizer:
         Raises TypeError if `s` is not a str, ValueError for disallowed text or an unknown name.
         """
         if not isinstance(s, str):
-            raise TypeError(f"encode takes a str, not {type(s).__name__}: {s!r:.60}")
+            raise InputTypeError(f"encode takes a str, not {type(s).__name__}: {s!r:.60}")
         allowed = self._special_names(allowed_special)
         if allowed and self.is_sentencepiece:
-            raise ValueError("allowed_special: SentencePiece has no text for special tokens")
+            raise InputError("allowed_special: SentencePiece has no text for special tokens")
         disallowed = self._special_names(disallowed_special)
         if disallowed_special == "all":
             disallowed -= allowed
         for name in sorted(disallowed):
             if name in s:
                 where = s.index(name)
-                raise ValueError(f"the text has {name} (disallowed_special) at character {where}")
+                raise InputError(f"the text has {name} (disallowed_special) at character {where}")
         ids = self.vocabulary.encode(s, allowed)
         return [self.bos_id] * bool(bos) + ids + [self.eos_id] * bool(eos)
 
@@ -135,7 +136,7 @@ class Tokenizer:
     def _checked(self, token_id: int) -> int:
         token_id = operator.index(token_id)  # takes numpy's and torch's integers, and no floats
         if not 0 <= token_id < self.n_words:
-            raise ValueError(f"token id {token_id} is not within 0..{self.n_words - 1}")
+            raise InputError(f"token id {token_id} is not within 0..{self.n_words - 1}")
         return token_id
 
     def _special_names(self, names: Literal["all"] | Collection[str]) -> set[str]:
@@ -143,7 +144,7 @@ class Tokenizer:
             return set(self.special_tokens)
         if unknown := sorted(name for name in names if name not in self.special_tokens):
             some = ", ".join(list(self.special_tokens)[:2])
-            raise ValueError(f"no special token {unknown[0]!r}: give 'all' or a set ({some}, ...)")
+            raise InputError(f"no special token {unknown[0]!r}: give 'all' or a set ({some}, ...)")
         return set(names)
 
 
@@ -226,7 +227,7 @@ class ChatFormat:
         special = self.tokenizer.special_tokens
         for name in ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"):
             if name not in special:  # in a tokenizer.json of one's own
-                raise ValueError(f"{self.tokenizer.model_path} has no {name}, which chat needs")
+                raise InputError(f"{self.tokenizer.model_path} has no {name}, which chat needs")
         ids = [special["<|start_header_id|>"], *self.tokenizer.encode(role)]
         return [*ids, special["<|end_header_id|>"], *self.tokenizer.encode("\n\n")]
 
@@ -277,10 +278,10 @@ class Llama2ChatFormat(ChatFormat):
     _TAGS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
 
     def encode_header(self, message: Message) -> list[int]:
-        raise TypeError("Llama 2's chat format has no headers: use encode_dialog_prompt")
+        raise InputTypeError("Llama 2's chat format has no headers: use encode_dialog_prompt")
 
     def encode_message(self, message: Message) -> list[int]:
-        raise TypeError("Llama 2's chat format joins messages: use encode_dialog_prompt")
+        raise InputTypeError("Llama 2's chat format joins messages: use encode_dialog_prompt")
 
     def encode_dialog_prompt(self, dialog: Dialog) -> list[int]:
         messages = checked_dialog(dialog)
@@ -311,12 +312,12 @@ class Llama2ChatFormat(ChatFormat):
             turn = ("user", "assistant")[(index - has_system) % 2]
             expected = "system" if has_system and index == 0 else turn
             if message["role"] != expected:
-                raise ValueError(
+                raise InputError(
                     f"message {index} has role {message['role']!r} where {expected!r} belongs: "
                     "Llama 2's dialogs are (system,) user, assistant, user, ..., user"
                 )
             if tags := [tag for tag in self._TAGS if tag in message["content"]]:
-                raise ValueError(f"message {index} contains {tags[0]}, a tag of Llama 2's format")
+                raise InputError(f"message {index} contains {tags[0]}, a tag of Llama 2's format")
         if dialog[-1]["role"] == "system":
             raise self._no_question(dialog)
         texts = [message["content"] for message in dialog]
@@ -325,8 +326,8 @@ class Llama2ChatFormat(ChatFormat):
         return texts
 
     @staticmethod
-    def _no_question(dialog: list[Message]) -> ValueError:
-        return ValueError(
+    def _no_question(dialog: list[Message]) -> InputError:
+        return InputError(
             f"message {len(dialog) - 1} is the last and has role {dialog[-1]['role']!r}: "
             "Llama 2's dialogs end with the user's message that is to be answered"
         )
@@ -340,7 +341,7 @@ def checked_dialog(dialog: Dialog) -> list[Message]:
     """The messages of a dialog that is well-formed; ValueError or TypeError for any other."""
     messages = list(dialog)
     if not messages:
-        raise ValueError("the dialog is empty; give it at least one message")
+        raise InputError("the dialog is empty; give it at least one message")
     for index, message in enumerate(messages):
         _check_message(message, f"message {index}")
     return messages
@@ -348,11 +349,11 @@ def checked_dialog(dialog: Dialog) -> list[Message]:
 
 def _check_message(message: Message, name: str = "message") -> None:
     if not isinstance(message, dict):
-        raise TypeError(f"{name} must be a dict with role and content, got {message!r:.60}")
+        raise InputTypeError(f"{name} must be a dict with role and content, got {message!r:.60}")
     if message.keys() != {"role", "content"}:
-        raise ValueError(f"{name} must have the keys role and content, got {list(message)}")
+        raise InputError(f"{name} must have the keys role and content, got {list(message)}")
     if message["role"] not in get_args(Role):
         roles = ", ".join(get_args(Role))
-        raise ValueError(f"{name} has the unknown role {message['role']!r}; roles are {roles}")
+        raise InputError(f"{name} has the unknown role {message['role']!r}; roles are {roles}")
     if not isinstance(message["content"], str):
-        raise TypeError(f"{name}: content must be a str, got {message['content']!r:.60}")
+        raise InputTypeError(f"{name}: content must be a str, got {message['content']!r:.60}")

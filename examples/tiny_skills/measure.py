@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from examples.tiny_skills.dialogs import Example, Skills, example_of
 from llama import Llama
+from llama.errors import InputError
 
 SCORES: dict[str, Callable[[Skills], Example]] = {
     "facts": lambda skills: skills.asked(skills.rng.randint(1, 3), "known"),
@@ -41,7 +42,7 @@ def exam(skills: Skills, number: int = 200) -> dict[str, list[Example]]:
             if len(found) == number:
                 break
         else:
-            raise ValueError(f"{name}: there are only {len(found)} examples, not {number}")
+            raise InputError(f"{name}: there are only {len(found)} examples, not {number}")
         examples[name] = list(found.values())
     examples["spelling"] = [example_of("", [skills.spelled(word)]) for word in skills.words]
     return examples

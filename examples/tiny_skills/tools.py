@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from examples.tiny_skills.facts import forms
+from llama.errors import InputError
 
 
 def tool(name: str, description: str, parameter: str, meaning: str) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def evaluate(expression: str) -> int | float:
         value = _value(ast.parse(expression.strip(), mode="eval").body)
         return int(value) if value == round(value) else value
     except (SyntaxError, ArithmeticError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{expression!r:.100} has no value: {error}") from error
+        raise InputError(f"{expression!r:.100} has no value: {error}") from error
 
 
 def _value(node: ast.expr) -> int | float:
@@ -124,7 +125,7 @@ def _value(node: ast.expr) -> int | float:
         return -_value(node.operand)
     elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         return _OPERATORS[type(node.op)](_value(node.left), _value(node.right))
-    raise ValueError(f"a calculator takes numbers, + - * / and parentheses, not {ast.dump(node)}")
+    raise InputError(f"a calculator takes numbers, + - * / and parentheses, not {ast.dump(node)}")
 
 
 def calls_for(expression: str) -> Callable[[str], bool]:

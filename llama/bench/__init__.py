@@ -25,6 +25,7 @@ from llama.bench import inputs, report, workers
 from llama.bench.plan import Plan, check_plot, make_plan
 from llama.checkpoint.info import short_count
 from llama.distributed.hardware_peak import matrix_rate, read_rate
+from llama.errors import InputError
 
 _DISTRIBUTIONS = {"transformers": "transformers", "llama.cpp": "llama-cpp-python"}
 
@@ -62,7 +63,7 @@ def bench(
     """
     for file in (plot, json):
         if file is not None and not Path(file).absolute().parent.is_dir():
-            raise ValueError(f"{file} can't be written: its folder is not there")
+            raise InputError(f"{file} can't be written: its folder is not there")
     if plot is not None:
         check_plot(str(plot))
     plan = make_plan(
@@ -93,7 +94,7 @@ def bench(
     for name, why in failures.items():
         console.say(f"{name} failed: {why}")
     if not times:
-        raise ValueError("every contender failed")
+        raise InputError("every contender failed")
     rates = report.summary(plan.facts.args, plan.metrics, times, weights, ceiling)
     first = next(metric.request for metric in plan.metrics if metric.is_prefill)
     contenders: dict[str, dict[str, Any]] = {

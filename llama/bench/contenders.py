@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from llama.errors import InputError
+
 Spec = dict[str, Any]
 
 
@@ -135,7 +137,7 @@ class LlamaCpp:
         params.n_gpu_layers = 0 if self.spec["device"] == "cpu" else 999
         self.model = api.llama_model_load_from_file(path.encode(), params)
         if not self.model:
-            raise ValueError(f"llama.cpp does not load {path}")
+            raise InputError(f"llama.cpp does not load {path}")
         self.vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
         self.contexts: dict[int, Any] = {}
 
@@ -207,7 +209,7 @@ class Quantizing:
         params.nthread = self.spec["threads"]
         source, target = self.spec["source"], self.spec["path"]
         if api.llama_model_quantize(source.encode(), target.encode(), params):
-            raise ValueError(f"llama.cpp does not make {self.spec['format']} of {source}")
+            raise InputError(f"llama.cpp does not make {self.spec['format']} of {source}")
 
 
 KINDS: dict[str, Any] = {
@@ -231,7 +233,7 @@ def measure(contender: Any, prompts: list[list[int]], tokens: int, sampled: bool
     rest = time.perf_counter() - first
     chosen = contender.end()
     if [len(row) for row in chosen] != [tokens + 1] * len(prompts):
-        raise ValueError(f"wrote {[len(row) for row in chosen]} tokens, not {tokens + 1} each")
+        raise InputError(f"wrote {[len(row) for row in chosen]} tokens, not {tokens + 1} each")
     return {"first": first - begin, "rest": rest, "tokens": chosen}
 
 

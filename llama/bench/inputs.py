@@ -25,6 +25,7 @@ from llama.checkpoint.convert import convert
 from llama.checkpoint.memory import this_machine
 from llama.checkpoint.meta_layout import write_params
 from llama.checkpoint.opening import Checkpoint, open_checkpoint
+from llama.errors import InputError
 from llama.model import rotary_frequencies
 from llama.storage.files import short_size
 from llama.storage.tensor_files import Entry, write_tensors
@@ -80,7 +81,7 @@ def _random(shape: tuple[int, ...], seed: int) -> Iterator[Tensor]:
 def make_tokenizer(path: str | Path, vocab_size: int) -> None:
     """Writes a made-up tokenizer of so many tokens, for a checkpoint that has none."""
     if vocab_size < 512:
-        raise ValueError(
+        raise InputError(
             f"no tokenizer can be made up for {vocab_size} tokens: bytes and special tokens are "
             "512; put the checkpoint's own tokenizer.model into its folder"
         )
@@ -197,7 +198,7 @@ def _check_room(plan: Plan, folder: Path) -> None:
     needed = sum(size[spec["format"]] for spec in specs.values()) * parameters
     place = next(p for p in this_machine(parameters) if _is_place_of(p.name, plan.device))
     if needed > place.memory:
-        raise ValueError(
+        raise InputError(
             f"{len(specs)} contenders at a time take {short_size(needed)}, and {place.name} is "
             f"{short_size(place.memory)}; take fewer, such as --quantize int4 --peers none"
         )

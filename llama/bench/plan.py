@@ -22,6 +22,7 @@ from llama.bench.report import (
 )
 from llama.checkpoint.info import read_facts
 from llama.checkpoint.memory import Facts
+from llama.errors import InputError
 from llama.quantization.linear_layers import check_format
 
 _PACKAGES = {TRANSFORMERS: ("transformers",), "llama.cpp": ("llama_cpp", "gguf")}
@@ -80,24 +81,24 @@ def make_plan(
 ) -> Plan:
     """Checks what is asked for. Raises ValueError or FileNotFoundError."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("llama bench is one process; start it without torchrun")
+        raise InputError("llama bench is one process; start it without torchrun")
     sizes = {"rounds": rounds, "prompt": prompt, "context": context, "tokens": tokens}
     rows = batches if isinstance(batches, (tuple, list)) else (batches,)
     for name, value in (*sizes.items(), *(("batches", n) for n in rows)):
         if type(value) is not int or value < 1:
-            raise ValueError(f"{name}={value!r} should be a whole number greater than 0")
+            raise InputError(f"{name}={value!r} should be a whole number greater than 0")
     count = torch.get_num_threads() if threads is None else threads
     if type(count) is not int or not 0 < count <= (os.cpu_count() or count):
-        raise ValueError(f"threads={count!r} should be 1 to {os.cpu_count()}, this machine's cores")
+        raise InputError(f"threads={count!r} should be 1 to {os.cpu_count()}, this machine's cores")
     chosen, notes = distributed.select_device(device), []
     facts = read_facts(str(path))
     if facts.checkpoint and facts.checkpoint.quantize:
-        raise ValueError(
+        raise InputError(
             f"{path} holds {facts.checkpoint.quantize} weights; give the model they were made from"
         )
     longest = facts.args.max_seq_len - tokens - 1
     if longest < SHORT:
-        raise ValueError(
+        raise InputError(
             f"tokens={tokens} are too many for {facts.name}, whose context is "
             f"{facts.args.max_seq_len}"
         )
@@ -131,7 +132,7 @@ def _names(flag: str, given: Any, known: tuple[str, ...]) -> list[str] | None:
         return []
     if not names or (unknown := [name for name in names if name not in known]):
         what = unknown[0] if names else ""
-        raise ValueError(f"{flag}={what!r} is none of {', '.join(known)}")
+        raise InputError(f"{flag}={what!r} is none of {', '.join(known)}")
     return [name for name in known if name in names]
 
 
@@ -160,7 +161,7 @@ def _peers(asked: list[str] | None, device: torch.device, notes: list[str]) -> l
         if not missing and name == "llama.cpp" and device.type != "cpu":
             why = _llama_cpp_without_gpu()
         if why and asked is not None:
-            raise ValueError(f"peers={name}: {why}")
+            raise InputError(f"peers={name}: {why}")
         if why:
             notes.append(f"without {name}: {why}")
         else:
@@ -177,6 +178,6 @@ def _llama_cpp_without_gpu() -> str | None:
 def check_plot(path: str) -> None:
     """Raises ValueError for a figure that can't be drawn."""
     if Path(path).suffix not in (".png", ".svg"):
-        raise ValueError(f"plot={path} should end with .png or .svg")
+        raise InputError(f"plot={path} should end with .png or .svg")
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError(f"--plot draws with matplotlib, which is not installed: {_INSTALL}")
+        raise InputError(f"--plot draws with matplotlib, which is not installed: {_INSTALL}")

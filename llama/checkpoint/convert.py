@@ -26,6 +26,7 @@ from llama.checkpoint import huggingface_config
 from llama.checkpoint.loading import load_model, packed_layers
 from llama.checkpoint.meta_layout import write_params
 from llama.checkpoint.opening import Checkpoint, open_checkpoint
+from llama.errors import InputError
 from llama.quantization import packed_formats
 from llama.quantization.linear_layers import divergence, pack_blocks, use_format
 from llama.storage import huggingface_names
@@ -74,19 +75,19 @@ def convert(
         _check_quantize(quantize, to, dtype)
         to, dtype = "meta", "bfloat16"
     elif text is not None:
-        raise ValueError("--text measures what --quantize costs: give both, or none of them")
+        raise InputError("--text measures what --quantize costs: give both, or none of them")
     if to not in ("meta", "hf"):
-        raise ValueError(f"--to {to}: it should be meta or hf")
+        raise InputError(f"--to {to}: it should be meta or hf")
     if shards is not None and (
         isinstance(shards, bool) or not isinstance(shards, int) or shards < 1
     ):
-        raise ValueError(f"--shards {shards}: it should be 1 or more")
+        raise InputError(f"--shards {shards}: it should be 1 or more")
     source, destination = str(source), str(destination)  # fire makes a number of a name like 8
     target = new_folder(destination)
     wanted = None if dtype is None else distributed.select_dtype(torch.device("cpu"), dtype)
     checkpoint = open_checkpoint(source)
     if checkpoint.quantize:
-        raise ValueError(
+        raise InputError(
             f"{source} holds {checkpoint.quantize} weights; convert from the model that they were "
             "made from"
         )
@@ -101,7 +102,7 @@ def convert(
 def new_folder(destination: str) -> Path:
     """The path of a folder that is to be made. Raises ValueError or FileExistsError."""
     if "://" in destination:
-        raise ValueError(
+        raise InputError(
             f"{destination} is remote: convert to a folder on this machine, then copy it"
         )
     target = Path(destination)
@@ -166,16 +167,16 @@ def _tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
 
 def _check_quantize(quantize: str, to: str | None, dtype: str | None) -> None:
     if quantize not in packed_formats.PACKED:
-        raise ValueError(
+        raise InputError(
             f"--quantize {quantize}: it should be {' or '.join(packed_formats.PACKED)}"
         )
     if to not in (None, "meta"):
-        raise ValueError(
+        raise InputError(
             f"--to {to} with --quantize {quantize}: packed weights have a place in Meta's layout "
             "only; leave --to out"
         )
     if dtype is not None and distributed.DTYPES.get(dtype) != torch.bfloat16:
-        raise ValueError(
+        raise InputError(
             f"--dtype {dtype} with --quantize {quantize}: what is not packed is bfloat16; leave "
             "--dtype out"
         )
@@ -195,7 +196,7 @@ def _entry(
     def blocks() -> Iterator[Tensor]:
         for rows in weight.blocks(region, to, multiple):
             if torch.finfo(to).max < torch.finfo(weight.dtype).max and rows.isinf().any():
-                raise ValueError(f"{name} has values that {to} can't hold; convert to bfloat16")
+                raise InputError(f"{name} has values that {to} can't hold; convert to bfloat16")
             yield change(rows)
 
     return Entry(to, tuple(cut.stop - cut.start for cut in region), blocks)
@@ -270,7 +271,7 @@ def _plan_hugging_face(
     total = sum(entry.nbytes for entry in entries.values())
     count = shards or math.ceil(total / _FILE_BYTES)
     if count > len(entries):
-        raise ValueError(f"--shards {count}: there are only {len(entries)} weights to divide")
+        raise InputError(f"--shards {count}: there are only {len(entries)} weights to divide")
     if count == 1:
         return {"model.safetensors": entries}
     plan: Plan = {f"model-{i + 1:05d}-of-{count:05d}.safetensors": {} for i in range(count)}
@@ -292,7 +293,7 @@ def _finish_meta(
     if tokenizer is None:
         return
     if tokenizer.n_words != checkpoint.args.vocab_size:
-        raise ValueError(
+        raise InputError(
             f"{checkpoint.params} says vocab_size {checkpoint.args.vocab_size}, and its tokenizer "
             f"has {tokenizer.n_words} tokens; Meta's layout has no place for a padded embedding"
         )
@@ -350,14 +351,14 @@ def _windows(path: str, checkpoint: Checkpoint) -> list[list[int]]:
     """The tokens of a text in pieces that the model reads at a time, each after begin_of_text."""
     tokenizer = _tokenizer(checkpoint)
     if tokenizer is None:
-        raise ValueError(f"--text {path}: there is no tokenizer in {checkpoint.folder.path}")
+        raise InputError(f"--text {path}: there is no tokenizer in {checkpoint.folder.path}")
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+        raise InputError(f"{path} is not UTF-8 text: {error}") from error
     ids = tokenizer.encode(text)
     if not ids:
-        raise ValueError(f"{path} is empty: give a text to measure on")
+        raise InputError(f"{path} is empty: give a text to measure on")
     step = min(checkpoint.args.max_seq_len, _WINDOW) - 1
     return [[tokenizer.bos_id, *ids[i : i + step]] for i in range(0, len(ids), step)]
 

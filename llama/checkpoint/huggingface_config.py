@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from llama.args import ModelArgs, feed_forward_size
+from llama.errors import InputError
 
 # What is read from a config; what may be missing has the default of transformers' LlamaConfig.
 _SHAPE = {
@@ -74,18 +75,18 @@ def read_config(config: dict[str, Any], where: str) -> tuple[ModelArgs, bool]:
     """
     found = [config.get("architectures"), config.get("model_type")]
     if found != [["LlamaForCausalLM"], "llama"]:
-        raise ValueError(
+        raise InputError(
             f"{where} has architectures={found[0]!r:.80} and model_type={found[1]!r:.40}; only "
             "LlamaForCausalLM (model_type llama) can be run"
         )
     if missing := [key for key in (*_SHAPE, "intermediate_size") if key not in config]:
-        raise ValueError(f"{where} lacks {', '.join(missing)}")
+        raise InputError(f"{where} lacks {', '.join(missing)}")
     read = {*_SHAPE, *_OPTIONAL, "intermediate_size", "tie_word_embeddings"}
     read |= {"rope_theta", "rope_scaling", "rope_parameters"}
     for key, value in config.items():
         computed = value in _COMPUTED.get(key, ()) or not value
         if not computed and key not in read | _WITHOUT_EFFECT:
-            raise ValueError(
+            raise InputError(
                 f"{where} has {key}={value!r:.80}, which this model does not compute; if it "
                 "changes nothing in the model's function, take it out of the file"
             )
@@ -99,7 +100,7 @@ def read_config(config: dict[str, Any], where: str) -> tuple[ModelArgs, bool]:
     try:
         args = ModelArgs(**fields)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise InputError(f"{where}: {error}") from error
     return args, bool(config.get("tie_word_embeddings"))
 
 
@@ -110,7 +111,7 @@ def _number(config: dict[str, Any], key: str, where: str) -> Any:
     value = config[key]
     wanted = (int, float) if key in _FRACTIONS else int
     if isinstance(value, bool) or not isinstance(value, wanted) or not 0 < value < 2**53:
-        raise ValueError(f"{where}: {key} is {value!r:.40}, which is not a number of its kind")
+        raise InputError(f"{where}: {key} is {value!r:.40}, which is not a number of its kind")
     return value
 
 
@@ -120,23 +121,23 @@ def _rope(config: dict[str, Any], where: str) -> dict[str, Any]:
     for name in ("rope_scaling", "rope_parameters"):
         settings = config.get(name) or {}
         if not isinstance(settings, dict):
-            raise ValueError(f"{where}: {name} is {settings!r}, which is not a JSON object")
+            raise InputError(f"{where}: {name} is {settings!r}, which is not a JSON object")
         settings = {"rope_type": settings.get("type", "default")} | settings if settings else {}
         settings.pop("type", None)
         if rope and settings and rope != settings:
-            raise ValueError(f"{where}: rope_scaling and rope_parameters differ; keep one of them")
+            raise InputError(f"{where}: rope_scaling and rope_parameters differ; keep one of them")
         rope |= settings
     theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
     kind = rope.get("rope_type", "default")
     if kind not in ("default", "llama3"):
-        raise ValueError(
+        raise InputError(
             f"{where} asks for the rotary scaling {kind!r}, which this model does not compute; it "
             "knows llama3, and none"
         )
     known = {"rope_type", "rope_theta", *(_ROPE_SCALING if kind == "llama3" else ())}
     for key, value in rope.items():
         if key not in known and value and (key, value) != ("partial_rotary_factor", 1):
-            raise ValueError(
+            raise InputError(
                 f"{where}: the rotary setting {key}={value!r} is not computed by this model"
             )
     settings = {
@@ -145,7 +146,7 @@ def _rope(config: dict[str, Any], where: str) -> dict[str, Any]:
     }
     if kind == "llama3":
         if missing := [key for key in _ROPE_SCALING if key not in rope]:
-            raise ValueError(f"{where}: the rotary scaling lacks {', '.join(missing)}")
+            raise InputError(f"{where}: the rotary scaling lacks {', '.join(missing)}")
         settings |= {field: _number(rope, key, where) for key, field in _ROPE_SCALING.items()}
     return settings
 

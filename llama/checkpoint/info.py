@@ -26,6 +26,7 @@ from llama.checkpoint.memory import (
 )
 from llama.checkpoint.meta_layout import quantize_of, read_params
 from llama.checkpoint.opening import open_checkpoint, tokenizer_in
+from llama.errors import InputError
 from llama.quantization import packed_formats
 from llama.storage.files import Folder, read_json, short_size
 from llama.tokenizer import Tokenizer
@@ -44,7 +45,7 @@ def info(path: str, max_batch_size: int = 1, max_seq_len: int | None = None) -> 
     """
     for name, value in (("max_batch_size", max_batch_size), ("max_seq_len", max_seq_len)):
         if value is not None and (type(value) is not int or value < 1):
-            raise ValueError(f"{name}={value!r} should be a whole number greater than 0")
+            raise InputError(f"{name}={value!r} should be a whole number greater than 0")
     facts = read_facts(str(path))
     batch, context = max_batch_size, max_seq_len or facts.args.max_seq_len
     lines = [*_describe(facts), "", *_table(facts, batch, context), ""]

@@ -14,6 +14,7 @@ from llama import console, distributed, kernels
 from llama.args import ModelArgs, is_linear
 from llama.checkpoint.opening import Checkpoint
 from llama.distributed import ParallelLayersOnMeta
+from llama.errors import InputError
 from llama.model import Transformer
 from llama.quantization import packed_formats
 from llama.quantization.cuda_packed import repack
@@ -41,7 +42,7 @@ def load_model(
     can't share the model or Meta's shards do not belong together.
     """
     if checkpoint.quantize and convert_layer is None:
-        raise ValueError(
+        raise InputError(
             f"{checkpoint.folder.path} holds {checkpoint.quantize} weights, which only "
             "Llama.build can use; take the model that it was made from"
         )
@@ -99,7 +100,7 @@ def load_model(
 def stored_format(checkpoint: Checkpoint, name: str | None) -> str | None:
     """The format to load a checkpoint in: of packed weights only their own is possible."""
     if checkpoint.quantize and name not in (None, checkpoint.quantize):
-        raise ValueError(
+        raise InputError(
             f"quantize={name!r}, but {checkpoint.folder.path} holds {checkpoint.quantize} weights; "
             "take the model that they were made from"
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 from llama import distributed
 from llama.checkpoint.convert import new_folder, write_checkpoint
 from llama.checkpoint.opening import open_checkpoint
+from llama.errors import InputError
 from llama.lora.adapter_files import open_adapter
 from llama.storage.sharding import Region, Weight
 
@@ -33,7 +34,7 @@ def merge(base: str, adapter: str, destination: str, dtype: str | None = None) -
     wanted = None if dtype is None else distributed.select_dtype(torch.device("cpu"), dtype)
     checkpoint = open_checkpoint(str(base))
     if checkpoint.quantize:
-        raise ValueError(
+        raise InputError(
             f"{base} holds {checkpoint.quantize} weights, to which nothing can be added: merge "
             "into the model that they were made from and convert the result with --quantize "
             f"{checkpoint.quantize}, or keep the adapter apart (adapter= of Llama.build)"
@@ -67,7 +68,7 @@ class _Merged(Weight):
             b = self.b.read((slice(start, start + len(block)), r), cpu, wide)
             merged = torch.addmm(block, b, a, alpha=self.scale).to(dtype)
             if not merged.isfinite().all():
-                raise ValueError(
+                raise InputError(
                     f"{self.name} would have values that {dtype} can't hold; give "
                     "another --dtype, such as bfloat16"
                 )

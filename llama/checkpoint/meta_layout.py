@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from llama.args import ModelArgs
+from llama.errors import InputError
 from llama.quantization import packed_formats
 from llama.storage.files import read_json
 from llama.storage.sharding import Weight, share
@@ -34,27 +35,27 @@ def read_params(path: str | Path, **overrides: Any) -> ModelArgs:
     params.pop("quantize", None)
     fields = {field.name: field for field in dataclasses.fields(ModelArgs)}
     if unknown := sorted(set(params) - set(fields)):
-        raise ValueError(
+        raise InputError(
             f"{path} has unknown key(s) {', '.join(unknown)}; known are {', '.join(fields)}"
         )
     if missing := [key for key in ("dim", "n_layers", "n_heads") if key not in params]:
-        raise ValueError(f"{path} lacks {', '.join(missing)}")
+        raise InputError(f"{path} lacks {', '.join(missing)}")
     for key, value in params.items():
         wanted = fields[key].type
         fits = isinstance(value, wanted) or (isinstance(value, int) and "float" in str(wanted))  # type: ignore[arg-type]
         if not fits or (isinstance(value, bool) and wanted is not bool):
-            raise ValueError(f"{path}: {key} is {value!r}, which is not of type {wanted}")
+            raise InputError(f"{path}: {key} is {value!r}, which is not of type {wanted}")
     try:
         return ModelArgs(**{"max_seq_len": _context(params), **params, **overrides})
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}") from error
 
 
 def quantize_of(params: dict[str, Any], path: str | Path) -> str | None:
     """The format of the weights that belong to a `params.json`, None where they are not packed."""
     quantize = params.get("quantize")
     if "quantize" in params and quantize not in packed_formats.PACKED:
-        raise ValueError(
+        raise InputError(
             f"{path}: quantize is {quantize!r}, which is none of {', '.join(packed_formats.PACKED)}"
         )
     return quantize
@@ -107,7 +108,7 @@ def place(
     local, dtype = stored[0].shape, stored[0].dtype
     for tensor in stored:
         if (tensor.shape, tensor.dtype) != (local, dtype):
-            raise ValueError(
+            raise InputError(
                 f"{name} in {tensor.file.where} is {tensor.dtype} of shape {tensor.shape}, but in "
                 f"{files[0].name} {dtype} of shape {local}: these are not shards of one checkpoint"
             )
@@ -122,7 +123,7 @@ def place(
             regions = [share(whole, local, i, count) for i in range(count)]
             starts = [tuple(part.start for part in region) for region in regions]
             return list({s: t for s, t in zip(starts[::-1], stored[::-1], strict=True)}.items())
-    raise ValueError(
+    raise InputError(
         f"{name} in {files[0].where} has shape {local}, but {params} asks for {whole}"
         + (f" in {count} parts" if count > 1 else "")
     )
@@ -142,7 +143,7 @@ def check_shards(files: list[TensorFile], weights: Mapping[str, Weight], params:
                 rows = slice(None) if len(stored.shape) == 1 else slice(8)
                 a, b = stored.map()[rows].float(), file.tensors[name].map()[rows].float()
                 if not (a - b).norm() <= 0.1 * a.norm():
-                    raise ValueError(
+                    raise InputError(
                         f"{file.where} is not of the same checkpoint as {stored.file.where}, "
                         f"or {params} of another: their {name} differ; copy all of them "
                         "again from one place"
@@ -152,7 +153,7 @@ def check_shards(files: list[TensorFile], weights: Mapping[str, Weight], params:
             names = [n for n in weights if n.startswith(("layers.0.attention.wq.", "output."))]
             pairs = [(file.tensors[n].map()[:8], other.tensors[n].map()[:8]) for n in names]
             if all(torch.equal(a, b) and a.any() for a, b in pairs):
-                raise ValueError(
+                raise InputError(
                     f"{file.where} holds the same weights as {other.where}: one shard is there "
                     "twice and another is missing; copy it again"
                 )

@@ -30,6 +30,7 @@ from llama.checkpoint.meta_layout import (
     read_params,
     shards_expected,
 )
+from llama.errors import InputError, MissingFileError
 from llama.quantization import packed_formats
 from llama.storage import huggingface_names
 from llama.storage.files import Folder, read_json
@@ -46,8 +47,8 @@ _SHARD = re.compile(r"consolidated\.\d+\.pth")
 class Checkpoint:
     """A checkpoint whose headers have been read and found complete.
 
-    weights     Meta's names, in the model's order, two for a packed weight (see `packed_formats.py`). An
-                output layer that is the embedding is the same object
+    weights     Meta's names, in the model's order, two for a packed weight (`packed_formats.py`).
+                An output layer that is the embedding is the same object
     quantize    int8 or int4, where linear layers are packed
     tokenizer   the path or address of its tokenizer, None where the folder has none
     stop_ids    tokens that its generation_config.json adds to those that end an answer
@@ -84,12 +85,12 @@ class Checkpoint:
         size, n_words = self.args.vocab_size, tokenizer.n_words
         # Others than Meta round the size of the embedding up.
         if n_words != size and not (self.layout == "hf" and n_words < size):
-            raise ValueError(
+            raise InputError(
                 f"{self.params} says vocab_size {size}, but {tokenizer.model_path} has {n_words} "
                 "tokens; give the tokenizer that belongs to the checkpoint"
             )
         if unknown := sorted(i for i in self.stop_ids if i >= n_words):
-            raise ValueError(
+            raise InputError(
                 f"answers of {self.folder.path} end with token {unknown[0]} (eos_token_id), but "
                 f"{tokenizer.model_path} has {n_words} tokens; give the tokenizer that has them all"
             )
@@ -117,7 +118,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return _open_meta(folder)
     if "config.json" in folder.names:
         return _open_hugging_face(folder)
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"no checkpoint in {folder.path} (it holds {', '.join(folder.names[:8]) or 'nothing'}); "
         "give a folder with consolidated.00.pth and params.json (Meta's layout), or with "
         "config.json and .safetensors files (Hugging Face's)"
@@ -130,7 +131,7 @@ def _open_meta(folder: Folder) -> Checkpoint:
     names = [name for name in folder.names if _SHARD.fullmatch(name)]
     for i, name in enumerate(names):
         if name != f"consolidated.{i:02d}.pth":
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{folder.where(f'consolidated.{i:02d}.pth')} is not there, but {name} is; get all "
                 "shards of the checkpoint"
             )
@@ -138,13 +139,13 @@ def _open_meta(folder: Folder) -> Checkpoint:
     for file in files:
         saved_as = file.saved_as or ""
         if _SHARD.fullmatch(f"{saved_as}.pth") and f"{saved_as}.pth" != file.name:
-            raise ValueError(
+            raise InputError(
                 f"{file.where} was written as {saved_as}.pth: shards were renamed or copied over "
                 "each other; give each its own name again, or download them again"
             )
     expected = shards_expected(files, args)
     if len(files) != expected:
-        raise ValueError(
+        raise InputError(
             f"{folder.path} has {len(files)} shards, but each holds 1/{expected} of a weight of "
             f"{params}; get all {expected} shards of the checkpoint, and no others"
         )
@@ -177,11 +178,11 @@ def _open_hugging_face(folder: Folder) -> Checkpoint:
         for name, tensor in file.tensors.items():
             if name in tensors:
                 other = tensors[name].file.where
-                raise ValueError(
+                raise InputError(
                     f"{name} is in {file.where} and in {other}; one of them is too many"
                 )
             if index.get(name, file.name) != file.name:
-                raise ValueError(
+                raise InputError(
                     f"{name} is in {file.where}, where the index has it in {index[name]}: files "
                     "were renamed or are of different checkpoints; download them again"
                 )
@@ -199,7 +200,7 @@ def _open_hugging_face(folder: Folder) -> Checkpoint:
             weights[name] = weights["tok_embeddings.weight"]
             continue
         if stored.shape != shape:
-            raise ValueError(
+            raise InputError(
                 f"{huggingface_names.weight_name(name)} in {stored.file.where} has shape "
                 f"{stored.shape}, but {where} asks for {shape}"
             )
@@ -217,14 +218,14 @@ def _hugging_face_files(folder: Folder) -> tuple[dict[str, str], list[str]]:
             at = folder.where(f"{stem}{suffix}.index.json")
             index = read_json(at).get("weight_map")
             if not isinstance(index, dict) or not all(isinstance(n, str) for n in index.values()):
-                raise ValueError(f"{at} should have a weight_map; download it again")
+                raise InputError(f"{at} should have a weight_map; download it again")
             names = sorted(set(index.values()))
             if missing := [name for name in names if name not in folder.names]:
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"{folder.where(missing[0])} is not there, and {at} lists it; get all files"
                 )
             return index, names
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"no weights in {folder.path} (it holds {', '.join(folder.names[:8])}); with config.json "
         "belong model.safetensors, or several files and model.safetensors.index.json"
     )
@@ -235,7 +236,7 @@ def _stop_ids(folder: Folder, config: dict[str, Any]) -> frozenset[int]:
     found = read_json(folder.where(name)).get("eos_token_id", config.get("eos_token_id"))
     ids = [found] if isinstance(found, int) else found or []
     if not isinstance(ids, list) or not all(isinstance(i, int) and i >= 0 for i in ids):
-        raise ValueError(f"{folder.where(name)}: eos_token_id is {found!r}, not token ids")
+        raise InputError(f"{folder.where(name)}: eos_token_id is {found!r}, not token ids")
     return frozenset(ids)
 
 
@@ -250,7 +251,7 @@ def _check_names(
     missing = sorted(expected - found)
     extra = sorted(name for name in found - expected if not derived.fullmatch(name))
     if missing or extra:
-        raise ValueError(
+        raise InputError(
             f"{where} does not fit {params} (n_layers={args.n_layers}): "
             + "; ".join(
                 f"{word} {len(names)} weight(s): {', '.join(names[:4])}{' ...' * (len(names) > 4)}"
@@ -265,7 +266,7 @@ def _check_dtypes(file: TensorFile, quantize: str | None) -> None:
     for name, tensor in file.tensors.items():
         expected = packed_formats.DTYPES.get(name.rpartition(".")[2]) if quantize else None
         if tensor.dtype != expected and (expected or tensor.dtype == torch.uint8):
-            raise ValueError(
+            raise InputError(
                 f"{file.where} holds {name} in {tensor.dtype}, which should be "
                 f"{expected or 'bfloat16, float16, float32 or float64'}"
             )

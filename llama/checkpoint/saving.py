@@ -11,6 +11,7 @@ from torch import Tensor
 from llama import distributed
 from llama.args import weight_shapes
 from llama.checkpoint.meta_layout import write_params
+from llama.errors import InputError
 from llama.model import Transformer
 from llama.storage.tensor_files import Entry, write_tensors
 
@@ -33,7 +34,7 @@ def save_model(
     if weights is None:
         weights = model.state_dict()
     if missing := set(weight_shapes(model.params)) - set(weights):
-        raise ValueError(
+        raise InputError(
             f"{sorted(missing)[0]} is quantized or has an adapter; save the model that it was made "
             "from"
         )

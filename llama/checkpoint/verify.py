@@ -23,6 +23,7 @@ import tqdm
 
 from llama import console
 from llama.checkpoint.opening import Checkpoint, open_checkpoint, tokenizer_in
+from llama.errors import InputError
 from llama.storage.files import AGAIN, Folder, short_size, what_it_is
 from llama.storage.tensor_files import StoredTensor, TensorFile, open_tensors
 from llama.tokenizer import Tokenizer
@@ -51,7 +52,7 @@ def verify(path: str) -> None:
         console.say(text if kind == "ok" else f"{kind}: {text}")
         troubles += kind == "trouble"
     if troubles:
-        raise ValueError(f"{troubles} trouble{'s' * (troubles > 1)} in {path}")
+        raise InputError(f"{troubles} trouble{'s' * (troubles > 1)} in {path}")
     console.say(f"{path} is complete and sound")
 
 
@@ -197,7 +198,7 @@ def _crc(file: TensorFile, offset: int, size: int, bar: tqdm.tqdm) -> int:
         while size:
             block = stream.read(min(_BLOCK, size))
             if not block:
-                raise ValueError(f"{file.where} lacks its last {size:,} bytes; {AGAIN}")
+                raise InputError(f"{file.where} lacks its last {size:,} bytes; {AGAIN}")
             crc = zlib.crc32(block, crc)
             size -= len(block)
             bar.update(len(block))

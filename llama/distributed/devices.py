@@ -4,6 +4,8 @@ import os
 
 import torch
 
+from llama.errors import InputError
+
 _FEW_PARAMETERS = 2**24  # 64 MB of float32
 
 DTYPES = {
@@ -33,20 +35,20 @@ def select_device(device: str | torch.device | None = None) -> torch.device:
         try:
             chosen = torch.device(device)
         except RuntimeError as error:
-            raise ValueError(f"device {device!r} is none of cuda, mps and cpu") from error
+            raise InputError(f"device {device!r} is none of cuda, mps and cpu") from error
     if chosen.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         index = int(os.environ.get("LOCAL_RANK", "0")) if chosen.index is None else chosen.index
         if index >= count:
-            raise ValueError(
+            raise InputError(
                 f"this rank needs GPU {index}, but torch sees {count} on this host; "
                 "start fewer processes or ask for device='cpu'"
             )
         return torch.device("cuda", index)
     if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device 'mps' was asked for, but this machine has no Apple GPU; use 'cpu'")
+        raise InputError("device 'mps' was asked for, but this machine has no Apple GPU; use 'cpu'")
     if chosen.type not in ("cpu", "mps"):
-        raise ValueError(f"device {str(chosen)!r} is none of cuda, mps and cpu")
+        raise InputError(f"device {str(chosen)!r} is none of cuda, mps and cpu")
     return chosen
 
 
@@ -64,7 +66,7 @@ def select_dtype(
     if dtype is not None:
         chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
         if chosen is None or chosen not in DTYPES.values():
-            raise ValueError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
+            raise InputError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
         return chosen
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

@@ -19,6 +19,8 @@ from fairscale.nn.model_parallel import initialize as fairscale_groups
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llama.errors import InputError
+
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _started = False
 _store: dist.Store | None = None  # where ranks find each other; it outlives the groups
@@ -53,14 +55,14 @@ def initialize(model_parallel_size: int | None = None, device: torch.device | No
     if fairscale_groups.model_parallel_is_initialized():
         standing = fairscale_groups.get_model_parallel_world_size()
         if model_parallel_size not in (None, standing):
-            raise ValueError(
+            raise InputError(
                 f"model_parallel_size={model_parallel_size}, but this process already runs models "
                 f"over {standing} ranks; one process keeps one size"
             )
         return
     size = world if model_parallel_size is None else model_parallel_size
     if size < 1 or world % size:
-        raise ValueError(
+        raise InputError(
             f"model_parallel_size={size} does not divide the {world} running process(es); "
             f"start it with torchrun --nproc_per_node {max(size, 1)}, or leave the argument out"
         )

@@ -31,6 +31,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama.errors import InputError, InputTypeError
+
 _LARGEST = sys.float_info.max
 
 # Each test is False for NaN.
@@ -44,7 +46,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
-class NonFiniteLogitsError(FloatingPointError):
+class NonFiniteLogitsError(InputError, FloatingPointError):
     """The model's logits hold NaN or infinity. `rows`: in which rows of the batch."""
 
     def __init__(self, rows: list[int]) -> None:
@@ -94,28 +96,28 @@ class SamplingParams:
         for name, (allowed, described) in _RANGES.items():
             value = _expect(name, getattr(self, name), Real, "a number")
             if not allowed(value):
-                raise ValueError(f"{name} must be {described}, got {value!r}")
+                raise InputError(f"{name} must be {described}, got {value!r}")
             object.__setattr__(self, name, float(value))
         if _expect("top_k", self.top_k, Integral, "an integer") < 0:
-            raise ValueError(f"top_k must be at least 0 (0 is off), got {self.top_k}")
+            raise InputError(f"top_k must be at least 0 (0 is off), got {self.top_k}")
         if self.seed is not None:
             seed = _expect("seed", self.seed, Integral, "an integer or None")
             if not -(2**63) <= seed < 2**64:
-                raise ValueError(f"seed must be at least -2**63 and below 2**64, got {seed}")
+                raise InputError(f"seed must be at least -2**63 and below 2**64, got {seed}")
         # Our own copy: what the caller does to theirs later has no effect here.
         bias = dict(_expect("logit_bias", self.logit_bias, Mapping, "a mapping of ids to numbers"))
         object.__setattr__(self, "logit_bias", bias)
         for token, value in bias.items():
             if _expect("a token id in logit_bias", token, Integral, "an integer") < 0:
-                raise ValueError(f"a token id in logit_bias must be at least 0, got {token}")
+                raise InputError(f"a token id in logit_bias must be at least 0, got {token}")
             _expect(f"logit_bias[{token}]", value, Real, "a number")
             if not (value == -math.inf or abs(value) <= _LARGEST):
-                raise ValueError(f"logit_bias[{token}] must be finite or -inf, got {value!r}")
+                raise InputError(f"logit_bias[{token}] must be finite or -inf, got {value!r}")
 
     def check_vocab(self, vocab_size: int) -> None:
         """Raises ValueError if logit_bias names a token id that the vocabulary does not have."""
         if (token := max(self.logit_bias, default=0)) >= vocab_size:
-            raise ValueError(
+            raise InputError(
                 f"logit_bias names token id {token}, but the vocabulary has {vocab_size} tokens"
             )
 
@@ -180,7 +182,7 @@ def sample(logits: Tensor, states: Sequence[SamplerState]) -> tuple[Tensor, Tens
     """
     if logits.dim() != 2 or len(logits) != len(states):
         expected = f"({len(states)}, vocab), one row for each state"
-        raise ValueError(f"logits must be {expected}, got shape {tuple(logits.shape)}")
+        raise InputError(f"logits must be {expected}, got shape {tuple(logits.shape)}")
     device = logits.device
     # MPS has no float64, and shares its memory with the CPU.
     logits = logits.to("cpu" if device.type == "mps" else device, torch.float32)
@@ -310,7 +312,7 @@ def _check_choosable(best_logprob: Tensor, best_score: Tensor) -> None:
     if not finite.all():
         raise NonFiniteLogitsError((~finite).nonzero().flatten().tolist())
     rows = (~choosable).nonzero().flatten().tolist()
-    raise ValueError(f"logit_bias and penalties ban every token of the vocabulary in rows {rows}")
+    raise InputError(f"logit_bias and penalties ban every token of the vocabulary in rows {rows}")
 
 
 def _adjust(logits: Tensor, states: Sequence[SamplerState]) -> Tensor:
@@ -324,7 +326,7 @@ def _adjust(logits: Tensor, states: Sequence[SamplerState]) -> Tensor:
     if not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
         for state in states:
             state.params.check_vocab(vocab)
-        raise ValueError(
+        raise InputError(
             f"the prompts and answers hold token ids from {ids.min()} to {ids.max()}, "
             f"but the vocabulary has {vocab} tokens"
         )
@@ -338,5 +340,5 @@ def _adjust(logits: Tensor, states: Sequence[SamplerState]) -> Tensor:
 
 def _expect(name: str, value: object, kind: type, described: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{name} must be {described}, got {value!r} ({type(value).__name__})")
+        raise InputTypeError(f"{name} must be {described}, got {value!r} ({type(value).__name__})")
     return value

@@ -24,6 +24,7 @@ from llama import distributed
 from llama.cache import KVCache
 from llama.engine.cuda_graphs import DecodeGraphs, read_later
 from llama.engine.sampling import NonFiniteLogitsError, SamplerState, SamplingParams, sample
+from llama.errors import InputError
 from llama.model import Transformer
 from llama.tokenizer import StreamDecoder, Tokenizer
 
@@ -157,23 +158,23 @@ class Engine:
         """Raises ValueError or TypeError for a request that cannot be run, saying why."""
         prompt, limit = sequence.prompt, self.max_seq_len
         if not prompt:
-            raise ValueError(
+            raise InputError(
                 "is empty; it needs at least one token, such as the tokenizer's bos_id"
             )
         if len(prompt) > limit:
-            raise ValueError(
+            raise InputError(
                 f"has {len(prompt)} tokens, but the context is {limit} (max_seq_len); shorten it "
                 "or build with a larger max_seq_len"
             )
         vocab_size = self.model.vocab_size
         for token in prompt:
             if not isinstance(token, int) or not 0 <= token < vocab_size:
-                raise ValueError(f"holds {token!r}, which is no token id of 0 to {vocab_size - 1}")
+                raise InputError(f"holds {token!r}, which is no token id of 0 to {vocab_size - 1}")
         size = sequence.max_gen_len
         if size is not None and (not isinstance(size, int) or size < 0):
-            raise ValueError(f"has max_gen_len={size!r}; it should be 0 or more, or None")
+            raise InputError(f"has max_gen_len={size!r}; it should be 0 or more, or None")
         if not all(isinstance(stop, str) and stop for stop in sequence.stop):
-            raise ValueError(f"has stop={sequence.stop!r}; stop strings may not be empty")
+            raise InputError(f"has stop={sequence.stop!r}; stop strings may not be empty")
         sequence.params.check_vocab(vocab_size)
 
     def add(self, sequence: Sequence) -> Sequence:

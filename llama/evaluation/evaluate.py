@@ -23,6 +23,7 @@ from typing import Any
 from llama import console, distributed
 from llama.checkpoint.loading import stored_format
 from llama.checkpoint.opening import open_checkpoint
+from llama.errors import InputError, MissingFileError
 from llama.evaluation.scoring import BATCH_TOKENS, Question, score_choices, score_texts
 from llama.generation import Llama
 from llama.storage.files import read_bytes
@@ -70,17 +71,17 @@ def evaluate(
     """
     names = tasks.split(",") if isinstance(tasks, str) else [str(name) for name in tasks or ()]
     if not (text or choices or names):
-        raise ValueError("nothing to measure: give --text FILE, --choices FILE or --tasks a,b")
+        raise InputError("nothing to measure: give --text FILE, --choices FILE or --tasks a,b")
     for name, number in (("batch_tokens", batch_tokens), ("max_seq_len", max_seq_len)):
         if number is not None and (type(number) is not int or number < 1):
-            raise ValueError(f"--{name} {number} should be a whole number greater than 0")
+            raise InputError(f"--{name} {number} should be a whole number greater than 0")
     for_tasks = {"limit": limit, "num_fewshot": num_fewshot, "include_path": include_path}
     if given := [name for name, value in for_tasks.items() if value is not None and not names]:
-        raise ValueError(f"--{given[0]} is for lm-eval's tasks: give --tasks a,b with it")
+        raise InputError(f"--{given[0]} is for lm-eval's tasks: give --tasks a,b with it")
     if chat and not (choices or names):
-        raise ValueError("--chat is for --choices and --tasks; a text is scored as it stands")
+        raise InputError("--chat is for --choices and --tasks; a text is scored as it stands")
     if output is not None and not Path(str(output)).absolute().parent.is_dir():
-        raise FileNotFoundError(f"--output {output}: its folder is not there; make it first")
+        raise MissingFileError(f"--output {output}: its folder is not there; make it first")
     documents = read_documents(str(text)) if text else []
     questions = read_questions(str(choices)) if choices else []
     if names:
@@ -118,7 +119,7 @@ def _harness() -> ModuleType:
     try:
         from llama.evaluation import harness
     except ImportError as error:
-        raise ValueError(f"--tasks needs lm-eval ({error}): pip install 'llama[eval]'") from error
+        raise InputError(f"--tasks needs lm-eval ({error}): pip install 'llama[eval]'") from error
     return harness
 
 
@@ -168,7 +169,7 @@ def read_documents(path: str) -> list[str]:
     """
     documents = [part.strip() for part in _SEPARATOR.split(_read(path))]
     if not any(documents):
-        raise ValueError(f"{path} is empty: give a text to measure on")
+        raise InputError(f"{path} is empty: give a text to measure on")
     return [document for document in documents if document]
 
 
@@ -185,30 +186,30 @@ def read_questions(path: str) -> list[Question]:
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}:{number}: this line is not JSON: {error}") from error
+            raise InputError(f"{path}:{number}: this line is not JSON: {error}") from error
         try:
             questions.append(_question(entry))
         except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}") from error
+            raise InputError(f"{path}:{number}: {error}") from error
     if not questions:
-        raise ValueError(f"{path} is empty: give at least one question")
+        raise InputError(f"{path} is empty: give at least one question")
     return questions
 
 
 def _question(entry: Any) -> Question:
     if not isinstance(entry, dict):
-        raise ValueError(f"should be a JSON object, not {entry!r:.40}")
+        raise InputError(f"should be a JSON object, not {entry!r:.40}")
     if missing := [key for key in Question._fields if key not in entry]:
-        raise ValueError(f"lacks {missing[0]!r}; it has {', '.join(entry) or 'nothing'}")
+        raise InputError(f"lacks {missing[0]!r}; it has {', '.join(entry) or 'nothing'}")
     prompt, choices, answer = (entry[key] for key in Question._fields)
     if not isinstance(prompt, str):
-        raise ValueError(f"prompt should be a string, not {prompt!r:.40}")
+        raise InputError(f"prompt should be a string, not {prompt!r:.40}")
     are_texts = isinstance(choices, list) and all(isinstance(c, str) and c.strip() for c in choices)
     if not are_texts or len(choices) < 2:
-        raise ValueError(f"choices should be two or more strings with text, not {choices!r:.60}")
+        raise InputError(f"choices should be two or more strings with text, not {choices!r:.60}")
     if type(answer) is not int or not 0 <= answer < len(choices):
         last = len(choices) - 1
-        raise ValueError(
+        raise InputError(
             f"answer should be the number of a choice, 0 to {last}, not {answer!r:.40}"
         )
     return Question(prompt, choices, answer)
@@ -218,4 +219,4 @@ def _read(path: str) -> str:
     try:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+        raise InputError(f"{path} is not UTF-8 text: {error}") from error

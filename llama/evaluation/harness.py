@@ -39,6 +39,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, make_
 from llama import console
 from llama.engine.sampling import SamplingParams
 from llama.engine.scheduler import Sequence
+from llama.errors import InputError
 from llama.evaluation.scoring import BATCH_TOKENS, log_likelihoods
 from llama.generation import Llama
 from llama.tokenizer import Message
@@ -56,7 +57,7 @@ def find_tasks(names: Items[str], include_path: str | None = None) -> TaskManage
     manager = TaskManager(include_path=include_path)
     if unknown := [name for name in names if not manager.match_tasks([name])]:
         place = f" nor in {include_path}" if include_path else ""
-        raise ValueError(
+        raise InputError(
             f"there is no task {unknown[0]!r} in lm-eval{place}; `lm-eval ls tasks` lists them, "
             "and --include_path adds a folder of your own"
         )
@@ -178,7 +179,7 @@ class HarnessModel(TemplateLM):
         """
         for message in chat_history:
             if spelled := self._special.search(message["content"]):
-                raise ValueError(
+                raise InputError(
                     f"a {message['role']}'s message has {spelled[0]}, the name of a special token, "
                     "in its text; lm-eval's chat prompts have no other way to write that token"
                 )
@@ -259,12 +260,12 @@ class HarnessModel(TemplateLM):
         if options.get("num_beams") == 1:
             del options["num_beams"]
         if unknown := sorted(set(options) - set(_SETTINGS)):
-            raise ValueError(
+            raise InputError(
                 f"generation_kwargs has {unknown[0]}={options[unknown[0]]!r}, which is not "
                 f"supported; besides temperature, do_sample and until there are {_SETTINGS}"
             )
         if wanted >= self.max_length:
-            raise ValueError(
+            raise InputError(
                 f"answers of {wanted} tokens leave no room for a prompt in the context of "
                 f"{self.max_length}; ask for fewer by --gen_kwargs max_gen_toks=..."
             )

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from llama import console
 from llama.engine.sampling import NonFiniteLogitsError
+from llama.errors import InputError, InputTypeError
 from llama.model import Transformer
 from llama.tokenizer import ChatFormat, Tokenizer
 
@@ -107,7 +108,7 @@ def score_texts(
     string instead of several, and NonFiniteLogitsError for a broken model.
     """
     if isinstance(texts, str):
-        raise TypeError("texts should be a list of strings, not one string")
+        raise InputTypeError("texts should be a list of strings, not one string")
     context = model.params.max_seq_len
     reads = []
     for text in texts:
@@ -116,7 +117,7 @@ def score_texts(
             window = ids[start : start + context + 1]
             reads.append(_Read(window[:-1], list(range(len(window) - 1)), window[1:]))
     if not reads:
-        raise ValueError("no text to score: give at least one that is not empty")
+        raise InputError("no text to score: give at least one that is not empty")
     nats = -sum(float(logprobs.sum()) for logprobs, _ in _score(model, reads, batch_tokens))
     tokens = sum(len(read.targets) for read in reads)
     return TextScore(nats, tokens, sum(map(_size, texts)))
@@ -140,9 +141,9 @@ def log_likelihoods(
     for i, (context, continuation) in enumerate(pairs):
         if not context or not continuation:
             name = "continuation" if context else "context"
-            raise ValueError(f"pairs[{i}] has an empty {name}; it needs at least one token")
+            raise InputError(f"pairs[{i}] has an empty {name}; it needs at least one token")
         if len(continuation) > limit:
-            raise ValueError(
+            raise InputError(
                 f"the continuation of pairs[{i}] has {len(continuation)} tokens, but the context "
                 f"is {limit} (max_seq_len); shorten it or build with a larger max_seq_len"
             )
@@ -180,7 +181,7 @@ def score_choices(
     ValueError where there is no question, and as `log_likelihoods`.
     """
     if not questions:
-        raise ValueError("no questions to answer: give at least one")
+        raise InputError("no questions to answer: give at least one")
     pairs = []
     for question in questions:
         if chat:
@@ -242,7 +243,7 @@ def _score(
     likely token of all, bool (n,).
     """
     if batch_tokens < 1:
-        raise ValueError(f"batch_tokens={batch_tokens} should be 1 or more")
+        raise InputError(f"batch_tokens={batch_tokens} should be 1 or more")
     device = model.norm.weight.device
     scores: dict[int, tuple[Tensor, Tensor]] = {}
     lengths = [len(read.tokens) for read in reads]

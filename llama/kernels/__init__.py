@@ -26,6 +26,7 @@ from torch import Tensor
 
 from llama import console
 from llama.cache import KVCache
+from llama.errors import InputError
 from llama.kernels.compiler import compiled
 
 TILE, GROUP = 16, 32  # outputs side by side, and inputs that share a scale; linear.h has them too
@@ -138,7 +139,7 @@ def pack(weight: Tensor, bits: int) -> Packed:
     """
     n, k = weight.shape
     if n % TILE or k % GROUP:
-        raise ValueError(f"a matrix of {n} x {k} can't be packed in tiles of {TILE} x {GROUP}")
+        raise InputError(f"a matrix of {n} x {k} can't be packed in tiles of {TILE} x {GROUP}")
     native = library("inference")
     if native is not None:
         data = torch.empty(n // TILE, k // GROUP, GROUP * TILE * bits // 8, dtype=torch.uint8)

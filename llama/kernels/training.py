@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llama import kernels
+from llama.errors import InputError, InputTypeError
 
 _MOST_HEAD_DIM = 128  # in documents.c
 _MOST_USES = 3  # of a norm, in training.c
@@ -61,16 +62,18 @@ def add_rms_norm(
     """
     _check_dtype(x.dtype, x=x)
     if dtype not in (x.dtype, torch.bfloat16):
-        raise TypeError(f"the norm of x in {x.dtype} is made in that or bfloat16, not in {dtype}")
+        raise InputTypeError(
+            f"the norm of x in {x.dtype} is made in that or bfloat16, not in {dtype}"
+        )
     if branch is not None:
         _check_dtype(dtype, branch=branch)
     if weight.shape != x.shape[-1:] or (branch is not None and branch.shape != x.shape):
         added = "none" if branch is None else tuple(branch.shape)
-        raise ValueError(
+        raise InputError(
             f"x {tuple(x.shape)}, weight {tuple(weight.shape)} and branch {added} do not fit"
         )
     if not 1 <= uses <= _MOST_USES:
-        raise ValueError(f"uses={uses} should be from 1 to {_MOST_USES}")
+        raise InputError(f"uses={uses} should be from 1 to {_MOST_USES}")
     return _AddRMSNorm.apply(x, branch, weight.float(), eps, dtype, uses)
 
 
@@ -81,7 +84,7 @@ def gate(gates: Tensor, ups: Tensor) -> Tensor:
     """
     _check_dtype(gates.dtype, gates=gates, ups=ups)
     if gates.shape != ups.shape:
-        raise ValueError(f"gates {tuple(gates.shape)} and ups {tuple(ups.shape)} differ in shape")
+        raise InputError(f"gates {tuple(gates.shape)} and ups {tuple(ups.shape)} differ in shape")
     return _Gate.apply(gates, ups)
 
 
@@ -99,7 +102,7 @@ def attend(
     """
     _check_dtype(q.dtype, q=q, k=k, v=v)
     if not trains(head_dim):
-        raise ValueError(f"no kernel for heads of {head_dim}: `trains` says for which there is")
+        raise InputError(f"no kernel for heads of {head_dim}: `trains` says for which there is")
     batch, seq, width = q.shape
     turns = (seq, head_dim // 2)
     if (
@@ -112,7 +115,7 @@ def attend(
         or (positions is not None and positions.shape != (batch, seq))
     ):
         places = "none" if positions is None else tuple(positions.shape)
-        raise ValueError(
+        raise InputError(
             f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} with heads of "
             f"{head_dim} do not fit together, or not with rotations {tuple(freqs_cis.shape)} in "
             f"{freqs_cis.dtype} or positions {places}"
@@ -131,7 +134,7 @@ def loss_rows_(logits: Tensor, targets: Tensor, scale: float) -> Tensor:
     """
     _check_dtype(logits.dtype, logits=logits)
     if logits.dim() != 2 or not logits.is_contiguous() or targets.shape != logits.shape[:1]:
-        raise ValueError(
+        raise InputError(
             f"logits {tuple(logits.shape)} should be (rows, vocab) and contiguous, and targets "
             f"{tuple(targets.shape)} (rows,)"
         )
@@ -291,9 +294,9 @@ def _native(name: str, dtype: torch.dtype) -> Any:
 def _check_dtype(dtype: torch.dtype, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if tensor.device.type != "cpu" or tensor.dtype not in _ENDINGS:
-            raise TypeError(
+            raise InputTypeError(
                 f"{name} is {tensor.dtype} on {tensor.device}; the kernel takes float32 or "
                 "bfloat16 on a CPU"
             )
         if tensor.dtype != dtype:
-            raise TypeError(f"{name} is {tensor.dtype} where {dtype} is expected")
+            raise InputTypeError(f"{name} is {tensor.dtype} where {dtype} is expected")

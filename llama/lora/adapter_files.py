@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from llama.args import ModelArgs, is_linear, weight_shapes
+from llama.errors import InputError, MissingFileError
 from llama.storage import huggingface_names
 from llama.storage.files import Folder, read_json
 from llama.storage.sharding import Weight
@@ -65,7 +66,7 @@ def open_adapter(path: str | Path, args: ModelArgs) -> Adapter:
     folder = Folder(path)
     tensors = next((name for name in _TENSORS if name in folder.names), None)
     if _CONFIG not in folder.names or tensors is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no adapter in {folder.path} (it holds {', '.join(folder.names[:8]) or 'nothing'}); "
             f"give a folder with {_CONFIG} and {_TENSORS[0]}"
         )
@@ -78,7 +79,7 @@ def open_adapter(path: str | Path, args: ModelArgs) -> Adapter:
     names = {_module(name): name for name in shapes}
     chosen = _chosen(config, where, list(names), file)
     if trouble := _misfit(set(file.tensors), chosen):
-        raise ValueError(
+        raise InputError(
             f"{file.where} {trouble}, which does not fit {where} and a model of {args.n_layers} "
             f"layers; {made_for}"
         )
@@ -88,7 +89,7 @@ def open_adapter(path: str | Path, args: ModelArgs) -> Adapter:
         for part, shape in zip(_PARTS, ((r, k), (n, r), (n, k)), strict=True):
             stored = file.tensors.get(_key(module, part))
             if stored and stored.shape != shape:
-                raise ValueError(
+                raise InputError(
                     f"{_key(module, part)} in {file.where} has shape {stored.shape}, but r={r} and "
                     f"the model ask for {shape}; {made_for}"
                 )
@@ -123,7 +124,7 @@ def _key(module: str, part: str) -> str:
 
 def _finite(stored: StoredTensor, key: str) -> StoredTensor:
     if not stored.map().isfinite().all():
-        raise ValueError(
+        raise InputError(
             f"{key} in {stored.file.where} holds numbers that are not finite: its training went "
             "wrong, or the file is damaged"
         )
@@ -133,21 +134,21 @@ def _finite(stored: StoredTensor, key: str) -> StoredTensor:
 def _read_scale(config: dict[str, Any], where: str) -> tuple[int, float]:
     """r, and what B A is multiplied by. Raises ValueError for what is not computed here."""
     if config.get("peft_type") != "LORA":
-        raise ValueError(
+        raise InputError(
             f"{where} has peft_type={config.get('peft_type')!r:.40}; only LORA can be read"
         )
     for key, value in config.items():
         computed = value in _COMPUTED.get(key, ()) or not value
         if not computed and key not in _READ | _WITHOUT_EFFECT:
-            raise ValueError(
+            raise InputError(
                 f"{where} has {key}={value!r:.80}, which is not computed here; merge it into its "
                 "model with peft (merge_and_unload), or train it without that"
             )
     r, alpha = config.get("r"), config.get("lora_alpha")
     if isinstance(r, bool) or not isinstance(r, int) or r < 1:
-        raise ValueError(f"{where}: r is {r!r:.40}, not a whole number of 1 or more")
+        raise InputError(f"{where}: r is {r!r:.40}, not a whole number of 1 or more")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise ValueError(f"{where}: lora_alpha is {alpha!r:.40}, not a number")
+        raise InputError(f"{where}: lora_alpha is {alpha!r:.40}, not a number")
     return r, alpha / (math.sqrt(r) if config.get("use_rslora") else r)
 
 
@@ -157,7 +158,7 @@ def _chosen(config: dict[str, Any], where: str, modules: list[str], file: Tensor
     if isinstance(names, str):
         return [m for m in modules if {_key(m, part) for part in _PARTS[:2]} & set(file.tensors)]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{where}: target_modules is {names!r:.80}, not a list of names")
+        raise InputError(f"{where}: target_modules is {names!r:.80}, not a list of names")
     chosen = [m for m in modules if any(f".{m}".endswith(f".{name}") for name in names)]
     if layers is None:
         return chosen

@@ -8,9 +8,9 @@
     save_adapter(model, "polite", base="Llama-3.2-1B-Instruct")
     Llama.build("Llama-3.2-1B-Instruct", adapter="polite", quantize="int4")
 
-W may be in any format of `llama.quantization`: that comes first, and adapters go on top of what it has
-made. Of the ranks that share a model each holds, where a layer's outputs are cut, all of A and its
-rows of B, and where the inputs are cut, its columns of A and all of B.
+W may be in any format of `llama.quantization`: that comes first, and adapters go on top. Of the
+ranks that share a model each holds, where a layer's outputs are cut, all of A and its rows of B,
+and where the inputs are cut, its columns of A and all of B.
 """
 
 import math
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from llama import console, distributed, kernels
 from llama.args import is_linear, weight_shapes
+from llama.errors import InputError, InputTypeError
 from llama.lora.adapter_files import Adapter, open_adapter, write_adapter
 from llama.model import Transformer
 from llama.storage.sharding import Region, share
@@ -53,13 +54,13 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
-            raise ValueError(f"LoRA's r={self.r!r} should be a whole number of 1 or more")
+            raise InputError(f"LoRA's r={self.r!r} should be a whole number of 1 or more")
         if not 0 < self.alpha < math.inf:
-            raise ValueError(f"LoRA's alpha={self.alpha!r} should be greater than 0")
+            raise InputError(f"LoRA's alpha={self.alpha!r} should be greater than 0")
         if isinstance(self.targets, str) or not self.targets:
-            raise TypeError(f"LoRA's targets={self.targets!r} should be some of {TARGETS}")
+            raise InputTypeError(f"LoRA's targets={self.targets!r} should be some of {TARGETS}")
         if unknown := [name for name in self.targets if name not in TARGETS]:
-            raise ValueError(
+            raise InputError(
                 f"LoRA's targets name {', '.join(map(repr, unknown))}; possible are "
                 + ", ".join(TARGETS)
             )
@@ -122,7 +123,7 @@ def add_lora(model: Transformer, config: LoraConfig) -> None:
     """
     ranks, kv_heads = distributed.model_parallel_size(), model.params.kv_heads
     if ranks > kv_heads:
-        raise ValueError(
+        raise InputError(
             f"{ranks} ranks share {kv_heads} KV head(s), which works for inference only; train an "
             f"adapter on at most {kv_heads} rank(s)"
         )
@@ -179,7 +180,7 @@ def save_adapter(model: Transformer, folder: str | Path, base: str | Path | None
             (n, k), r, scale = shapes[f"{name}.weight"], len(layer.lora_A), layer.scale
             layers[name] = _whole(layer.lora_A, (r, k)), _whole(layer.lora_B, (n, r))
     if not layers:
-        raise ValueError("the model has no adapter to save; add_lora puts one there")
+        raise InputError("the model has no adapter to save; add_lora puts one there")
     if console.is_main():
         write_adapter(folder, layers, scale, model.params, base)
 
@@ -197,7 +198,7 @@ def _regions(model: Transformer) -> dict[str, Region]:
 
 def _adapt(model: Transformer, parts: dict[str, tuple[Tensor, Tensor]], scale: float) -> None:
     if lora_parameters(model):
-        raise ValueError("the model has an adapter already; build it anew for another one")
+        raise InputError("the model has an adapter already; build it anew for another one")
     model.requires_grad_(False)
     device = model.norm.weight.device
     for name, (a, b) in parts.items():

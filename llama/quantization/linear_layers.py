@@ -32,6 +32,7 @@ from fairscale.nn.model_parallel.mappings import (
 from torch import Tensor, nn
 
 from llama import distributed, kernels
+from llama.errors import InputError
 from llama.model import Transformer, TransformerBlock
 from llama.quantization import packed_formats
 from llama.quantization.cuda_packed import OLDEST, CudaPacked, repack
@@ -142,16 +143,16 @@ def _unpacked(packed: kernels.Packed | CudaPacked) -> Tensor:
 def check_format(name: str, device: torch.device, dtype: torch.dtype) -> None:
     """Raises ValueError where a model of that dtype can't have weights of that format there."""
     if name not in FORMATS:
-        raise ValueError(f"quantize={name!r} is none of {', '.join(FORMATS[1:])}")
+        raise InputError(f"quantize={name!r} is none of {', '.join(FORMATS[1:])}")
     if device.type not in ("cpu", "cuda") or dtype != torch.bfloat16:
-        raise ValueError(
+        raise InputError(
             f"{name} weights are multiplied with bfloat16 on a CPU or an NVIDIA GPU, "
             f"not with {dtype} on {device}"
         )
     if device.type == "cuda" and name in packed_formats.PACKED:
         capability = torch.cuda.get_device_capability(device)
         if capability < OLDEST:
-            raise ValueError(
+            raise InputError(
                 f"{name} weights need a GPU of compute capability 8.0 or more; "
                 f"{device} has {capability[0]}.{capability[1]}"
             )
@@ -172,7 +173,7 @@ def use_format(model: Transformer, name: str) -> None:
                 try:
                     layer = InferenceLinear(child, bits)
                 except ValueError as error:
-                    raise ValueError(f"{name}: {child_name}: {error}") from error
+                    raise InputError(f"{name}: {child_name}: {error}") from error
                 setattr(module, child_name, layer)
     if model.norm.weight.device.type == "cpu":
         for i, block in enumerate(model.layers):
@@ -188,7 +189,7 @@ def pack_blocks(blocks: Iterable[Tensor], bits: int, name: str) -> Iterator[kern
     for block in blocks:
         packed = kernels.pack(block.contiguous(), bits)
         if not packed.scales.isfinite().all():
-            raise ValueError(f"{name} has values that int{bits} can't hold")
+            raise InputError(f"{name} has values that int{bits} can't hold")
         yield packed
 
 
@@ -240,6 +241,6 @@ def divergence(
                 )
                 count += end - start
     if not count:
-        raise ValueError("no text to compare on: give at least two tokens")
+        raise InputError("no text to compare on: give at least two tokens")
     ours, theirs, kl = (float(value) / count for value in sums)
     return Divergence(ours, theirs, kl, count)

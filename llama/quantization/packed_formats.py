@@ -16,6 +16,7 @@ from collections.abc import Mapping
 import torch
 
 from llama.args import ModelArgs, is_linear, weight_shapes
+from llama.errors import InputError
 from llama.kernels import GROUP, TILE
 
 _BITS = {"int8": 8, "int4": 4}
@@ -39,7 +40,7 @@ def packed_shapes(
     """The shapes of the two tensors. Raises ValueError where a matrix is no number of tiles."""
     n, k = shape
     if n % TILE or k % GROUP:
-        raise ValueError(
+        raise InputError(
             f"{quantize}: {name}: a matrix of {n} x {k} can't be packed in tiles of "
             f"{TILE} x {GROUP}"
         )
@@ -63,7 +64,7 @@ def stored_shapes(
                 stored |= packed_shapes(name, shape, quantize)
             except ValueError as error:
                 where = f", in {ranks} parts" if ranks > 1 else ""
-                raise ValueError(f"{error}{where}") from error
+                raise InputError(f"{error}{where}") from error
         else:
             stored[name] = shape
     return stored

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import quote
 
 from llama import console
+from llama.errors import InputError, MissingFileError
 
 if TYPE_CHECKING:
     import blobfile
@@ -50,13 +51,13 @@ def read_json(path: str) -> dict[str, Any]:
     try:
         data = read_bytes(path)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is not there; a checkpoint needs it") from None
+        raise MissingFileError(f"{path} is not there; a checkpoint needs it") from None
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} {what_it_is(data[:1000]) or f'is not JSON: {error}'}") from error
+        raise InputError(f"{path} {what_it_is(data[:1000]) or f'is not JSON: {error}'}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} should hold a JSON object, not a {type(content).__name__}")
+        raise InputError(f"{path} should hold a JSON object, not a {type(content).__name__}")
     return content
 
 
@@ -108,7 +109,7 @@ class Folder:
     def size(self, name: str) -> int:
         """In bytes, as it was when the folder was listed."""
         if name not in self._sizes:
-            raise FileNotFoundError(f"{self.where(name)} is not there")
+            raise MissingFileError(f"{self.where(name)} is not there")
         return self._sizes[name]
 
     def open(self, name: str) -> BinaryIO:
@@ -134,7 +135,7 @@ def _is_remote(path: str | os.PathLike[str]) -> bool:
     if "://" not in os.fspath(path):
         return False
     if not _STORES.match(os.fspath(path)):
-        raise ValueError(
+        raise InputError(
             f"{path} is not an address of a kind that can be read: gs://BUCKET/..., "
             "az://ACCOUNT/CONTAINER/... or https://ACCOUNT.blob.core.windows.net/CONTAINER/...; "
             "download it and give its path"
@@ -159,9 +160,9 @@ def _list_remote(path: str) -> dict[str, int]:
     raise _no_folder(path, is_file)
 
 
-def _no_folder(path: str, is_file: bool) -> FileNotFoundError:
+def _no_folder(path: str, is_file: bool) -> MissingFileError:
     what = "is a file" if is_file else "is not there"
-    return FileNotFoundError(f"checkpoint folder {path} {what}; give the folder that holds it")
+    return MissingFileError(f"checkpoint folder {path} {what}; give the folder that holds it")
 
 
 def _store() -> blobfile.Context:
@@ -196,7 +197,7 @@ def _errors_name(path: str) -> Iterator[None]:
     except blobfile.RequestFailure as error:
         status = error.response_status
         if status == 404:
-            raise FileNotFoundError(f"{path} is not there") from error
+            raise MissingFileError(f"{path} is not there") from error
         if status in (401, 403):
             raise PermissionError(
                 f"{path}: its store refuses access ({status}); log in with `{login}`, "

@@ -33,6 +33,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
+from llama.errors import InputError
 from llama.storage.files import AGAIN, Folder, what_it_is
 
 # The dtypes that weights come in, by their names in safetensors and in torch's pickles.
@@ -81,7 +82,7 @@ class TensorFile:
             file.seek(start)
             header = file.read(30)
         if len(header) < 30 or header[:4] != b"PK\x03\x04":
-            raise ValueError(f"{self.where} does not have {record} where it should be; {AGAIN}")
+            raise InputError(f"{self.where} does not have {record} where it should be; {AGAIN}")
         name_and_extra = struct.unpack("<HH", header[26:30])
         return start + 30 + sum(name_and_extra)
 
@@ -92,7 +93,7 @@ class TensorFile:
         each would cost a file descriptor. The others let go of their memory one by one.
         """
         if offset + nbytes > self.size:
-            raise ValueError(
+            raise InputError(
                 f"{self.where} should have {offset + nbytes:,} bytes and more; {AGAIN}"
             )
         if not keep:
@@ -145,7 +146,7 @@ def open_tensors(folder: Folder, name: str) -> TensorFile:
         try:
             (_read_safetensors if kind == ".safetensors" else _read_zip)(file, stream)
         except _Refused as error:
-            raise ValueError(f"{file.where} {error}") from None
+            raise InputError(f"{file.where} {error}") from None
         except (*_MALFORMED, OSError) as error:
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek before byte 0
                 raise
@@ -155,7 +156,7 @@ def open_tensors(folder: Folder, name: str) -> TensorFile:
                 error = ValueError("it was cut off, since a .pth ends with a list of its parts")
             trouble = what_it_is(head)
             trouble = trouble or f"is no complete {kind} file: {error}; {AGAIN}"
-            raise ValueError(f"{file.where} ({file.size:,} bytes) {trouble}") from error
+            raise InputError(f"{file.where} ({file.size:,} bytes) {trouble}") from error
     return file
 
 
@@ -174,7 +175,7 @@ def _read_safetensors(file: TensorFile, stream: BinaryIO) -> None:
     """8 bytes: the length of the header; the header, in JSON; the bytes of the tensors."""
     (length,) = struct.unpack("<Q", stream.read(8))
     if length > file.size - 8:
-        raise ValueError(f"its header should have {length:,} bytes")
+        raise InputError(f"its header should have {length:,} bytes")
     header = json.loads(stream.read(length))
     header.pop("__metadata__", None)
     for name, entry in header.items():
@@ -184,16 +185,16 @@ def _read_safetensors(file: TensorFile, stream: BinaryIO) -> None:
         dtype = _SAFETENSORS[entry["dtype"]]
         tensor = StoredTensor(file, 8 + length + begin, 0, dtype, shape, _contiguous(shape))
         if any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
-            raise ValueError(f"{name} has shape {shape} at {begin} to {end}")
+            raise InputError(f"{name} has shape {shape} at {begin} to {end}")
         if tensor.nbytes != end - begin:
-            raise ValueError(f"{name} of shape {shape} has {end - begin:,} bytes")
+            raise InputError(f"{name} of shape {shape} has {end - begin:,} bytes")
         if 8 + length + end > file.size:
-            raise ValueError(f"{name} should end at byte {8 + length + end:,}: it was cut off")
+            raise InputError(f"{name} should end at byte {8 + length + end:,}: it was cut off")
         file.tensors[name] = tensor
     at = 8 + length
     for name, tensor in sorted(file.tensors.items(), key=lambda t: (t[1].record, t[1].nbytes)):
         if tensor.record != at:
-            raise ValueError(f"{name} should begin where the one before it ends, at byte {at:,}")
+            raise InputError(f"{name} should begin where the one before it ends, at byte {at:,}")
         at += tensor.nbytes
 
 
@@ -252,7 +253,7 @@ class _Unpickler(pickle.Unpickler):
         record = f"{self.root}data/{key}"
         info = self.records[record]
         if kind != "storage" or info.file_size < count * dtype.itemsize:
-            raise ValueError(f"{record} has {info.file_size:,} bytes for {count:,} numbers")
+            raise InputError(f"{record} has {info.file_size:,} bytes for {count:,} numbers")
         if info.compress_type != zipfile.ZIP_STORED:
             raise _Refused("is compressed, so it can't be mapped; save it again with torch.save")
         return record, dtype, count
@@ -260,7 +261,7 @@ class _Unpickler(pickle.Unpickler):
     def _tensor(self, storage: Any, start: int, shape: Any, stride: Any, *_: Any) -> StoredTensor:
         record, dtype, count = storage
         if min((start, *shape, *stride)) < 0 or start + _extent(shape, stride) > count:
-            raise ValueError(f"{record} has {count:,} numbers, too few for the shape {shape}")
+            raise InputError(f"{record} has {count:,} numbers, too few for the shape {shape}")
         return StoredTensor(self.file, record, start, dtype, tuple(shape), tuple(stride))
 
 

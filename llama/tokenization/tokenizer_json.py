@@ -13,6 +13,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from llama.errors import InputError
+
 FETCH_AGAIN = "if the file was cut off or changed, download or copy it again"
 
 # What a tokenizer.json has to say to mean the same as ranks; Llama 3's says the first of each.
@@ -56,10 +58,10 @@ def parse_tokenizer_json(path: str, data: bytes) -> tuple[dict[bytes, int], dict
     try:
         config = json.loads(data)
     except ValueError as error:
-        raise ValueError(f"{path} is no whole JSON ({error}); {FETCH_AGAIN}") from None
+        raise InputError(f"{path} is no whole JSON ({error}); {FETCH_AGAIN}") from None
     if "model" not in config:
         keys = ", ".join(config)
-        raise ValueError(
+        raise InputError(
             f"{path} is JSON, but no tokenizer.json: it has no model, but {keys:.60}; "
             "give the tokenizer.json or the tokenizer.model"
         )
@@ -75,10 +77,10 @@ def parse_tokenizer_json(path: str, data: bytes) -> tuple[dict[bytes, int], dict
         # Training lists special tokens in the vocabulary too, where plain text might reach them.
         if vocab.pop(name, token_id) != token_id:
             what = f"{name} has id {token_id} in added_tokens, but another in model.vocab"
-            raise ValueError(f"{path}: {what}; {FETCH_AGAIN}")
+            raise InputError(f"{path}: {what}; {FETCH_AGAIN}")
     ids = [*vocab.values(), *special.values()]
     if missing := set(range(len(ids))).difference(i for i in ids if type(i) is int):
-        raise ValueError(
+        raise InputError(
             f"{path}: the {len(ids)} tokens of model.vocab and added_tokens should have the ids 0 "
             f"to {len(ids) - 1}, each once, but none has {min(missing)}; {FETCH_AGAIN}"
         )
@@ -115,8 +117,8 @@ def _at(config: Any, keys: str) -> Any:
     return config
 
 
-def _unlike_llama3(path: str, what: str) -> ValueError:
-    return ValueError(f"{path} is unlike Llama 3's: {what}; give the tokenizer.model instead")
+def _unlike_llama3(path: str, what: str) -> InputError:
+    return InputError(f"{path} is unlike Llama 3's: {what}; give the tokenizer.model instead")
 
 
 def _check_merges(path: str, model: dict[str, Any], vocab: dict[str, int]) -> None:
@@ -139,7 +141,7 @@ def _check_merges(path: str, model: dict[str, Any], vocab: dict[str, int]) -> No
         pair = merge.split(" ") if isinstance(merge, str) else merge
         if not (isinstance(pair, list) and len(pair) == 2 and _are_tokens(pair, vocab)):
             what = f"model.merges has {merge!r:.60}, not two tokens that make a third"
-            raise ValueError(f"{path}: {what}; {FETCH_AGAIN}")
+            raise InputError(f"{path}: {what}; {FETCH_AGAIN}")
         made_id = vocab["".join(pair)]
         if made_id < last_id:
             what = f"model.merges has {merge!r:.60} for id {made_id} after one for id {last_id}"
@@ -196,7 +198,7 @@ def write_tokenizer_json(
         pairs.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
         merges += [f"{left} {right}" for left, right in pairs]
     if twice := [name for name, _ in special if name in vocab]:
-        raise ValueError(f"{path}: {twice[0]} is a special token and an ordinary one; rename it")
+        raise InputError(f"{path}: {twice[0]} is a special token and an ordinary one; rename it")
     # Outside of the vocabulary only the ids after it can be given.
     vocab |= {name: token_id for name, token_id in special if token_id < by_rank[-1][1]}
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)

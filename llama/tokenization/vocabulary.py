@@ -15,6 +15,7 @@ from pathlib import Path
 import sentencepiece
 import tiktoken
 
+from llama.errors import InputError
 from llama.storage import files
 from llama.tokenization.tokenizer_json import FETCH_AGAIN, parse_tokenizer_json
 
@@ -39,7 +40,7 @@ def open_vocabulary(path: str) -> TiktokenVocabulary | SentencePieceVocabulary:
         ranks = _parse_ranks(path, data)
         return TiktokenVocabulary(path, ranks, _llama3_special_tokens(len(ranks)), LLAMA3_PATTERN)
     if problem := files.what_it_is(data[:1000]):
-        raise ValueError(f"{path} {problem}")
+        raise InputError(f"{path} {problem}")
     if data.lstrip().startswith(b"{"):
         return TiktokenVocabulary(path, *parse_tokenizer_json(path, data))
     return SentencePieceVocabulary(path, data)
@@ -55,7 +56,7 @@ class TiktokenVocabulary:
         self, name: str, ranks: dict[bytes, int], special_tokens: dict[str, int], pattern: str
     ):
         if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
-            raise ValueError(f"{name} has no token for the single byte {missing[0]:#04x}")
+            raise InputError(f"{name} has no token for the single byte {missing[0]:#04x}")
         self.ranks = ranks
         self.special_tokens = special_tokens
         self.pattern = pattern
@@ -75,7 +76,7 @@ class TiktokenVocabulary:
                 name, pat_str=whole, mergeable_ranks=ranks, special_tokens=special_tokens
             )
         except ValueError as error:
-            raise ValueError(f"{name}: {pattern!r} is no pattern for words: {error}") from None
+            raise InputError(f"{name}: {pattern!r} is no pattern for words: {error}") from None
 
     def encode(self, s: str, allowed: set[str]) -> list[int]:
         ids: list[int] = []
@@ -102,14 +103,14 @@ class SentencePieceVocabulary:
         try:
             sp.LoadFromSerializedProto(data)
         except RuntimeError:
-            raise ValueError(
+            raise InputError(
                 f"{path} is neither tiktoken ranks nor a tokenizer.json nor a SentencePiece model; "
                 f"{FETCH_AGAIN}"
             ) from None
         self.n_words = sp.vocab_size()
         self.bos_id, self.eos_id, unk_id = sp.bos_id(), sp.eos_id(), sp.unk_id()
         if min(self.bos_id, self.eos_id, unk_id) < 0:
-            raise ValueError(f"{path} is a SentencePiece model, but lacks <s>, </s> or <unk>")
+            raise InputError(f"{path} is a SentencePiece model, but lacks <s>, </s> or <unk>")
         self.pad_id = sp.pad_id() if sp.pad_id() >= 0 else unk_id
         self.stop_tokens = {self.eos_id}
         special_ids = (i for i in range(self.n_words) if sp.is_control(i) or sp.is_unknown(i))
@@ -178,11 +179,11 @@ def _parse_ranks(path: str, data: bytes) -> dict[bytes, int]:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except ValueError:
-            raise ValueError(
+            raise InputError(
                 f"{path}: {line[:60]!r} is not a token in base64 and its rank; {FETCH_AGAIN}"
             ) from None
     if sorted(ranks.values()) != list(range(len(lines))):
-        raise ValueError(
+        raise InputError(
             f"{path}: {len(lines)} lines should give as many tokens the ranks 0 to "
             f"{len(lines) - 1}, each once, but some are repeated or missing; {FETCH_AGAIN}"
         )
@@ -204,7 +205,7 @@ def write_tiktoken_ranks(vocabulary: TiktokenVocabulary, path: Path) -> None:
     if vocabulary.pattern != LLAMA3_PATTERN:
         wrong.append(f"the pattern is {vocabulary.pattern!r:.60}")
     if wrong:
-        raise ValueError(
+        raise InputError(
             f"{path}: a file of ranks implies the special tokens and the pattern of Llama 3, but "
             f"here {wrong[0]}; write a tokenizer.json"
         )

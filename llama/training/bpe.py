@@ -18,6 +18,7 @@ from typing import Any, Literal
 import sentencepiece
 
 from llama import console
+from llama.errors import InputError
 from llama.tokenization.tokenizer_json import BYTES
 from llama.tokenization.vocabulary import LLAMA3_PATTERN, rank_lines
 from llama.training.documents import find_sources, read_texts
@@ -62,13 +63,13 @@ def train_tokenizer(
     single bytes and characters, or where `tokenizers` is not installed.
     """
     if kind not in SPECIAL_TOKENS:
-        raise ValueError(f"kind {kind!r} is none of {', '.join(SPECIAL_TOKENS)}")
+        raise InputError(f"kind {kind!r} is none of {', '.join(SPECIAL_TOKENS)}")
     learn = _sentencepiece if kind == "sentencepiece" else _tiktoken
     # Half of a surrogate pair, which JSON can spell, becomes U+FFFD, as in Tokenizer.encode.
     valid = (t.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for t in texts)
     found, content = learn(valid, n_ranks, digits)
     if found != n_ranks:
-        raise ValueError(
+        raise InputError(
             f"the texts give {found} ranks, not {n_ranks}; use more text, or a vocab_size of at "
             f"most {found + SPECIAL_TOKENS[kind]}"
         )
@@ -82,13 +83,13 @@ def _tiktoken(texts: Iterator[str], n_ranks: int, digits: bool) -> tuple[int, by
     try:
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
     except ImportError as error:
-        raise ValueError(
+        raise InputError(
             f"a tokenizer of tiktoken's kind is learned by tokenizers ({error}): "
             "pip install 'llama[train]'"
         ) from error
 
     if n_ranks < 256:
-        raise ValueError(
+        raise InputError(
             f"n_ranks={n_ranks}: every one of the 256 bytes needs a rank, so vocab_size is at "
             f"least {256 + SPECIAL_TOKENS['tiktoken']}"
         )
@@ -116,7 +117,7 @@ def _tiktoken(texts: Iterator[str], n_ranks: int, digits: bool) -> tuple[int, by
 def _sentencepiece(texts: Iterator[str], n_ranks: int, digits: bool) -> tuple[int, bytes]:
     words = _words(texts)
     if not words:
-        raise ValueError("no text to learn from; give some that is not blank")
+        raise InputError("no text to learn from; give some that is not blank")
     model = io.BytesIO()
     special = SPECIAL_TOKENS["sentencepiece"]
     try:
@@ -133,8 +134,8 @@ def _sentencepiece(texts: Iterator[str], n_ranks: int, digits: bool) -> tuple[in
     except RuntimeError as error:
         needed = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
         if not needed:
-            raise ValueError(f"sentencepiece cannot learn from this text: {error}") from error
-        raise ValueError(
+            raise InputError(f"sentencepiece cannot learn from this text: {error}") from error
+        raise InputError(
             f"n_ranks={n_ranks}: the 256 bytes and each character of the text need one, so "
             f"vocab_size is at least {needed[1]}"
         ) from None
@@ -180,7 +181,7 @@ def tokenizer_command(
         )
     if kind not in SPECIAL_TOKENS or type(vocab_size) is not int:
         kinds = ", ".join(SPECIAL_TOKENS)
-        raise ValueError(f"kind is one of {kinds}, vocab_size a number: {kind!r}, {vocab_size!r}")
+        raise InputError(f"kind is one of {kinds}, vocab_size a number: {kind!r}, {vocab_size!r}")
     sources = find_sources(data_path)
     size = sum(source.stat().st_size for source in sources)
     with console.progress(size, "Reading") as bar:
@@ -192,6 +193,3 @@ def tokenizer_command(
 
         train_tokenizer(seen(), vocab_size - SPECIAL_TOKENS[kind], path, kind, digits)
     console.say(f"{path}: {vocab_size:,} tokens, {SPECIAL_TOKENS[kind]} of them special")
-
-
-COMMANDS = {"train": tokenizer_command}

@@ -17,6 +17,7 @@ from llama import console, distributed
 from llama.args import ModelArgs
 from llama.checkpoint.meta_layout import read_params
 from llama.checkpoint.opening import Checkpoint, open_checkpoint
+from llama.errors import InputError, MissingFileError
 from llama.lora.adapter_layers import LoraConfig
 from llama.tokenizer import Tokenizer
 from llama.training.bpe import SPECIAL_TOKENS, train_tokenizer
@@ -186,14 +187,14 @@ def _start_processes(count: int | None, device: torch.device) -> None:
     """Becomes torchrun with `count` processes of this command, where it is more than one."""
     if "RANK" in os.environ:
         if count not in (None, int(os.environ["WORLD_SIZE"])):
-            raise ValueError(
+            raise InputError(
                 f"num_gpus={count}, but torchrun started {os.environ['WORLD_SIZE']} processes"
             )
         return
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     count = max(gpus, 1) if count is None else count
     if count < 1 or (gpus and count > gpus):
-        raise ValueError(f"num_gpus={count}, but this machine has {gpus}")
+        raise InputError(f"num_gpus={count}, but this machine has {gpus}")
     if count == 1:
         return
     cores = (
@@ -208,12 +209,12 @@ def _start_processes(count: int | None, device: torch.device) -> None:
 
 def _check_start(base: str | None, params: str | None, shape: dict[str, int]) -> None:
     if base is not None and (params is not None or shape):
-        raise ValueError(
+        raise InputError(
             f"--base {base} has a shape of its own: leave out {'--params' if params else ''}"
             f"{', '.join(f'--{key}' for key in shape)}"
         )
     if params is not None and shape:
-        raise ValueError(f"--params {params} says the shape: leave out --{', --'.join(shape)}")
+        raise InputError(f"--params {params} says the shape: leave out --{', --'.join(shape)}")
 
 
 def _tokenizer(
@@ -228,7 +229,7 @@ def _tokenizer(
     if path is None and base is not None:
         path = base.tokenizer
         if path is None:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no tokenizer.model in {base.folder.path}; give --tokenizer_path"
             )
     if path is None:
@@ -256,7 +257,7 @@ def _args(
     if base is not None:
         args = base.args
         if max_seq_len is not None and max_seq_len > args.max_seq_len:
-            raise ValueError(
+            raise InputError(
                 f"--max_seq_len {max_seq_len}: {base.folder.path} has {args.max_seq_len} positions"
             )
         return ModelArgs(**{**vars(args), **context})

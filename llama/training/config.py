@@ -7,6 +7,7 @@ import torch
 
 from llama import distributed
 from llama.args import ModelArgs
+from llama.errors import InputError
 from llama.lora.adapter_layers import LoraConfig
 from llama.quantization import packed_formats
 
@@ -60,10 +61,10 @@ class TrainConfig:
         ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name}={value} should be greater than 0")
+                raise InputError(f"{name}={value} should be greater than 0")
         for name in ("final_learning_rate", "decay"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is a share, from 0 to 1")
+                raise InputError(f"{name}={getattr(self, name)} is a share, from 0 to 1")
         for name, value, known in (
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("schedule", self.schedule, SCHEDULES),
@@ -71,27 +72,27 @@ class TrainConfig:
             ("quantize", self.quantize, (None, *packed_formats.PACKED)),
         ):
             if value not in known:
-                raise ValueError(f"{name}={value!r} is none of {', '.join(filter(None, known))}")
+                raise InputError(f"{name}={value!r} is none of {', '.join(filter(None, known))}")
         if self.dtype not in (None, torch.bfloat16, torch.float32):
-            raise ValueError(
+            raise InputError(
                 f"dtype {str(self.dtype).removeprefix('torch.')} has too small a range to train "
                 "in; use bfloat16 or float32"
             )
         if self.weight_decay < 0 or (self.warmup_steps or 0) < 0:
-            raise ValueError("weight_decay and warmup_steps should be 0 or more")
+            raise InputError("weight_decay and warmup_steps should be 0 or more")
         if self.optimizer == "muon" and (
             self.model_parallel_size > 1 or self.data_parallel == "fsdp"
         ):
-            raise ValueError(
+            raise InputError(
                 "muon needs each matrix whole: data_parallel ddp, model_parallel_size 1"
             )
         if self.quantize and not self.lora:
-            raise ValueError(
+            raise InputError(
                 f"quantize={self.quantize!r} is for the frozen weights below an adapter: "
                 "give lora as well, or train in bfloat16"
             )
         if self.lora and self.data_parallel == "fsdp":
-            raise ValueError(
+            raise InputError(
                 "an adapter is trained with ddp, its frozen weights cut by model_parallel_size"
             )
 
@@ -109,7 +110,7 @@ class TrainConfig:
         if self.seq_len is None:
             return min(args.max_seq_len, _LONGEST)
         if self.seq_len > args.max_seq_len:
-            raise ValueError(
+            raise InputError(
                 f"seq_len={self.seq_len} is more than the {args.max_seq_len} positions of the "
                 "model (max_seq_len); train on shorter sequences, or make a model for longer ones"
             )
@@ -118,7 +119,7 @@ class TrainConfig:
     def rows_at_once(self, seq_len: int, processes: int) -> int:
         """Sequences that one of `processes` computes at a time, of its share of a batch."""
         if self.batch_size % processes:
-            raise ValueError(
+            raise InputError(
                 f"batch_size={self.batch_size} is not divisible by the {processes} processes that "
                 "share it"
             )

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from llama import console
+from llama.errors import InputError, MissingFileError
 from llama.storage import files
 from llama.tokenizer import ChatFormat, Dialog, Message, Role, Tokenizer, checked_dialog
 
@@ -79,10 +80,10 @@ def dialog_document(
     the chat format raises.
     """
     if tokenizer.is_sentencepiece and (others := set(learn_roles) - {"assistant"}):
-        raise ValueError(f"Llama 2's format has no turn of {others.pop()!r} that could be learned")
+        raise InputError(f"Llama 2's format has no turn of {others.pop()!r} that could be learned")
     messages = checked_dialog(dialog)
     if not any(m["role"] in learn_roles and m["content"].strip() for m in messages):
-        raise ValueError("the dialog has no answer to learn")
+        raise InputError("the dialog has no answer to learn")
     tokens: list[int] = []
     learn: list[bool] = []
     for role, given, said in ChatFormat(tokenizer).encode_turns(messages):
@@ -109,17 +110,17 @@ def find_sources(data_path: str | Path | Sequence[str | Path]) -> list[Path]:
             for source in _find(name):
                 found.setdefault(source.resolve(), source)
     if not found:
-        raise FileNotFoundError(f"no data in {data_path!r}: give a file, a folder or a pattern")
+        raise MissingFileError(f"no data in {data_path!r}: give a file, a folder or a pattern")
     return list(found.values())
 
 
 def _find(name: str) -> list[Path]:
     if "://" in name:
-        raise ValueError(f"{name}: text to train on has to lie on this machine; download it")
+        raise InputError(f"{name}: text to train on has to lie on this machine; download it")
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
-            raise ValueError(
+            raise InputError(
                 f"{path} is none of {' and '.join(SUFFIXES)}: write texts into a .txt, with a line "
                 f"{_SEPARATOR.decode()} between them, or JSON objects into a .jsonl, one a line"
             )
@@ -130,14 +131,14 @@ def _find(name: str) -> list[Path]:
         matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
         below = [f for m in matches for f in (_files_below(m) if m.is_dir() else [m])]
     else:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path} is not there; give a .txt or .jsonl file, a folder of such, or a pattern"
         )
     fitting = sorted(file for file in below if file.suffix.lower() in SUFFIXES)
     if not fitting:
         kinds = Counter(file.suffix or file.name for file in below)
         there = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(3)) or "nothing"
-        raise FileNotFoundError(f"no .txt or .jsonl in {path}, but {there}")
+        raise MissingFileError(f"no .txt or .jsonl in {path}, but {there}")
     return fitting
 
 
@@ -165,7 +166,7 @@ class BadLines:
     def check(self) -> None:
         """Raises ValueError if there are some and none is to be skipped."""
         if self.count and not self.skip:
-            raise ValueError(f"{self.source}, {self.first} (--skip_bad_lines leaves it out)")
+            raise InputError(f"{self.source}, {self.first} (--skip_bad_lines leaves it out)")
 
     def report(self) -> None:
         """Says how many were skipped, if any."""
@@ -192,7 +193,7 @@ def read_raw(source: Path, bad: BadLines, block_chars: int | None = None) -> Ite
     with source.open("rb") as file:
         head = file.read(_HEAD_BYTES)
         if problem := _problem(head):
-            raise ValueError(f"{source} {problem}")
+            raise InputError(f"{source} {problem}")
         file.seek(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
         if source.suffix.lower() == ".txt":
             yield from _read_texts(file, bad, block_chars)
@@ -250,7 +251,7 @@ def _decoded(data: bytes) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise InputError(
             f"its byte {error.start + 1}, {data[error.start]:#04x}, is not UTF-8; if the file is "
             "Latin-1, `iconv -f LATIN1 -t UTF-8 OLD > NEW` converts it"
         ) from None
@@ -261,31 +262,31 @@ def parse_line(line: bytes) -> str | list[Message]:
     try:
         value = json.loads(_decoded(line))
     except json.JSONDecodeError as error:
-        raise ValueError(f"no JSON: {error.msg} at character {error.colno}") from None
+        raise InputError(f"no JSON: {error.msg} at character {error.colno}") from None
     except RecursionError:
-        raise ValueError("no JSON that could be read: it is nested too deeply") from None
+        raise InputError("no JSON that could be read: it is nested too deeply") from None
     if not isinstance(value, dict):
-        raise ValueError(f"a {type(value).__name__}, where a .jsonl has one JSON object a line")
+        raise InputError(f"a {type(value).__name__}, where a .jsonl has one JSON object a line")
     form = {key for form in _FORMS for key in form if key in value}
     if form not in _FORMS:
-        raise ValueError(
+        raise InputError(
             "it should have one of text, prompt with response, or messages, and has "
             f"{', '.join(value)[:100] or 'no key'}"
         )
     for key in form - {"messages"}:
         if not isinstance(value[key], str):
-            raise ValueError(f"{key} should be a string: {value[key]!r:.60}")
+            raise InputError(f"{key} should be a string: {value[key]!r:.60}")
     if "text" in form:
         return value["text"]
     if "prompt" in form:
         asked, answered = value["prompt"], value["response"]
         return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
     if not isinstance(value["messages"], list):
-        raise ValueError(f"messages should be a list: {value['messages']!r:.60}")
+        raise InputError(f"messages should be a list: {value['messages']!r:.60}")
     try:
         return checked_dialog(value["messages"])
     except TypeError as error:
-        raise ValueError(error) from None
+        raise InputError(error) from None
 
 
 def raw_document(tokenizer: Tokenizer, raw: Raw) -> Document | None:

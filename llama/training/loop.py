@@ -36,6 +36,7 @@ from llama.distributed.hardware_peak import matrix_rate
 from llama.engine.sampling import SamplingParams
 from llama.engine.scheduler import Engine
 from llama.engine.scheduler import Sequence as Prompt
+from llama.errors import InputError
 from llama.lora.adapter_layers import save_adapter
 from llama.tokenizer import Tokenizer
 from llama.training.config import TrainConfig, default_learning_rate, learning_rate
@@ -83,9 +84,9 @@ def train(
         checkpoint.check_tokenizer(tokenizer)
         args = args or checkpoint.args
     if args is None:
-        raise ValueError("give args, the shape of a new model, or base, a checkpoint to start from")
+        raise InputError("give args, the shape of a new model, or base, a checkpoint to start from")
     if args.vocab_size != tokenizer.n_words and checkpoint is None:
-        raise ValueError(
+        raise InputError(
             f"vocab_size is {args.vocab_size}, but {tokenizer.model_path} has {tokenizer.n_words} "
             "tokens"
         )
@@ -124,7 +125,7 @@ class _Run:
         self.held_out, self.held_out_rows = held_out, PackedRows(held_out, self.seq_len, 0)
         in_epoch = self.rows.rows_in_epoch(0)
         if not in_epoch:
-            raise ValueError("the documents have nothing to learn: give some with text")
+            raise InputError("the documents have nothing to learn: give some with text")
         steps = config.steps or math.ceil(config.epochs * in_epoch / config.batch_size)
         self.steps = steps
         self.rate = config.learning_rate or default_learning_rate(
@@ -137,7 +138,7 @@ class _Run:
             found = read_run(state)
             if found["made_by"] != made_by:
                 different = sorted(k for k in made_by if found["made_by"].get(k) != made_by[k])
-                raise ValueError(
+                raise InputError(
                     f"{state} is the state of another run ({', '.join(different)} differ); give "
                     "what that run had to go on with it, or another folder, or delete this one"
                 )
@@ -145,7 +146,7 @@ class _Run:
         elif not (path / STATES).exists() and any(
             (path / name).exists() for name in ("params.json", "config.json")
         ):
-            raise ValueError(
+            raise InputError(
                 f"{path} holds a model that was not trained there; give another folder to write "
                 "to, and to train that model further give it as base"
             )
@@ -280,7 +281,7 @@ class _Run:
             dist.all_reduce(sums, group=distributed.data_parallel_group())
         nats, tokens, told_nats, size = sums.tolist()
         if not tokens:
-            raise ValueError("the held-out documents have nothing to learn")
+            raise InputError("the held-out documents have nothing to learn")
         return Evaluation(nats / tokens, told_nats / math.log(2) / max(size, 1))
 
     def samples(self) -> list[tuple[str, str]]:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llama.errors import InputError
 from llama.training.documents import Document
 from llama.training.tokenized import Documents
 
@@ -60,7 +61,7 @@ class PackedRows:
 
     def __init__(self, documents: Sequence[Document], seq_len: int, seed: int) -> None:
         if seq_len < 1:
-            raise ValueError(f"seq_len={seq_len}: a row has at least one token")
+            raise InputError(f"seq_len={seq_len}: a row has at least one token")
         self.seq_len, self.seed = seq_len, seed
         if isinstance(documents, Documents):
             self.lengths, learned = documents.lengths, documents.learned
@@ -92,7 +93,7 @@ class PackedRows:
         ValueError if there is nothing to learn.
         """
         if not len(self._pieces):
-            raise ValueError("the documents have nothing to learn")
+            raise InputError("the documents have nothing to learn")
         epoch = 0
         while start_row >= self.rows_in_epoch(epoch):
             start_row -= self.rows_in_epoch(epoch)

@@ -21,6 +21,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from llama import console, distributed
+from llama.errors import InputError
 from llama.model import Transformer
 from llama.storage.files import short_size
 
@@ -79,7 +80,7 @@ def read_run(state: Path) -> dict[str, Any]:
     try:
         return json.loads((state / _RUN).read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{state} is no whole state of a run ({error}); delete it") from error
+        raise InputError(f"{state} is no whole state of a run ({error}); delete it") from error
 
 
 def load_state(state: Path, model: Transformer, optimizers: Optimizers) -> None:
@@ -96,7 +97,7 @@ def load_state(state: Path, model: Transformer, optimizers: Optimizers) -> None:
         with _quiet():
             dcp.load(_tensors(model, optimizers), checkpoint_id=state)
     except dcp.CheckpointException as error:
-        raise ValueError(
+        raise InputError(
             f"{state} can't be read into this model: {_reason(error)}; is it of another shape, or "
             "of another model_parallel_size?"
         ) from error

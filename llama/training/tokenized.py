@@ -33,6 +33,7 @@ import numpy as np
 import torch
 
 from llama import console
+from llama.errors import InputError
 from llama.storage.files import cache_root, read_bytes
 from llama.tokenizer import Tokenizer
 from llama.training.documents import BadLines, Document, Raw, find_sources, raw_document, read_raw
@@ -133,7 +134,7 @@ def tokenize(
     disk or a source that changes while it is read.
     """
     if workers is not None and workers < 1:
-        raise ValueError(f"workers={workers}: at least one process has to tokenize")
+        raise InputError(f"workers={workers}: at least one process has to tokenize")
     digest = hashlib.sha256(read_bytes(tokenizer.model_path)).hexdigest()
     sources = [_Source.of(path, digest) for path in find_sources(data_path)]
     stale = [source for source in sources if source.opened() is None]
@@ -356,7 +357,7 @@ def _write(
             written(batch.nbytes)
         if not lengths:
             reason = f": {bad.first}" if bad.count else ", only blank lines"
-            raise ValueError(f"{source.path} has no document to learn from{reason}")
+            raise InputError(f"{source.path} has no document to learn from{reason}")
         offsets = np.cumsum([0, *lengths], dtype=np.int64)
         index = np.concatenate([offsets, np.array(learned)]).astype("<i8").tobytes()
         count = int(offsets[-1])

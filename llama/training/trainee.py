@@ -26,6 +26,7 @@ from llama import distributed
 from llama.args import ModelArgs, weight_shapes
 from llama.checkpoint.loading import empty_model, load_model, packed_layers
 from llama.checkpoint.opening import Checkpoint
+from llama.errors import InputError
 from llama.lora.adapter_layers import LoRALinear, add_lora
 from llama.model import Transformer
 from llama.quantization.linear_layers import check_format, use_format
@@ -96,7 +97,7 @@ class Trainee:
         """The frozen model of a checkpoint with an adapter to be trained."""
         config = self.config
         if base is None or config.lora is None:
-            raise ValueError("an adapter is trained on a model: give the checkpoint to start from")
+            raise InputError("an adapter is trained on a model: give the checkpoint to start from")
         convert = None
         if self._format:
             check_format(self._format, self.device, self.dtype)
