@@ -12,10 +12,12 @@ Remote files go through `blobfile`, which is imported when the first of them is 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
 import re
+import secrets
 import shutil
 import sys
 from collections.abc import Iterator
@@ -33,6 +35,43 @@ AGAIN = "download or copy it again"
 _STORES = re.compile(r"gs://[^/]+|(az://[^/]+|https://[^/]+\.blob\.core\.windows\.net)/[^/]+")
 _HEADER_BYTES = 2**20  # what a stream fetches at a time; more only when asked for more
 _CHUNK_BYTES = 2**24  # each is one request: large enough for its latency not to count
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def expand(path: str | os.PathLike[str]) -> str:
+    """The path with `~` and `~user` replaced, as a shell does; an address stays as it is."""
+    return os.path.expanduser(os.fspath(path))
+
+
+@contextlib.contextmanager
+def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """A new path beside `target`, for a file or a folder that is renamed to `target` at the end.
+
+    Its name is hidden and unique: it replaces nobody's file, and `Folder` does not list it. After
+    an error it is removed. Raises OSError for a full disk.
+    """
+    target = Path(expand(target))
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield partial
+        os.replace(partial, target)
+    except BaseException as error:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            raise OSError(f"the disk of {target} is full: {error.strerror}; make room") from error
+        raise
+
+
+@contextlib.contextmanager
+def atomic_write(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A binary file to write, which becomes `target` when it is whole and on the disk."""
+    with atomic_path(target) as partial, open(partial, "xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -41,7 +80,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     Raises OSError where it cannot be read, and ValueError for a store of another kind.
     """
     if not _is_remote(path):
-        return Path(path).read_bytes()
+        return Path(expand(path)).read_bytes()
     with _errors_name(str(path)), _store().BlobFile(str(path), "rb") as file:
         return file.read()
 
@@ -94,7 +133,7 @@ class Folder:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = os.fspath(path)
+        self.path = expand(path)
         self._is_remote = _is_remote(path)
         sizes = _list_remote(self.path) if self._is_remote else _list_local(self.path)
         self._sizes = {name: sizes[name] for name in sorted(sizes) if not name.startswith(".")}

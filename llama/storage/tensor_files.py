@@ -18,7 +18,6 @@ import io
 import json
 import math
 import mmap
-import os
 import pickle
 import struct
 import sys
@@ -34,7 +33,7 @@ import torch
 from torch import Tensor
 
 from llama.errors import InputError
-from llama.storage.files import AGAIN, Folder, what_it_is
+from llama.storage.files import AGAIN, Folder, atomic_write, what_it_is
 
 # The dtypes that weights come in, by their names in safetensors and in torch's pickles.
 _SAFETENSORS = {
@@ -299,15 +298,11 @@ def write_tensors(
     `written` is told each time how many bytes have been added. The file appears under its name when
     it is whole and on the disk.
     """
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as stream:
+    with atomic_write(path) as stream:
         if path.suffix == ".safetensors":
             _write_safetensors(stream, entries, written)
         else:
             _write_zip(stream, path.stem, entries, written)
-        stream.flush()
-        os.fsync(stream.fileno())
-    part.replace(path)
 
 
 def _write_safetensors(

@@ -31,7 +31,7 @@ import tqdm
 from llama import Llama, console, distributed
 from llama.checkpoint.opening import open_checkpoint
 from llama.storage import files
-from llama.storage.files import Folder, read_bytes, what_it_is
+from llama.storage.files import Folder, atomic_path, atomic_write, read_bytes, what_it_is
 
 BUCKET = "gs://bucket/models/tiny"
 WEIGHTS = os.urandom(300_000)
@@ -666,3 +666,58 @@ def test_a_checkpoint_behind_an_address(store, cache):
     before = store.fetched[f"{address}/consolidated.00.pth"]
     Llama.build(address, f"{address}/tokenizer.model", device="cpu")
     assert store.fetched[f"{address}/consolidated.00.pth"] < before + 50_000
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "notes.txt"
+    target.write_text("old")
+    with atomic_write(target) as file:
+        file.write(b"new")
+        file.flush()
+        assert target.read_text() == "old"
+        assert Folder(tmp_path).names == ["notes.txt"]  # what is being written is hidden
+    assert target.read_text() == "new"
+    assert target.stat().st_mode & 0o777 == 0o666 & ~_umask()  # not a temporary file's 0600
+    assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+def test_what_could_not_be_written_leaves_the_old_file(
+    error: BaseException, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("old")
+    with pytest.raises(type(error)) as raised, atomic_write(tmp_path / "notes.txt") as file:
+        file.write(b"ne")
+        raise error
+    if isinstance(error, OSError):
+        assert "the disk of" in str(raised.value) and "make room" in str(raised.value)
+    assert os.listdir(tmp_path) == ["notes.txt"]
+    assert (tmp_path / "notes.txt").read_text() == "old"
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
+    with pytest.raises(ValueError), atomic_path(tmp_path / "model") as partial:
+        partial.mkdir()
+        (partial / "params.json").write_text("{")
+        raise ValueError
+    assert os.listdir(tmp_path) == []
+    with atomic_path(tmp_path / "model") as partial:
+        partial.mkdir()
+        (partial / "params.json").write_text("{}")
+    assert Folder(tmp_path / "model").names == ["params.json"]
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_bytes(b"a")
+    assert read_bytes("~/a.txt") == b"a"
+    assert Folder("~").where("a.txt") == str(tmp_path / "a.txt")
+    with atomic_write("~/b.txt") as file:
+        file.write(b"b")
+    assert (tmp_path / "b.txt").read_bytes() == b"b"
