@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
 import torch.distributed as dist
 import tqdm
@@ -24,6 +26,20 @@ def notice(text: str) -> None:
     """A line on standard error, in the process that speaks for all."""
     if is_main():
         print(text, file=sys.stderr)
+
+
+def table(rows: Iterable[Sequence[object]]) -> str:
+    """The lines of a table whose columns are two spaces apart, the first one aligned to the left.
+
+    The other columns are aligned to the right. A row may be shorter than others; an empty one is
+    an empty line.
+    """
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip_longest(*texts, fillvalue="")]
+    return "\n".join(
+        "  ".join(f"{cell:{'>' if i else '<'}{widths[i]}}" for i, cell in enumerate(row)).rstrip()
+        for row in texts
+    )
 
 
 def progress(
