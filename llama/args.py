@@ -61,8 +61,7 @@ class ModelArgs:
             if self.dim % self.n_heads:
                 raise InputError(f"dim ({self.dim}) is not divisible by n_heads ({self.n_heads})")
             self.head_dim = self.dim // self.n_heads
-        if misfit := self.misfit(ranks=1):
-            raise InputError(misfit)
+        self.check_ranks(1)
 
     @property
     def has_llama32_shape(self) -> bool:
@@ -102,6 +101,11 @@ class ModelArgs:
                 return f"{name} ({size}) is not divisible by {by} ({divisor})"
         return None
 
+    def check_ranks(self, ranks: int) -> None:
+        """Raises ValueError where `ranks` processes can't share the model."""
+        if misfit := self.misfit(ranks):
+            raise InputError(misfit)
+
 
 def is_linear(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a weight is a linear layer's: any matrix but the embedding."""
@@ -124,8 +128,7 @@ def weight_shapes(args: ModelArgs, ranks: int = 1) -> dict[str, tuple[int, ...]]
     """
     if args.vocab_size < 1:
         raise InputError("vocab_size=-1: set it to the tokenizer's n_words first")
-    if misfit := args.misfit(ranks):
-        raise InputError(misfit)
+    args.check_ranks(ranks)
     dim, hidden, vocab = args.dim, args.hidden_dim // ranks, args.vocab_size // ranks
     q_dim = args.n_heads // ranks * args.head_dim
     kv_dim = args.kv_heads_on_each_of(ranks) * args.head_dim

@@ -142,6 +142,7 @@ class Attention(nn.Module):
         distributed.initialize()
         self.head_dim = args.head_dim
         ranks = distributed.model_parallel_size()
+        args.check_ranks(ranks)
         q_dim = args.n_heads * args.head_dim
         kv_dim = ranks * args.kv_heads_on_each_of(ranks) * args.head_dim
         self.wq = ColumnParallelLinear(args.dim, q_dim, **_COLUMN)
@@ -198,6 +199,10 @@ class FeedForward(nn.Module):
         super().__init__()
         distributed.initialize()
         hidden = feed_forward_size(hidden_dim, multiple_of, ffn_dim_multiplier)
+        if hidden % (ranks := distributed.model_parallel_size()):
+            raise InputError(
+                f"hidden size {hidden} is not divisible by the number of ranks ({ranks})"
+            )
         self.w1 = ColumnParallelLinear(dim, hidden, **_COLUMN)
         self.w2 = RowParallelLinear(hidden, dim, **_ROW)
         self.w3 = ColumnParallelLinear(dim, hidden, **_COLUMN)
@@ -240,8 +245,7 @@ class Transformer(nn.Module):
         if params.vocab_size < 1:
             raise InputError("vocab_size=-1: set it to the tokenizer's n_words before building")
         distributed.initialize()
-        if misfit := params.misfit(distributed.model_parallel_size()):
-            raise InputError(misfit)
+        params.check_ranks(distributed.model_parallel_size())
         self.params = params
         self.vocab_size = params.vocab_size
         self.n_layers = params.n_layers

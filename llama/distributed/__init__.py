@@ -1,4 +1,8 @@
-"""Ranks, process groups, devices and dtypes; nothing prints here."""
+"""Ranks, process groups, devices and dtypes; nothing prints here.
+
+`devices.py` chooses a device and a dtype, `process_groups.py` starts and ends the groups,
+`model_parallel.py` is the one file that knows fairscale, `hardware_peak.py` measures the machine.
+"""
 
 from llama.distributed.devices import (
     DTYPES,
@@ -6,18 +10,24 @@ from llama.distributed.devices import (
     select_device,
     select_dtype,
 )
-from llama.distributed.process_groups import (
+from llama.distributed.model_parallel import (
     ParallelLayersOnMeta,
-    add_up,
-    broadcast,
+    copy_to_model_parallel_region,
     data_parallel_group,
     data_parallel_rank,
     data_parallel_size,
-    initialize,
+    gather_from_model_parallel_region,
     model_parallel_group,
     model_parallel_rank,
     model_parallel_size,
+    reduce_from_model_parallel_region,
+)
+from llama.distributed.process_groups import (
+    add_up,
+    broadcast,
+    initialize,
     shutdown,
+    under_torchrun,
 )
 
 __all__ = [
@@ -25,15 +35,19 @@ __all__ = [
     "ParallelLayersOnMeta",
     "add_up",
     "broadcast",
+    "copy_to_model_parallel_region",
     "cpu_multiplies_bfloat16",
     "data_parallel_group",
     "data_parallel_rank",
     "data_parallel_size",
+    "gather_from_model_parallel_region",
     "initialize",
     "model_parallel_group",
     "model_parallel_rank",
     "model_parallel_size",
+    "reduce_from_model_parallel_region",
     "select_device",
     "select_dtype",
     "shutdown",
+    "under_torchrun",
 ]

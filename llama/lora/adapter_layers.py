@@ -21,15 +21,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fairscale.nn.model_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from fairscale.nn.model_parallel.mappings import (
-    copy_to_model_parallel_region,
-    gather_from_model_parallel_region,
-    reduce_from_model_parallel_region,
-)
 from torch import Tensor, nn
 
 from llama import console, distributed, kernels
 from llama.args import is_linear, weight_shapes
+from llama.distributed import (
+    copy_to_model_parallel_region,
+    gather_from_model_parallel_region,
+    reduce_from_model_parallel_region,
+)
 from llama.errors import InputError, InputTypeError
 from llama.lora.adapter_files import Adapter, open_adapter, write_adapter
 from llama.model import Transformer

@@ -24,14 +24,14 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from fairscale.nn.model_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from fairscale.nn.model_parallel.mappings import (
+from torch import Tensor, nn
+
+from llama import distributed, kernels
+from llama.distributed import (
     copy_to_model_parallel_region,
     gather_from_model_parallel_region,
     reduce_from_model_parallel_region,
 )
-from torch import Tensor, nn
-
-from llama import distributed, kernels
 from llama.errors import InputError
 from llama.model import Transformer, TransformerBlock
 from llama.quantization import packed_formats

@@ -429,7 +429,7 @@ def test_a_machine_with_gpus(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: found[i])
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
     monkeypatch.setattr(distributed, "select_device", lambda *_: pytest.fail("not needed"))
     first, *_, last = this_machine(10**9)
     assert first == ("this machine's 3 GPUs (Small)", 40e9, "float16", 3, False, True)

@@ -11,10 +11,11 @@ from fixtures import run_ranks, tiny_args, write_tiktoken
 from torch.testing import assert_close
 
 from llama import console, distributed
+from llama.args import ModelArgs
 from llama.checkpoint.loading import load_model
 from llama.checkpoint.opening import open_checkpoint
 from llama.checkpoint.saving import save_model
-from llama.model import ModelArgs, Transformer
+from llama.model import Attention, FeedForward, Transformer
 
 CPU = torch.device("cpu")
 TOKENS = torch.ones(1, 3, dtype=torch.long)
@@ -95,9 +96,14 @@ def one_of_two_ranks(folder, tokens):
     refusals = []
     three = {"n_heads": 9, "n_kv_heads": 3, "head_dim": 8}
     for wrong in (three, {"vocab_size": 65}, {"n_heads": 1, "n_kv_heads": 1}):
+        args = tiny_args(**wrong)  # a shape alone knows no ranks
         with pytest.raises(ValueError, match="is not divisible") as caught:
-            tiny_args(**wrong)
+            Transformer(args)
         refusals.append(str(caught.value))
+    with pytest.raises(ValueError, match=r"n_heads \(9\) is not divisible by the number of ranks"):
+        Attention(tiny_args(**three))
+    with pytest.raises(ValueError, match=r"hidden size 85 is not divisible by the number of ranks"):
+        FeedForward(32, 128, multiple_of=1)
     results = {
         "values": logits_every_way(model, tokens),
         "shapes": {key: list(weight.shape) for key, weight in model.state_dict().items()},
@@ -112,7 +118,7 @@ def one_of_two_ranks(folder, tokens):
     distributed.shutdown()
     distributed.initialize(1)  # two models of one rank each
     assert (distributed.model_parallel_size(), dist.get_world_size()) == (1, 2)
-    assert tiny_args(**three).n_kv_heads == 3
+    assert Transformer(tiny_args(**three)).n_layers == 2
     mine = torch.tensor([7 + dist.get_rank()])
     return results | {"own broadcast": distributed.broadcast(mine).item()}
 
@@ -175,6 +181,19 @@ def test_initialize_in_plain_python_opens_no_port(no_groups):
 def test_part_of_torchruns_environment_is_none(no_groups, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")  # as a cluster may set them: no address, no one to meet
+    distributed.initialize()
+    assert dist.get_world_size() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [("WORLD_SIZE", "RANK, MASTER_ADDR, MASTER_PORT"), ("RANK", "WORLD_SIZE, MASTER_ADDR")],
+)
+def test_one_of_rank_and_world_size_is_refused(no_groups, monkeypatch, name, missing):
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(ValueError, match=f"RANK and WORLD_SIZE but lacks {missing}"):
+        distributed.initialize()
+    monkeypatch.delenv(name)
     distributed.initialize()
     assert dist.get_world_size() == 1
 
@@ -273,6 +292,7 @@ def test_only_the_first_rank_speaks(no_groups, monkeypatch, capsys):
     console.say("only", end=" ")
     console.say("I")
     assert capsys.readouterr().out == "only I\n"
+    monkeypatch.delenv("RANK")
 
 
 # Devices and dtypes
@@ -288,7 +308,8 @@ def no_accelerator(monkeypatch):
 def two_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_without_an_accelerator_the_device_is_the_cpu(no_accelerator):
@@ -319,11 +340,25 @@ def test_each_rank_of_a_host_has_its_own_gpu(two_gpus, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert distributed.select_device() == torch.device("cuda", 1)
     assert distributed.select_device("cuda") == torch.device("cuda", 1)
-    assert distributed.select_device("cuda:0") == torch.device("cuda", 0)
+    assert distributed.select_device("cuda:0") == torch.device("cuda", 0)  # the host's only rank
     assert distributed.select_device("cpu") == CPU
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ValueError, match="needs GPU 2, but torch sees 2"):
         distributed.select_device()
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_a_gpus_number_that_two_ranks_would_share_is_refused(two_gpus, monkeypatch, gpus):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"'cuda:0' on local rank 1 of 2: .* write device='cuda'"):
+        distributed.select_device("cuda:0")
+    if gpus == 2:
+        assert distributed.select_device("cuda:1") == torch.device("cuda", 1)
+    else:  # each rank sees one GPU, its own
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+        assert distributed.select_device("cuda:0") == torch.device("cuda", 0)
 
 
 def test_an_apple_gpu_is_preferred_to_the_cpu(no_accelerator, monkeypatch):
@@ -353,9 +388,12 @@ def test_a_dtype_that_models_do_not_run_in_is_refused(asked):
         distributed.select_dtype(CPU, asked)
 
 
-@pytest.mark.parametrize(("has_bfloat16", "dtype"), [(True, "bfloat16"), (False, "float16")])
-def test_a_gpu_computes_in_bfloat16_where_it_can(monkeypatch, has_bfloat16, dtype):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bfloat16)
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 0), "float16"), ((8, 0), "bfloat16")])
+def test_a_gpu_computes_in_bfloat16_where_it_has_instructions_for_it(
+    monkeypatch, capability, dtype
+):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)  # or emulates it
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert distributed.select_dtype(torch.device("cuda", 0)) == getattr(torch, dtype)
 
 
@@ -379,6 +417,6 @@ def test_a_small_model_is_float32_on_a_cpu(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     assert distributed.select_dtype(CPU, parameters=6_000_000) == torch.float32
     assert distributed.select_dtype(CPU, "bf16", parameters=6_000_000) == torch.bfloat16
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     cuda = torch.device("cuda", 0)
     assert distributed.select_dtype(cuda, parameters=6_000_000) == torch.bfloat16
