@@ -1,6 +1,7 @@
 """Small models that whole tests share, and the cores that tests side by side share."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from fixtures import tiny_args, write_tiktoken
 
-from llama import Llama, Tokenizer, Transformer
+from llama import Llama, Tokenizer, Transformer, cli
 from llama.checkpoint.saving import save_model
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
@@ -41,6 +42,33 @@ def checkpoint(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -
 def llama(checkpoint: Path) -> Llama:
     """That model with a batch of 3, so that four prompts have to wait for each other."""
     return Llama.build(checkpoint, max_batch_size=3, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def run_command(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Calls the `llama` command in this process, as typed: `run_command("info", folder)`.
+
+    Returns its exit status and what it has written to standard output and standard error; keyword
+    arguments are environment variables. A defect's exception is the test's.
+    """
+
+    def run(*arguments: str | Path, **env: str) -> tuple[int, str, str]:
+        threads = torch.get_num_threads()
+        capfd.readouterr()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["llama", *map(str, arguments)])
+            for name, value in env.items():
+                patch.setenv(name, value)
+            try:
+                cli.main()
+                code = 0
+            except SystemExit as error:
+                code = error.code if isinstance(error.code, int) else int(error.code is not None)
+            finally:
+                torch.set_num_threads(threads)
+        return code, *capfd.readouterr()
+
+    return run
 
 
 @pytest.fixture

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import io
 import json
+import multiprocessing.forkserver
+import multiprocessing.reduction
 import os
 import shutil
 import socket
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -161,32 +166,90 @@ def use_kernels(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "library", libraries.get)
 
 
+# What ranks import, some of it in their first step of training. The fork server imports it once.
+_PRELOADED = ["fixtures", "llama.generation", "llama.training", "llama.evaluation"]
+_PRELOADED += ["torch._dynamo", "torch.distributed.fsdp"]
+
+
 def run_ranks(count: int, function: Callable[..., Any], *args: Any, timeout: float = 300) -> list:
     """What `function(*args)` returns in each of `count` new processes, started as by torchrun.
 
     `function` stands at the top level of a module and returns tensors and plain values. An
     exception in one rank ends all of them and is raised here with that rank's traceback; so does
     a rank that takes longer than `timeout` seconds.
+
+    A fork server lives as long as this process. It has imported torch and this package, has no
+    threads and runs no code of ours, so that a rank is forked from it in milliseconds and finds
+    nothing that an earlier one left.
     """
+    _start_fork_server()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     env = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    env = {**os.environ, "LOCAL_WORLD_SIZE": str(count), **env}
     with tempfile.TemporaryDirectory() as folder:
         ranks = torch.multiprocessing.start_processes(
-            _run_rank, (function, args, env, folder), count, join=False, start_method="spawn"
+            _run_rank,
+            (function, args, env, _OutputStreams(), folder),
+            count,
+            join=False,
+            start_method="forkserver",
         )
         deadline = time.monotonic() + timeout
-        while not ranks.join(timeout=1):
-            if time.monotonic() > deadline:
-                for process in ranks.processes:
-                    process.kill()
-                name = getattr(function, "__name__", function)
-                raise TimeoutError(f"{name} did not end within {timeout} s on {count} ranks")
+        try:
+            while not ranks.join(timeout=1):
+                if time.monotonic() > deadline:
+                    name = getattr(function, "__name__", function)
+                    raise TimeoutError(f"{name} did not end within {timeout} s on {count} ranks")
+        finally:
+            for process in ranks.processes:
+                process.kill()
         return [torch.load(Path(folder, f"{rank}.pt")) for rank in range(count)]
 
 
-def _run_rank(rank: int, function: Callable[..., Any], args: tuple, env: dict, folder: str) -> None:
+def _start_fork_server() -> None:
+    multiprocessing.set_forkserver_preload(_PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        multiprocessing.forkserver.ensure_running()
+
+
+class _OutputStreams:
+    """The caller's standard output and error: the fork server has those of the first call."""
+
+    def __getstate__(self) -> list[Any]:
+        return [multiprocessing.reduction.DupFd(stream) for stream in (1, 2)]
+
+    def __setstate__(self, copies: list[Any]) -> None:
+        for stream, copy in zip((1, 2), copies, strict=True):
+            os.dup2(copy.detach(), stream)
+
+
+def _run_rank(
+    rank: int,
+    function: Callable[..., Any],
+    args: tuple,
+    env: dict[str, str],
+    streams: _OutputStreams,
+    folder: str,
+) -> None:
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    os.environ.clear()
     os.environ.update(env, RANK=str(rank), LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
-    torch.save(function(*args), Path(folder, f"{rank}.pt"))
+    try:
+        found = function(*args)
+    except (pytest.fail.Exception, SystemExit) as error:  # torch hands on no BaseException
+        raise AssertionError(f"{type(error).__name__}: {error}") from error
+    torch.save(found, Path(folder, f"{rank}.pt"))
+    atexit._run_exitfuncs()  # a fork server's processes end without it
+    sys.stdout.flush()
+
+
+def _exit_with_parent() -> None:
+    """Ends a rank that outlives pytest: nobody else would."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
