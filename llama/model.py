@@ -5,17 +5,18 @@ al., 2021), grouped-query attention (Ainslie et al., 2023) and SwiGLU feed-forwa
 2020), as in Touvron et al. (2023) and Dubey et al. (2024). Constructors and parameter names are
 those of Meta's package, so that its checkpoints fit.
 
-Positions are the single source of truth. A forward pass is given tokens and the position of each
-row's first one; the rotary angles, where keys and values are stored, and what may be attended to
-all follow from that. Two prompts of 3 and 5 tokens, padded on the right and run as one batch, then
-a token each:
+Positions are the single source of truth. A forward pass gets tokens and `start_pos`, the position
+of each row's first token; the rotary angles, where keys and values are stored, and the mask all
+follow from it. Two prompts of 3 and 5 tokens, padded on the right and run as one batch, then one
+more token each:
 
     cache = model.new_cache(batch_size=2, seq_len=8)
     model(tokens, 0, cache=cache)                       # tokens (2, 5), row 0: a b c . .
-    model(next_ids, torch.tensor([3, 5]), cache=cache)  # next_ids (2, 1); row 0 writes over its
+    model(next_ids, torch.tensor([3, 5]), cache=cache)  # next_ids (2, 1); row 0 overwrites its
                                                         # padding before anything attends to it
 """
 
+import functools
 import math
 
 import torch
@@ -32,11 +33,7 @@ from llama.args import ModelArgs, feed_forward_size
 from llama.cache import KVCache
 from llama.errors import InputError
 
-
-def _init_weight(weight: Tensor) -> Tensor:
-    return nn.init.normal_(weight, std=0.02)
-
-
+_init_weight = functools.partial(nn.init.normal_, std=0.02)
 # Column then row parallel: the ranks meet once, in the sum that ends the second layer.
 _COLUMN = {"bias": False, "gather_output": False, "init_method": _init_weight}
 _ROW = {"bias": False, "input_is_parallel": True, "init_method": _init_weight}
@@ -65,21 +62,21 @@ def rotary_frequencies(
     high_freq_factor: float = 4.0,
     original_seq_len: float = 8192,
 ) -> Tensor:
-    """Radians a position for each pair of a head of size `dim`: theta^(-2j / dim), (dim / 2,).
+    """Radians per position for each pair of a head of size `dim`: theta^(-2j / dim), (dim / 2,).
 
-    With `use_scaled`, as in Llama 3.1, pairs that turn less than `low_freq_factor` times within the
-    context it was first trained on turn `scaling_factor` times slower, those that turn more than
-    `high_freq_factor` times stay as they are, and those in between are blended.
+    With `use_scaled`, as in Llama 3.1, frequencies of fewer than `low_freq_factor` periods in the
+    original context (`original_seq_len`) are divided by `scaling_factor`, those of more than
+    `high_freq_factor` periods are kept, and those in between are interpolated.
     """
     freqs = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)  # Meta's rounding
     if use_scaled:
-        turns = original_seq_len * freqs / (2 * math.pi)
-        keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
+        periods = original_seq_len * freqs / (2 * math.pi)
+        keep = ((periods - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
         freqs = freqs * (keep + (1 - keep) / scaling_factor)
     return freqs
 
 
-def rotations(positions: Tensor, freqs: Tensor) -> Tensor:
+def freqs_cis_at(positions: Tensor, freqs: Tensor) -> Tensor:
     """e^(i position frequency) as complex64: positions (...) -> (..., dim / 2)."""
     angles = positions.unsqueeze(-1).float() * freqs
     return torch.view_as_complex(torch.stack((angles.cos(), angles.sin()), dim=-1))
@@ -88,31 +85,32 @@ def rotations(positions: Tensor, freqs: Tensor) -> Tensor:
 def precompute_freqs_cis(
     dim: int, end: int, theta: float = 10000.0, use_scaled: bool = False, **scaling: float
 ) -> Tensor:
-    """The rotations of positions 0 to `end` - 1, complex64 (end, dim / 2)."""
-    return rotations(torch.arange(end), rotary_frequencies(dim, theta, use_scaled, **scaling))
+    """`freqs_cis_at` positions 0 to `end` - 1, complex64 (end, dim / 2)."""
+    return freqs_cis_at(torch.arange(end), rotary_frequencies(dim, theta, use_scaled, **scaling))
 
 
 def apply_rotary_emb(xq: Tensor, xk: Tensor, freqs_cis: Tensor) -> tuple[Tensor, Tensor]:
-    """Turns each pair (x[2j], x[2j + 1]) of every head by its position's angle.
+    """Rotates each pair (x[2j], x[2j + 1]) of every head by its position's angle.
 
     `xq` and `xk` are (batch, seq, heads, head_dim); `freqs_cis` is complex, (seq, head_dim / 2), or
-    (batch, seq, head_dim / 2) where rows stand at different positions.
+    (batch, seq, head_dim / 2) where rows differ in their positions.
     """
     # In real arithmetic: Apple GPUs and compilers have little or no support for complex numbers.
     cos, sin = torch.view_as_real(freqs_cis).unsqueeze(-3).unbind(-1)  # (..., seq, 1, head_dim / 2)
 
     def rotate(x: Tensor) -> Tensor:
         even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-        return turned.flatten(-2).type_as(x)
+        rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+        return rotated.flatten(-2).type_as(x)
 
     return rotate(xq), rotate(xk)
 
 
-def document_mask(positions: Tensor) -> Tensor:
-    """What packed documents may attend to, bool (batch, 1, seq, seq): their own past.
+class DocumentMask:
+    """Attention within packed documents: each token sees its own document, up to itself.
 
-    `positions` (batch, seq) begin anew at 0 with each document of a row: 0 1 2 0 1 makes
+    `positions` (batch, seq) restart at 0 with each document of a row. Native training kernels go by
+    them; `dense` is the mask itself, made when a block first asks for it. 0 1 2 0 1 makes
 
         x . . . .
         x x . . .
@@ -120,16 +118,25 @@ def document_mask(positions: Tensor) -> Tensor:
         . . . x .
         . . . x x
     """
-    document = (positions == 0).cumsum(-1)
-    same = document.unsqueeze(-1) == document.unsqueeze(-2)  # (batch, seq, seq)
-    return same.tril().unsqueeze(1)
+
+    def __init__(self, positions: Tensor) -> None:
+        self.positions = positions
+        self._dense: Tensor | None = None
+
+    def dense(self) -> Tensor:
+        """bool (batch, 1, seq, seq): whether a query (row) sees a key (column)."""
+        if self._dense is None:
+            document = (self.positions == 0).cumsum(-1)
+            same = document.unsqueeze(-1) == document.unsqueeze(-2)  # (batch, seq, seq)
+            self._dense = same.tril().unsqueeze(1)
+        return self._dense
 
 
 def repeat_kv(x: Tensor, n_rep: int) -> Tensor:
     """(batch, seq, n_kv_heads, head_dim) -> (batch, seq, n_kv_heads * n_rep, head_dim).
 
-    What grouped-query attention means, spelled out: query head h reads key head h // n_rep.
-    `Attention` gets the same from its kernel without the copy.
+    The definition of grouped-query attention: query head h reads key head h // n_rep. `Attention`
+    gets the same from its kernel without the copy.
     """
     return x.repeat_interleave(n_rep, dim=2)
 
@@ -155,14 +162,15 @@ class Attention(nn.Module):
         x: Tensor,
         start_pos: int | Tensor,
         freqs_cis: Tensor,
-        mask: Tensor | None,
+        mask: Tensor | DocumentMask | None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """(batch, seq, dim) -> (batch, seq, dim), for tokens from `start_pos` on.
 
-        `mask` is what `scaled_dot_product_attention` takes, over the keys of the layer's `cache`
-        (without one, over those of `x`). None stands for causal over `x` alone, or where seq is 1
-        for all there is. `start_pos` (batch, seq) are the positions of packed documents.
+        `start_pos`, an int or (batch,), is the position of each row's first token, and counts only
+        with a `cache`, this layer's part. `mask` is what `scaled_dot_product_attention` takes, over
+        the keys of the cache (without one, over those of `x`). None means causal over `x` alone, or
+        where seq is 1 every key; a `DocumentMask` is for packed documents without a cache.
         """
         batch, seq, _ = x.shape
         xq = self.wq(x).view(batch, seq, -1, self.head_dim)  # (batch, seq, heads, head_dim)
@@ -173,17 +181,15 @@ class Attention(nn.Module):
             keys, values = xk.transpose(1, 2), xv.transpose(1, 2)
         else:
             keys, values = cache.update(start_pos, xk, xv)  # (batch, kv_heads, positions, head_dim)
+        if isinstance(mask, DocumentMask):
+            mask = mask.dense()
         queries = xq.transpose(1, 2)
         if seq == 1:
-            # Heads that share keys stand where a sequence would: no kernel has to repeat keys.
+            # Heads that share keys take the sequence's dimension: no kernel has to repeat keys.
             queries = queries.reshape(batch, keys.shape[1], -1, self.head_dim)
+        is_causal = mask is None and seq > 1
         out = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=mask is None and seq > 1,
-            enable_gqa=seq > 1,
+            queries, keys, values, mask, is_causal=is_causal, enable_gqa=seq > 1
         )
         if seq > 1:
             out = out.transpose(1, 2)
@@ -229,7 +235,7 @@ class TransformerBlock(nn.Module):
         x: Tensor,
         start_pos: int | Tensor,
         freqs_cis: Tensor,
-        mask: Tensor | None,
+        mask: Tensor | DocumentMask | None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Arguments and shapes as for `Attention.forward`."""
@@ -258,15 +264,10 @@ class Transformer(nn.Module):
             params.dim, params.vocab_size, bias=False, init_method=_init_weight
         )
         # No buffer, so that .to(dtype) and checkpoints leave the frequencies alone.
-        self.freqs = rotary_frequencies(
-            params.head_dim,
-            params.rope_theta,
-            params.use_scaled_rope,
-            params.rope_scaling_factor or 1.0,
-            params.rope_low_freq_factor,
-            params.rope_high_freq_factor,
-            params.rope_original_seq_len,
-        )
+        p = params
+        scaling = p.rope_scaling_factor or 1.0, p.rope_low_freq_factor, p.rope_high_freq_factor
+        rope = p.rope_theta, p.use_scaled_rope, *scaling, p.rope_original_seq_len
+        self.freqs = rotary_frequencies(p.head_dim, *rope)
         self.cache_type: type[KVCache] = KVCache
         self.cache: KVCache | None = None
 
@@ -289,13 +290,13 @@ class Transformer(nn.Module):
         """float32 logits (batch, seq, vocab_size) for `tokens` (batch, seq).
 
         Without `start_pos` nothing is cached and gradients flow; rows may then hold packed
-        documents, whose `positions` (batch, seq) begin anew at 0 with each. With it, an int for all
-        rows or a tensor (batch,), earlier positions are read from `cache`, new ones are stored
-        there, and there are no gradients; the model's own cache for `max_batch_size` rows of
-        `max_seq_len` is made where none is handed in. `logits_at` (batch, n) picks the columns of
-        `tokens` whose logits are wanted, (batch, n, vocab_size). Raises ValueError for tokens of
-        another rank than 2, or where the cache has too few rows or positions (IndexError where only
-        a row of a tensor `start_pos` runs over its end).
+        documents, with `positions` (batch, seq) that restart at 0 with each. With `start_pos`, an
+        int for all rows or a tensor (batch,), earlier positions are read from `cache`, new ones are
+        stored there, and there are no gradients; without a `cache` the model makes its own, for
+        `max_batch_size` rows of `max_seq_len`. `logits_at` (batch, n) picks the columns of `tokens`
+        whose logits are wanted, (batch, n, vocab_size). Raises ValueError for tokens that are not
+        (batch, seq) and a cache with too few rows or positions (IndexError where only a row of a
+        tensor `start_pos` runs over its end).
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and start_pos is None):
             h = self.hidden(tokens, start_pos, cache, positions)
@@ -310,7 +311,7 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """What the last block leaves, (batch, seq, dim); arguments and errors as for `forward`."""
+        """The last block's output, (batch, seq, dim); arguments and errors as for `forward`."""
         if tokens.dim() != 2:
             raise InputError(f"tokens should be (batch, seq), not {tuple(tokens.shape)}")
         (batch, seq), p = tokens.shape, self.params
@@ -319,7 +320,12 @@ class Transformer(nn.Module):
             raise InputError(f"start_pos should be 0 or more, or ({batch},) such: {start_pos}")
         if positions is not None and (start_pos is not None or positions.shape != tokens.shape):
             raise InputError("positions are those of each token, (batch, seq), without start_pos")
-        if start_pos is not None:
+        mask: Tensor | DocumentMask | None = None if positions is None else DocumentMask(positions)
+        if start_pos is None:
+            if cache is not None:
+                raise InputError("a cache needs start_pos, the position of each row's first token")
+            start_pos = 0
+        else:
             if cache is None:
                 # The model may have been moved or cast since it was last used.
                 if self.cache is None or not self.cache.suits(self.norm.weight):
@@ -327,23 +333,15 @@ class Transformer(nn.Module):
                 cache = self.cache
             length = start_pos + seq if isinstance(start_pos, int) else cache.seq_len
             cache = cache.view(0, batch, length)
-        elif cache is None:
-            start_pos = 0
-        else:
-            raise InputError("a cache needs start_pos, the position of each row's first token")
-        mask = None
-        if positions is not None:
-            start_pos, mask = positions, document_mask(positions)
-        else:
-            key_count = seq if cache is None else cache.seq_len
+        if positions is None:
             start = start_pos.unsqueeze(1) if isinstance(start_pos, Tensor) else start_pos
             positions = start + torch.arange(seq, device=tokens.device)  # (seq,) or (batch, seq)
             # No mask where a prompt starts at position 0 (plainly causal) and where one token at a
             # common position sees all of its past: without one the fast kernels run.
             if isinstance(start, Tensor) or (start > 0 and seq > 1):
-                keys = torch.arange(key_count, device=tokens.device)
+                keys = torch.arange(length, device=tokens.device)
                 mask = (keys <= positions.unsqueeze(-1)).unsqueeze(-3)  # ([batch,] 1, seq, keys)
-        freqs_cis = rotations(positions, self.freqs.to(tokens.device))
+        freqs_cis = freqs_cis_at(positions, self.freqs.to(tokens.device))
         h = self.tok_embeddings(tokens)  # (batch, seq, dim)
         for i, layer in enumerate(self.layers):
             h = layer(h, start_pos, freqs_cis, mask, cache.layer(i) if cache else None)

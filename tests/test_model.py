@@ -393,6 +393,17 @@ def test_two_models_of_different_dtype_take_turns():
     assert torch.get_default_dtype() == torch.float32
 
 
+def test_a_copy_has_a_cache_of_its_own():
+    theirs, model = REFERENCE["llama3"], reference_model("llama3")
+    tokens, logits = theirs["tokens"], theirs["logits"]
+    model(tokens[:, :9], 0)
+    other = copy.deepcopy(model)
+    model(tokens[:, :9].flip(1), 0)
+    close(other(tokens[:, 9:], 9), logits[:, 9:])
+    other.norm.weight.data.zero_()
+    close(model(tokens, 0), logits)
+
+
 # Names and shapes
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from llama import distributed, kernels
 from llama.cache import KVCache
-from llama.model import RMSNorm, TransformerBlock
+from llama.model import DocumentMask, RMSNorm, TransformerBlock
 
 # What lies between two products is made anew for each: 16 MB of it are taken from memory that was
 # used before, while larger pieces come from the system, which fills them with zeros first.
@@ -34,7 +34,7 @@ class InferenceBlock(TransformerBlock):
         x: Tensor,
         start_pos: int | Tensor,
         freqs_cis: Tensor,
-        mask: Tensor | None,
+        mask: Tensor | DocumentMask | None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """As `TransformerBlock.forward`."""

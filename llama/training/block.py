@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llama.cache import KVCache
 from llama.kernels.training import add_rms_norm, attend, gate, trains
-from llama.model import Transformer, TransformerBlock
+from llama.model import DocumentMask, Transformer, TransformerBlock
 
 
 class TrainingBlock(TransformerBlock):
@@ -27,11 +27,11 @@ class TrainingBlock(TransformerBlock):
         x: Tensor,
         start_pos: int | Tensor,
         freqs_cis: Tensor,
-        mask: Tensor | None,
+        mask: Tensor | DocumentMask | None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """As `TransformerBlock.forward`."""
-        positions = start_pos if isinstance(start_pos, Tensor) else None
+        positions = mask.positions if isinstance(mask, DocumentMask) else None
         is_plain = mask is None or positions is not None
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         if cache is not None or not is_plain or not self._is_native(x, dtype):

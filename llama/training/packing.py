@@ -11,7 +11,7 @@ first a target. With a, b, c, d and x, y, z, of which y is not to be learned, a 
     positions    0    1    2    0    1    0    0    0
     targets      b    c    d    .    z    .    .    .        (. is IGNORED)
 
-From the positions the model sees which inputs belong together (`llama.model.document_mask`). A
+From the positions the model sees which inputs belong together (`llama.model.DocumentMask`). A
 document longer than a row is cut into pieces, the last input of one being the first of the next.
 """
 

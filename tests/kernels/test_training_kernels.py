@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from llama.kernels import training as kernels
 from llama.kernels.compiler import processor
 from llama.kernels.training import add_rms_norm, attend, gate, loss_rows_, rms_norm, trains
-from llama.model import document_mask, rotary_frequencies, rotations
+from llama.model import DocumentMask, freqs_cis_at, rotary_frequencies
 
 # heads, KV heads, size of a head
 HEADS = [(2, 2, 16), (8, 4, 32), (6, 2, 64), (3, 1, 128), (4, 1, 48), (1, 1, 112)]
@@ -91,7 +91,7 @@ def plain_attend(
     q: Tensor, k: Tensor, v: Tensor, positions: Tensor, freqs_cis: Tensor, head_dim: int
 ) -> Tensor:
     """In the dtype of q, k and v, with a matrix of all scores; of the last tokens, as q has."""
-    width, mask = q.shape[2], document_mask(positions)[..., -q.shape[1] :, :]
+    width, mask = q.shape[2], DocumentMask(positions).dense()[..., -q.shape[1] :, :]
     cos, sin = torch.view_as_real(freqs_cis).to(q.dtype).unsqueeze(-3).unbind(-1)
 
     def heads(x: Tensor, turned: bool) -> Tensor:
@@ -128,7 +128,7 @@ def projections(
 
 
 def turns_of(positions: Tensor, head_dim: int) -> Tensor:
-    return rotations(positions, rotary_frequencies(head_dim, 10000.0))
+    return freqs_cis_at(positions, rotary_frequencies(head_dim, 10000.0))
 
 
 def worst(found: Tensor, expected: Tensor, head_dim: int) -> float:

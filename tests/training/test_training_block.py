@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llama import Transformer, distributed
 from llama.kernels import training as kernels
-from llama.model import ModelArgs, TransformerBlock
+from llama.model import DocumentMask, ModelArgs, TransformerBlock
 from llama.training import block as block_module
 from llama.training.block import TrainingBlock, use_training_blocks
 
@@ -168,6 +168,22 @@ def test_elsewhere_it_is_a_plain_block(way: str, monkeypatch: pytest.MonkeyPatch
         found, expected = model.layers[0](x, *args), plain(model.layers[0], x, *args)
     assert torch.equal(found, expected)
     assert calls == []
+
+
+@needs_compiler
+def test_native_kernels_need_no_dense_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of()
+    use_training_blocks(model)
+    monkeypatch.setattr(DocumentMask, "dense", lambda self: pytest.fail("made"))
+    trained(model)
+
+
+def test_the_dense_mask_is_made_once_for_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, dense = [], DocumentMask.dense
+    monkeypatch.setattr(DocumentMask, "dense", lambda self: made.append(dense(self)) or made[-1])
+    trained(model_of())
+    assert len(made) == 2
+    assert made[0] is made[1]
 
 
 def test_without_kernels_it_is_a_plain_block(monkeypatch: pytest.MonkeyPatch) -> None:
