@@ -1,6 +1,7 @@
 """Small models that whole tests share, and the cores that tests side by side share."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,11 @@ from fixtures import tiny_args, write_tiktoken
 
 from llama import Llama, Tokenizer, Transformer, cli
 from llama.checkpoint.saving import save_model
+
+# What a script starts in the background inherits Ctrl-C as ignored, and hands that on. Tests that
+# interrupt themselves or their children need it as a terminal's programs have it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     # Each of the processes that run tests, and what it starts, keeps to its share of the cores.

@@ -101,10 +101,13 @@ def test_an_unknown_flag_and_a_damaged_file(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_ends_quietly() -> None:
     process = start(CHAT, "--temperature", "0")
-    assert process.stdout is not None
-    process.stdout.readline()  # it has begun
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()  # it has begun
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode in (0, 130)  # 0 if it was faster
     assert "Traceback" not in err

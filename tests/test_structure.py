@@ -1,5 +1,6 @@
 """What the project promises of its own files."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,16 +21,31 @@ def test_no_module_imports_one_above_it() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_readme_and_the_packaging_name_the_same_python() -> None:
+    (needed,) = re.findall(r'python_requires=">=(\S+)"', (ROOT / "setup.py").read_text())
+    named = re.findall(r"Python (\d+\.\d+)", (ROOT / "README.md").read_text())
+    assert {*named} == {needed}
+
+
 def test_importing_changes_nothing() -> None:
     """No dtype, device, thread count or random state is touched, and nothing is printed."""
     script = """
-import torch
+import importlib, os, pkgutil, random, signal, sys, warnings
+import numpy, torch
 def state():
     return (torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads(),
-            torch.is_grad_enabled(), torch.distributed.is_initialized(), torch.initial_seed())
+            torch.is_grad_enabled(), torch.distributed.is_initialized(), torch.initial_seed(),
+            torch.get_rng_state().tolist(), random.getstate(), str(numpy.random.get_state()),
+            signal.getsignal(signal.SIGINT), sys.stdout, sys.stderr, sys.excepthook,
+            dict(os.environ), os.getcwd())
 before = state()
-import llama, llama.cli, llama.training
-assert state() == before
+import llama
+for module in pkgutil.walk_packages(llama.__path__, "llama."):
+    if not module.name.endswith((".__main__", ".harness")):  # these run, or need lm-eval
+        importlib.import_module(module.name)
+assert len([name for name in sys.modules if name.startswith("llama.")]) > 40
+for was, now in zip(before, state(), strict=True):
+    assert was == now, (was, now)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

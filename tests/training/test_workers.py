@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import subprocess
@@ -97,13 +98,17 @@ def test_an_interruption_leaves_neither_files_nor_processes(
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert running.stdout is not None
-    assert running.stdout.readline() == "begun\n"
-    if sign == signal.SIGINT:
-        os.killpg(running.pid, sign)
-    else:
-        running.kill()
-    _, said = running.communicate(timeout=60)  # until no process holds the pipe any more
+    try:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "begun\n"
+        if sign == signal.SIGINT:
+            os.killpg(running.pid, sign)
+        else:
+            running.kill()
+        _, said = running.communicate(timeout=60)  # until no process holds the pipe any more
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
     if sign == signal.SIGINT:
         assert said.count("Traceback") == 1
         assert said.endswith("KeyboardInterrupt\n")
