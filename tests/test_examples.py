@@ -96,7 +96,7 @@ def test_torchrun_prints_once_what_one_process_prints(run_main: Callable) -> Non
         (["--temperature", "-1"], "temperature"),
         (["--tokenizer_path", "nowhere.model"], "nowhere.model"),
         (["--max_seq_len", "8"], r"tokens, but the context is 8 (max_seq_len)"),
-        (["--max_seq_len", "0"], "max_seq_len=0 should be greater than 0"),
+        (["--max_seq_len", "0"], "max_seq_len must be at least 1, got 0"),
     ],
 )
 def test_wrong_arguments_end_in_one_message(
@@ -138,3 +138,10 @@ def test_ctrl_c_ends_quietly() -> None:
         process.kill()
     assert process.returncode in (0, 130)  # 0 if it was faster
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("script", [CHAT, TEXT])
+def test_ctrl_c_while_torch_is_imported_ends_quietly(script: str, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    code, out, err = run(script, PYTHONPATH=str(tmp_path))
+    assert (code, out, err) == (130, "", "\ninterrupted\n")

@@ -113,7 +113,7 @@ def test_llama2_ids_and_names(llama2, processor):
     assert llama2.special_tokens == {"<unk>": 0, "<s>": 1, "</s>": 2}
 
 
-@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickled], ids=str)
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickled])
 def test_copies_and_pickles_need_no_file(tmp_path, either, duplicate):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(Path(either.model_path).read_bytes())

@@ -11,7 +11,6 @@ import base64
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import sentencepiece
 import tiktoken
@@ -58,7 +57,6 @@ class TiktokenVocabulary:
     ):
         if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
             raise InputError(f"{name} has no token for the single byte {missing[0]:#04x}")
-        self.name = name
         self.ranks = ranks
         self.special_tokens = special_tokens
         self.pattern = pattern
@@ -79,9 +77,6 @@ class TiktokenVocabulary:
             )
         except ValueError as error:
             raise InputError(f"{name}: {pattern!r} is no pattern for words: {error}") from None
-
-    def __reduce__(self) -> tuple[type[TiktokenVocabulary], tuple[Any, ...]]:
-        return type(self), (self.name, self.ranks, self.special_tokens, self.pattern)
 
     def encode(self, s: str, allowed: set[str]) -> list[int]:
         ids: list[int] = []
@@ -104,7 +99,6 @@ class SentencePieceVocabulary:
     """
 
     def __init__(self, path: str, data: bytes):
-        self.path = path
         self._processor = sp = sentencepiece.SentencePieceProcessor()
         try:
             sp.LoadFromSerializedProto(data)
@@ -121,9 +115,6 @@ class SentencePieceVocabulary:
         self.stop_tokens = {self.eos_id}
         special_ids = (i for i in range(self.n_words) if sp.is_control(i) or sp.is_unknown(i))
         self.special_tokens = {sp.id_to_piece(i): i for i in special_ids}
-
-    def __reduce__(self) -> tuple[type[SentencePieceVocabulary], tuple[str, bytes]]:
-        return type(self), (self.path, self._processor.serialized_model_proto())
 
     def encode(self, s: str, allowed: set[str]) -> list[int]:
         # Half a surrogate pair is an error here; tiktoken makes it U+FFFD, in this way.
