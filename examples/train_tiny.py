@@ -200,7 +200,7 @@ def main(data: str, out: str, seed: int = 1, share: float = 1.0) -> None:
         train(path, tokenizer, documents, stage.config, args=SHAPE, base=base, held_out=held)
         base = path
 
-    convert(str(base), str(target), "meta", dtype="bfloat16")
+    convert(str(base), str(target), dtype="bfloat16")
 
     rng = random.Random(seed + 1)
     unseen = Skills(rng, held_out(words), SMALL_TALK, held_out(stories), held_out=True)

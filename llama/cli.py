@@ -9,8 +9,8 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, get_args
 
 from llama import __version__
 
@@ -26,8 +26,8 @@ _COMMANDS = {
 }
 
 
-def main() -> None:
-    """What `llama` and `python -m llama` call."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command with `arguments`, those of the process if None."""
     with one_line_errors():
         import cyclopts
 
@@ -35,24 +35,34 @@ def main() -> None:
             "llama",
             "The Llama text models.",
             version=__version__,
-            help_formatter="plain",
-            config=cyclopts.config.Env("LLAMA_"),
+            config=[cyclopts.config.Env("LLAMA_"), _refuse_fractions],
             default_parameter=cyclopts.Parameter(show_env_var=False),
+            suppress_keyboard_interrupt=False,  # one_line_errors handles Ctrl-C
         )
         for name, (function, summary) in _COMMANDS.items():
             app.command(function, name=name, help=summary)
         tokenizer = cyclopts.App("tokenizer", "A tokenizer from text.")
         tokenizer.command("llama.training.bpe:tokenizer_command", name="train", help="Learns one.")
         app.command(tokenizer)
-        app(result_action="return_none")
+        app(arguments, result_action="return_none")
         sys.stdout.flush()
+
+
+def _refuse_fractions(app: Any, commands: Any, arguments: Any) -> None:
+    """Raises for a fraction where a whole number belongs: cyclopts rounds 2.5 to 2 in silence."""
+    from cyclopts import CoercionError
+
+    for argument in arguments:
+        types = {argument.hint, *get_args(argument.hint)}
+        for token in argument.tokens if int in types and float not in types else ():
+            if "." in token.value:
+                raise CoercionError(token=token, target_type=int, argument=argument)
 
 
 def run(function: Callable[..., None]) -> None:
     """Calls the function of a script with the flags of its command line, by fire.
 
-    fire finds out that a flag does not exist only after it has called the function, so that the
-    call waits for it.
+    fire reports an unknown flag only after it has called the function, so the call is deferred.
     """
     calls: list[Callable[[], None]] = []
 
@@ -70,11 +80,11 @@ def run(function: Callable[..., None]) -> None:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the process with one message on standard error, status 1, where the input is wrong.
+    """Turns input errors into one message on standard error and exit status 1.
 
-    So it does where the system refuses (a file, the network, memory); LLAMA_TRACEBACK=1 shows where
-    it was found. Any other exception is a defect and keeps its traceback. Ctrl-C ends with status
-    130, a closed pipe (`| head`) silently.
+    The same for errors of the system (a file, the network, memory). LLAMA_TRACEBACK=1 keeps their
+    traceback. Any other exception is a defect and always keeps it. Ctrl-C ends the process with
+    status 130, a closed pipe (`| head`) with 141 and no message.
     """
     try:
         yield
@@ -85,7 +95,7 @@ def one_line_errors() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         sys.exit(141)
     except Exception as error:
-        from llama.errors import InputError
+        from llama.errors import InputError, message
 
         torch = sys.modules.get("torch")
         expected = (InputError, OSError, *([torch.OutOfMemoryError] if torch else []))
@@ -93,12 +103,5 @@ def one_line_errors() -> Iterator[None]:
             raise
         many = os.environ.get("WORLD_SIZE", "1") != "1"
         rank = f"rank {os.environ.get('RANK', '?')}: " if many else ""
-        print(f"{rank}error: {_message(error)}", file=sys.stderr)
+        print(f"{rank}error: {message(error)}", file=sys.stderr)
         sys.exit(1)
-
-
-def _message(error: Exception) -> str:
-    """The text of an error; of one from the system the file and the reason, without its number."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)

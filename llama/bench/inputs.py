@@ -221,7 +221,7 @@ def prepare(
         path = str(folder / "meta")
         size = short_size(2 * facts.parameters())
         console.say(f"{facts.source} has no weights: making random ones, {size}, in {folder}")
-        make_checkpoint(path, facts.args, facts.tied)
+        make_checkpoint(path, facts.args, bool(facts.tied))
     checkpoint = open_checkpoint(path)
     if checkpoint.tokenizer is None:
         make_tokenizer(folder / "tokenizer.model", facts.args.vocab_size)
@@ -262,5 +262,5 @@ def _hugging_face_folder(checkpoint: Checkpoint, path: str, folder: Path) -> str
     if checkpoint.layout == "hf" and dtypes == {torch.bfloat16} and Path(path).is_dir():
         return path
     with redirect_stdout(StringIO()):
-        convert(path, str(folder), "hf", dtype="bfloat16")
+        convert(path, str(folder), to="hf", dtype="bfloat16")
     return str(folder)

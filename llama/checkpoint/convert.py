@@ -1,28 +1,27 @@
-"""`llama convert`: a checkpoint from any layout into any other, in little memory.
+"""`llama convert`: a checkpoint in one layout, dtype or format becomes one in another.
 
     llama convert Llama-3.2-1B Llama-3.2-1B-hf --to hf
-    llama convert Llama-3.3-70B-Instruct 70B-4 --to meta --shards 4
+    llama convert Llama-3.3-70B-Instruct 70B-4 --shards 4
     llama convert Llama-3.1-8B 8B-int4 --quantize int4 --text held-out.txt
 
-Weights go from file to file in blocks of rows. All of it is written to DESTINATION.incomplete,
-which gets its name when it is whole: a conversion that was killed leaves nothing that looks
-finished.
+Weights go from file to file in blocks of rows, so memory stays small. The new folder gets its name
+when it is whole, with the checksums that `llama verify` compares.
 """
 
-import errno
 import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from cyclopts.types import PositiveInt
 from torch import Tensor
 
 from llama import console, distributed
 from llama.args import is_linear, weight_shapes
-from llama.checkpoint import huggingface_config
+from llama.checkpoint import checksums, huggingface_config
 from llama.checkpoint.loading import load_model, packed_layers
 from llama.checkpoint.meta_layout import write_params
 from llama.checkpoint.opening import Checkpoint, open_checkpoint
@@ -30,15 +29,23 @@ from llama.errors import InputError
 from llama.quantization import packed_formats
 from llama.quantization.linear_layers import divergence, pack_blocks, use_format
 from llama.storage import huggingface_names
-from llama.storage.files import read_bytes, short_size
+from llama.storage.files import Folder, atomic_path, expand, read_bytes, short_size
 from llama.storage.sharding import Region, Weight, share
 from llama.storage.tensor_files import Entry, write_tensors
 from llama.tokenization.tokenizer_json import write_tokenizer_json
 from llama.tokenization.vocabulary import TiktokenVocabulary, write_tiktoken_ranks
-from llama.tokenizer import LLAMA3_CHAT_TEMPLATE, Tokenizer
+from llama.tokenizer import Tokenizer
 
-_WINDOW = 2048  # tokens of text that a comparison reads at a time, of a model that may read more
-_FILE_BYTES = 5e9  # Hugging Face's files are about this large unless a number is given
+_WINDOW = 2048  # tokens that a comparison reads at a time, if the model's context is longer
+_FILE_BYTES = 5e9  # default size of Hugging Face's files
+# Writes Llama 3's dialogs in transformers as ChatFormat does.
+_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + "
+    "('ipython' if message['role'] == 'tool' else message['role']) + "
+    "'<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+    "{% endif %}"
+)
 
 Plan = dict[str, dict[str, Entry]]  # what goes into which file
 
@@ -46,61 +53,64 @@ Plan = dict[str, dict[str, Entry]]  # what goes into which file
 def convert(
     source: str,
     destination: str,
-    to: str | None = None,
-    shards: int | None = None,
+    /,
+    *,
+    to: Literal["meta", "hf"] = "meta",
+    shards: PositiveInt | None = None,
     dtype: str | None = None,
-    quantize: str | None = None,
+    quantize: Literal["int8", "int4"] | None = None,
     text: str | None = None,
 ) -> None:
     """Writes the checkpoint in one folder into another.
 
     Args:
-        source: folder of a checkpoint in Meta's or Hugging Face's layout, here or remote.
-        destination: folder that is to be made.
-        to: meta (consolidated.NN.pth, params.json) or hf (config.json, .safetensors); meta if not
-            given with --quantize.
-        shards: meta: how many shards, 1 if not given; hf: how many files, else one for each 5 GB.
-        dtype: bfloat16, float16 or float32; what each weight has if not given.
-        quantize: int8 or int4, in which the linear layers are packed for decoding.
-        text: file of UTF-8 text the model has not seen, on which to measure what packing costs.
+        source: Folder of a checkpoint in Meta's or Hugging Face's layout, here or remote.
+        destination: Folder to make.
+        to: The new layout: Meta's or Hugging Face's.
+        shards: Number of weight files; default: 1 in Meta's layout, one per 5 GB in hf.
+        dtype: bfloat16, float16 or float32; default: each weight keeps its own.
+        quantize: Pack the linear layers for inference; only in Meta's layout.
+        text: With --quantize: UTF-8 file on which to measure the loss in quality.
     """
-    if quantize is not None:
-        _check_quantize(quantize, to, dtype)
-        to, dtype = "meta", "bfloat16"
-    elif text is not None:
-        raise InputError("--text measures what --quantize costs: give both, or none of them")
-    if to not in ("meta", "hf"):
-        raise InputError(f"--to {to}: it should be meta or hf")
-    if shards is not None and (
-        isinstance(shards, bool) or not isinstance(shards, int) or shards < 1
-    ):
-        raise InputError(f"--shards {shards}: it should be 1 or more")
-    source, destination = str(source), str(destination)  # fire makes a number of a name like 8
-    target = new_folder(destination)
     wanted = None if dtype is None else distributed.select_dtype(torch.device("cpu"), dtype)
+    if quantize is None:
+        if text is not None:
+            raise InputError("--text measures the cost of --quantize: pass both, or neither")
+    elif to != "meta":
+        raise InputError(
+            f"--to {to} --quantize {quantize}: packed weights exist in Meta's layout only; remove "
+            "--to"
+        )
+    elif wanted not in (None, torch.bfloat16):
+        raise InputError(
+            f"--dtype {dtype} --quantize {quantize}: unpacked weights are bfloat16 then; remove "
+            "--dtype"
+        )
+    else:
+        wanted = torch.bfloat16
+    target = new_folder(destination)
     checkpoint = open_checkpoint(source)
     if checkpoint.quantize:
         raise InputError(
-            f"{source} holds {checkpoint.quantize} weights; convert from the model that they were "
-            "made from"
+            f"{source} has {checkpoint.quantize} weights; convert the model they were made from"
         )
-    windows = None if text is None else _windows(str(text), checkpoint)
+    windows = None if text is None else _windows(text, checkpoint)
     write_checkpoint(checkpoint, target, to, shards, wanted, quantize)
     if windows:
-        _tell_cost(checkpoint, target, windows)
+        _report_cost(checkpoint, target, windows)
     elif quantize:
-        console.say("What that costs in quality, --text FILE measures, on text of your own.")
+        console.say("--text FILE measures the loss in quality, on a text of yours.")
 
 
 def new_folder(destination: str) -> Path:
-    """The path of a folder that is to be made. Raises ValueError or FileExistsError."""
+    """The path of a folder to make. Raises InputError, or FileExistsError if it has files."""
     if "://" in destination:
         raise InputError(
             f"{destination} is remote: convert to a folder on this machine, then copy it"
         )
-    target = Path(destination)
+    target = Path(expand(destination))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} is there already; give the name of a new folder")
+        raise FileExistsError(f"{target} already exists; pass the name of a new folder")
     return target
 
 
@@ -109,44 +119,39 @@ def write_checkpoint(
     target: Path,
     to: str,
     shards: int | None,
-    wanted: torch.dtype | None,
+    dtype: torch.dtype | None,
     quantize: str | None = None,
 ) -> None:
-    """Writes a checkpoint and its tokenizer into a new folder, whole or not at all.
+    """Writes a checkpoint, its tokenizer and checksums into a new folder, whole or not at all.
 
-    Arguments as for `convert`. Raises ValueError for shards that do not belong together, another
+    Arguments as for `convert`. Raises InputError for shards that do not belong together, another
     model's tokenizer, and values that the dtype can't hold, and OSError for a full disk.
     """
     checkpoint.check_shards()
     tokenizer = _tokenizer(checkpoint)
     if to == "meta":
-        plan = _plan_meta(checkpoint, shards, wanted, quantize)
+        plan = _plan_meta(checkpoint, shards, dtype, quantize)
     else:
-        plan = _plan_hugging_face(checkpoint, shards, wanted)
-    incomplete = target.with_name(f"{target.name}.incomplete")
+        plan = _plan_hugging_face(checkpoint, shards, dtype)
     total = sum(e.nbytes for entries in plan.values() for e in dict.fromkeys(entries.values()))
-    shutil.rmtree(incomplete, ignore_errors=True)
-    incomplete.mkdir(parents=True)
-    try:
-        free = shutil.disk_usage(incomplete).free
-        if total > free:
-            raise OSError(
-                f"{target} takes {short_size(total)}, and its disk has {short_size(free)} left; "
-                "make room or convert to another disk"
-            )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    if total > free:
+        raise OSError(
+            f"{target} takes {short_size(total)}, and its disk has {short_size(free)} left; "
+            "make room or convert to another disk"
+        )
+    with atomic_path(target) as folder:
+        folder.mkdir()
         with console.progress(total, f"Converting {checkpoint.folder.path}") as bar:
             for name, entries in plan.items():
-                write_tensors(incomplete / name, entries, bar.update)
+                write_tensors(folder / name, entries, bar.update)
         if to == "meta":
-            _finish_meta(incomplete, checkpoint, tokenizer, quantize)
+            _finish_meta(folder, checkpoint, tokenizer, quantize)
         else:
-            _finish_hugging_face(incomplete, checkpoint, tokenizer, plan)
-        incomplete.rename(target)
-    except BaseException as error:
-        shutil.rmtree(incomplete, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OSError(f"the disk of {target} is full: {error.strerror}; make room") from error
-        raise
+            _finish_hugging_face(folder, checkpoint, tokenizer, plan)
+        with console.progress(total, "Computing checksums") as bar:
+            checksums.write_checksums(folder, Folder(folder).names, bar.update)
     console.say(f"{target}: {len(plan)} file(s) of weights, {short_size(total)}")
 
 
@@ -158,23 +163,6 @@ def _tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     return tokenizer
 
 
-def _check_quantize(quantize: str, to: str | None, dtype: str | None) -> None:
-    if quantize not in packed_formats.PACKED:
-        raise InputError(
-            f"--quantize {quantize}: it should be {' or '.join(packed_formats.PACKED)}"
-        )
-    if to not in (None, "meta"):
-        raise InputError(
-            f"--to {to} with --quantize {quantize}: packed weights have a place in Meta's layout "
-            "only; leave --to out"
-        )
-    if dtype is not None and distributed.DTYPES.get(dtype) != torch.bfloat16:
-        raise InputError(
-            f"--dtype {dtype} with --quantize {quantize}: what is not packed is bfloat16; leave "
-            "--dtype out"
-        )
-
-
 def _entry(
     weight: Weight,
     region: Region,
@@ -183,7 +171,7 @@ def _entry(
     change: Callable[[Tensor], Tensor] = lambda rows: rows,
     multiple: int = 1,
 ) -> Entry:
-    """A part of a weight as it is to be written; `change` gets a `multiple` of rows each time."""
+    """A region of a weight, to be written; `change` gets a multiple of `multiple` rows."""
     to = dtype or weight.dtype
 
     def blocks() -> Iterator[Tensor]:
@@ -198,9 +186,9 @@ def _entry(
 def _packed_entries(
     weight: Weight, region: Region, name: str, quantize: str
 ) -> Iterator[tuple[str, Entry]]:
-    """A part of a matrix, packed: the entry of its data, and behind it that of its scales."""
+    """A region of a matrix, packed: first the entry of its data, then that of its scales."""
     rows, columns = (cut.stop - cut.start for cut in region)
-    scales: list[Tensor] = []  # made with the data, and written when all of that is
+    scales: list[Tensor] = []  # computed with the data, written after it
 
     def data() -> Iterator[Tensor]:
         blocks = weight.blocks(region, torch.bfloat16, packed_formats.TILE)
@@ -208,13 +196,13 @@ def _packed_entries(
             scales.append(packed.scales)
             yield packed.data
 
-    def kept() -> Iterator[Tensor]:
+    def computed_scales() -> Iterator[Tensor]:
         while scales:
             yield scales.pop(0)
 
     shapes = packed_formats.packed_shapes(name, (rows, columns), quantize).items()
     for (key, shape), dtype, blocks in zip(
-        shapes, packed_formats.DTYPES.values(), (data, kept), strict=True
+        shapes, packed_formats.DTYPES.values(), (data, computed_scales), strict=True
     ):
         yield key, Entry(dtype, shape, blocks)
 
@@ -264,14 +252,14 @@ def _plan_hugging_face(
     total = sum(entry.nbytes for entry in entries.values())
     count = shards or math.ceil(total / _FILE_BYTES)
     if count > len(entries):
-        raise InputError(f"--shards {count}: there are only {len(entries)} weights to divide")
+        raise InputError(f"--shards {count}: there are only {len(entries)} weights")
     if count == 1:
         return {"model.safetensors": entries}
     plan: Plan = {f"model-{i + 1:05d}-of-{count:05d}.safetensors": {} for i in range(count)}
     files, i, before = list(plan.values()), 0, 0
     for done, (name, entry) in enumerate(entries.items()):
         is_full = before * count >= total * (i + 1)
-        needed = len(entries) - done < count - i  # else a later file would stay empty
+        needed = len(entries) - done < count - i  # or a later file stays empty
         i += bool(files[i]) and (is_full or needed)
         files[i][name] = entry
         before += entry.nbytes
@@ -288,10 +276,10 @@ def _finish_meta(
     if tokenizer.n_words != checkpoint.args.vocab_size:
         raise InputError(
             f"{checkpoint.params} says vocab_size {checkpoint.args.vocab_size}, and its tokenizer "
-            f"has {tokenizer.n_words} tokens; Meta's layout has no place for a padded embedding"
+            f"has {tokenizer.n_words} tokens; Meta's layout can't express a padded embedding"
         )
     if more := sorted(checkpoint.stop_ids - tokenizer.stop_tokens):
-        console.say(f"note: Meta's layout can't say that tokens {more} end an answer as well")
+        console.say(f"note: Meta's layout can't express that tokens {more} also end an answer")
     vocabulary = tokenizer.vocabulary
     if tokenizer.model_path.endswith(".json") and isinstance(vocabulary, TiktokenVocabulary):
         write_tiktoken_ranks(vocabulary, folder / "tokenizer.model")
@@ -327,7 +315,7 @@ def _finish_hugging_face(
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": "<|begin_of_text|>",
             "eos_token": "<|end_of_text|>",
-            "chat_template": LLAMA3_CHAT_TEMPLATE,
+            "chat_template": _CHAT_TEMPLATE,
         }
     else:
         (folder / "tokenizer.model").write_bytes(read_bytes(tokenizer.model_path))
@@ -341,22 +329,22 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _windows(path: str, checkpoint: Checkpoint) -> list[list[int]]:
-    """The tokens of a text in pieces that the model reads at a time, each after begin_of_text."""
+    """The tokens of a text in windows that the model reads at a time, each after begin_of_text."""
     tokenizer = _tokenizer(checkpoint)
     if tokenizer is None:
-        raise InputError(f"--text {path}: there is no tokenizer in {checkpoint.folder.path}")
+        raise InputError(f"--text {path}: {checkpoint.folder.path} has no tokenizer")
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_bytes(path).decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error}") from error
     ids = tokenizer.encode(text)
     if not ids:
-        raise InputError(f"{path} is empty: give a text to measure on")
+        raise InputError(f"{path} is empty: pass a text to measure on")
     step = min(checkpoint.args.max_seq_len, _WINDOW) - 1
     return [[tokenizer.bos_id, *ids[i : i + step]] for i in range(0, len(ids), step)]
 
 
-def _tell_cost(checkpoint: Checkpoint, folder: Path, windows: list[list[int]]) -> None:
+def _report_cost(checkpoint: Checkpoint, folder: Path, windows: list[list[int]]) -> None:
     cpu, packed = torch.device("cpu"), open_checkpoint(folder)
     assert packed.quantize is not None
     convert_layer = packed_layers(packed, packed.quantize)
@@ -375,5 +363,5 @@ def _tell_cost(checkpoint: Checkpoint, folder: Path, windows: list[list[int]]) -
 
         found = divergence(*models, counted())
     for name, loss in (("bfloat16", found.reference), (packed.quantize, found.packed)):
-        console.say(f"{name:<10}{loss:.4f} nats a token, perplexity {math.exp(loss):,.3f}")
-    console.say(f"KL divergence {found.kl:.5f} nats a token, of {found.tokens:,} tokens")
+        console.say(f"{name:<10}{loss:.4f} nats per token, perplexity {math.exp(loss):,.3f}")
+    console.say(f"KL divergence {found.kl:.5f} nats per token, over {found.tokens:,} tokens")

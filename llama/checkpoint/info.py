@@ -1,80 +1,144 @@
-"""`llama info`: what a model is and what it takes, before anything is loaded.
+"""`llama info`: the shape of a model and the memory it takes, without loading it.
 
     llama info Llama-3.2-1B                         # a checkpoint folder of either layout
-    llama info params/Llama-3.1-405B --max_seq_len 8192 --max_batch_size 4
+    llama info params/Llama-3.1-405B --max-seq-len 8192 --max-batch-size 4
     llama info downloads/config.json
 
-It all follows from the shape, so that a `params.json` or a `config.json` is enough; of a checkpoint
-the headers are read too.
+Everything follows from the shape, so a `params.json` or a `config.json` is enough. Of a checkpoint
+only the headers are read.
 """
 
+import json
 import os
-from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
 
 from llama import console
+from llama.args import ModelArgs
 from llama.checkpoint import huggingface_config
-from llama.checkpoint.memory import (
-    FORMATS,
-    RANKS,
-    Facts,
-    int8_cache,
-    need,
-    packed_weights,
-    this_machine,
-    verdict,
-)
+from llama.checkpoint.memory import Facts, fit, int8_cache, need, this_machine
 from llama.checkpoint.meta_layout import quantize_of, read_params
 from llama.checkpoint.opening import open_checkpoint, tokenizer_in
 from llama.errors import InputError
 from llama.quantization import packed_formats
-from llama.storage.files import Folder, read_json, short_size
+from llama.storage.files import Folder, expand, read_json, short_size
 from llama.tokenizer import Tokenizer
 
-_SHORT = 8192  # a context that is enough for most, of models that could have more
+# The released models: rotary theta, its factor, vocabulary, dim, layers, feed-forward size.
+_FAMILIES = {
+    (10000.0, None, 32000, 4096, 32, 11008): "Llama 2",
+    (10000.0, None, 32000, 5120, 40, 13824): "Llama 2",
+    (10000.0, None, 32000, 8192, 80, 28672): "Llama 2",
+    (500000.0, None, 128256, 4096, 32, 14336): "Llama 3",
+    (500000.0, None, 128256, 8192, 80, 28672): "Llama 3",
+    (500000.0, 8.0, 128256, 4096, 32, 14336): "Llama 3.1",
+    (500000.0, 8.0, 128256, 8192, 80, 28672): "Llama 3.1 or 3.3",
+    (500000.0, 8.0, 128256, 16384, 126, 53248): "Llama 3.1",
+    (500000.0, 32.0, 128256, 2048, 16, 8192): "Llama 3.2",
+    (500000.0, 32.0, 128256, 3072, 28, 8192): "Llama 3.2",
+}
+_RANKS = (1, 2, 4, 8, 16)
+# The rows of the table; formats of one size share a row.
+_FORMATS = (("float32",), ("bfloat16", "float16"), *((name,) for name in packed_formats.PACKED))
 
 
-def info(path: str, max_batch_size: int = 1, max_seq_len: int | None = None) -> None:
-    """Tells what a model is, what memory it takes, and whether this machine has that.
+def info(
+    path: str,
+    /,
+    *,
+    max_batch_size: PositiveInt = 1,
+    max_seq_len: PositiveInt | None = None,
+    ranks: PositiveInt | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Describes a model, the memory it takes in each format, and whether that is here.
 
     Args:
-        path: a checkpoint folder of either layout, here or remote, or one with only a params.json
-            or a config.json, or the path of such a file.
-        max_batch_size: how many prompts the KV cache is for.
-        max_seq_len: how many positions it is for; the model's own context if not given.
+        path: Checkpoint folder, here or remote; or a params.json or config.json.
+        max_batch_size: Sequences in the KV cache.
+        max_seq_len: Positions of each in the KV cache; default: the model's context.
+        ranks: Processes that share the model; default: as few as possible.
+        as_json: Print one JSON object.
     """
-    for name, value in (("max_batch_size", max_batch_size), ("max_seq_len", max_seq_len)):
-        if value is not None and (type(value) is not int or value < 1):
-            raise InputError(f"{name}={value!r} should be a whole number greater than 0")
-    facts = read_facts(str(path))
-    batch, context = max_batch_size, max_seq_len or facts.args.max_seq_len
-    lines = [*_describe(facts), "", *_table(facts, batch, context), ""]
-    lines += ["With 10 % and 0.5 GB more for activations and torch itself:"]
-    lines += verdict(facts, this_machine(facts.parameters()), batch, context)
+    facts = read_facts(path)
+    context = max_seq_len or facts.args.max_seq_len
+    possible = [n for n in _RANKS if facts.misfit(n, facts.quantize) is None]
+    if ranks and (misfit := facts.misfit(ranks, facts.quantize)):
+        raise InputError(f"--ranks {ranks}: {misfit}")
+    devices = this_machine(facts.parameters())
+    rows = []
+    for names in ((facts.quantize,),) if facts.quantize else _FORMATS:
+        packed = names[0] if names[0] in packed_formats.PACKED else None
+        if facts.misfit(ranks or 1, packed):
+            continue
+        needed = need(facts, names[0], ranks or 1, max_batch_size, context, devices[0].is_cuda)
+        fits = [
+            fit(facts, device, names[0], [ranks] if ranks else possible, max_batch_size, context)
+            for device in devices
+        ]
+        rows.append((", ".join(names), needed, fits))
+    token = need(facts, "bfloat16", ranks or 1, 1, 1).cache
+    int8_token = int8_cache(facts, ranks or 1, 1, 1)
+    if as_json:
+        found = {
+            "name": facts.name,
+            "family": _family(facts.args),
+            "parameters": facts.parameters(),
+            "tied": facts.tied,
+            "quantize": facts.quantize,
+            "args": asdict(facts.args),
+            "ranks": possible,
+            "kv_cache_bytes_per_token": {"bfloat16": token, "int8": int8_token},
+            "memory": [
+                {"format": name, "weights": n.weights, "kv_cache": n.cache, "total": n.total}
+                | {"fits": {d.name: cell for d, cell in zip(devices, fits, strict=True)}}
+                for name, n, fits in rows
+            ],
+        }
+        return console.say(json.dumps(found))
+    header = ["", "weights", "KV cache", "total"]
+    header += [f"{device.name} {short_size(device.memory)}" for device in devices]
+    sizes = [
+        ("  " + name, *map(short_size, (n.weights, n.cache, n.total)), *fits)
+        for name, n, fits in rows
+    ]
+    beyond = " (beyond the model's context)" * (context > facts.args.max_seq_len)
+    who = f"each of {ranks} ranks" if ranks else "one process"
+    lines = [*_describe(facts), ""]
+    lines += [f"Memory of {who} at max_batch_size={max_batch_size}, max_seq_len={context}{beyond};"]
+    lines += ["the total has 10 % and 0.5 GB for activations and torch. Does it fit here?", ""]
+    lines += [console.table([header, *sizes]), ""]
+    lines += [f"KV cache of one token: {token:,} bytes; {int8_token:,} with kv_cache_dtype=int8."]
+    lines += [f"Llama.build takes {facts.quantize or devices[0].dtype} here by default."]
+    lines += [f"Ranks that can share it: {', '.join(map(str, possible))} (see --ranks)."]
     console.say("\n".join(lines))
 
 
 def read_facts(path: str) -> Facts:
-    """Reads what says the shape, and the headers of the weights where there are any.
+    """Reads the shape, and the headers of the weights if there are any.
 
-    Raises FileNotFoundError or ValueError, naming the file, where something is missing or wrong.
+    Raises MissingFileError or InputError, naming the file.
     """
+    path = expand(path)
     whole = path if "://" in path else os.path.abspath(path)
     *_, parent, name = "", *whole.rstrip("/").split("/")
     if path.endswith(".json"):
-        return _read_json(path, parent, None)
+        return _read_shape(path, parent, None)
     folder = Folder(path)
     lone = [file for file in ("params.json", "config.json") if file in folder.names]
     weights = (".pth", ".safetensors", ".bin", ".index.json")
     if lone and not any(file.endswith(weights) for file in folder.names):
-        return _read_json(folder.where(lone[0]), name, folder)
+        return _read_shape(folder.where(lone[0]), name, folder)
     found = open_checkpoint(path)
+    tied = None if found.quantize else found.tied  # packed, the output layer is stored separately
     stated = read_json(found.params)
-    args, tied, quantize = found.args, found.tied, found.quantize
-    return Facts(name, found.params, stated, args, tied, folder, found, quantize)
+    return Facts(name, found.params, stated, found.args, tied, folder, found, found.quantize)
 
 
-def _read_json(path: str, name: str, folder: Folder | None) -> Facts:
+def _read_shape(path: str, name: str, folder: Folder | None) -> Facts:
     stated = read_json(path)
     if "model_type" in stated or "architectures" in stated:
         args, tied = huggingface_config.read_config(stated, path)
@@ -83,63 +147,69 @@ def _read_json(path: str, name: str, folder: Folder | None) -> Facts:
     if args.vocab_size == -1:
         args = replace(args, vocab_size=32000)
     packed_formats.stored_shapes(args, quantize)
-    tied = args.has_llama32_shape and not quantize  # an output layer is packed on its own
-    return Facts(name, path, stated, args, tied, folder, quantize=quantize)
+    # Meta's file does not say whether the output layer is the embedding: of its models, 3.2's is.
+    is_released = _family(args) is not None and not quantize
+    return Facts(
+        name,
+        path,
+        stated,
+        args,
+        args.has_llama32_shape if is_released else None,
+        folder,
+        quantize=quantize,
+    )
+
+
+def _family(args: ModelArgs) -> str | None:
+    """The name of a released family with this shape."""
+    factor = args.rope_scaling_factor if args.use_scaled_rope else None
+    shape = (args.vocab_size, args.dim, args.n_layers, args.hidden_dim)
+    return _FAMILIES.get((args.rope_theta, factor, *shape))
 
 
 def _describe(facts: Facts) -> list[str]:
-    args, file = facts.args, os.path.basename(facts.source)
-    count, vocabulary = f"{facts.parameters():,}", f"{args.vocab_size:,} tokens"
-    if facts.tied:
-        count += ", embedding and output in one"
-        if not facts.checkpoint and "tie_word_embeddings" not in facts.stated:
-            count += f" (Llama 3.2's: {file} does not say)"
+    args, file, checkpoint = facts.args, os.path.basename(facts.source), facts.checkpoint
+    counts = [facts.parameters()]
+    count, vocabulary = f"{counts[0]:,}", f"{args.vocab_size:,} tokens"
+    if facts.tied is None:
+        counts = [replace(facts, tied=True).parameters(), *counts]
+        count = f"{counts[0]:,} if the output layer is the embedding, else {count}"
+    elif facts.tied:
+        count += ", output layer tied to the embedding"
     if facts.stated.get("vocab_size", -1) == -1:
-        whose = "seen in the weights" if facts.checkpoint else "Llama 2's"
-        vocabulary += f" ({whose}: {file} says -1)"
-    context = f"{args.max_seq_len:,} positions"
+        vocabulary += f" ({'from the weights' if checkpoint else 'Llama 2'}; not in {file})"
+    context = f"{args.max_seq_len:,} tokens"
     if not {"max_seq_len", "max_position_embeddings"} & set(facts.stated):
-        whose = "its generation's" if "dim" in facts.stated else "transformers' default"
-        context += f" ({whose}: {file} does not say)"
+        context += f" ({'as trained' if 'dim' in facts.stated else 'default'}; not in {file})"
+    rotary = f"theta {args.rope_theta:,.0f}"
+    if args.use_scaled_rope:
+        rotary += f", scaling factor {args.rope_scaling_factor:g}"
+        if "use_scaled_rope" in facts.stated and "rope_scaling_factor" not in facts.stated:
+            rotary += f" (by shape; not in {file})"
     rows = {
         "parameters": count,
         "layers": f"{args.n_layers} of dim {args.dim}, feed-forward {args.hidden_dim}",
         "heads": f"{args.n_heads} of size {args.head_dim}, {args.kv_heads} for keys and values",
         "vocabulary": vocabulary,
-        "rotary": _rotary(facts, file),
+        "rotary": rotary,
         "context": context,
         "weights": _weights(facts),
         "tokenizer": _tokenizer(facts),
     }
-    head = f"{facts.name}: {facts.family}, {short_count(facts.parameters())} parameters"
+    short = " or ".join(map(short_count, counts))
+    head = f"{facts.name}: {_family(args) or 'Llama-shaped'}, {short} parameters"
     return [head, "", *(f"  {key:<12}{text}" for key, text in rows.items())]
-
-
-def _rotary(facts: Facts, file: str) -> str:
-    args = facts.args
-    theta = f"theta {args.rope_theta:,.0f}"
-    if not args.use_scaled_rope:
-        return f"{theta}, not scaled"
-    source = f"as {file} says"
-    if "use_scaled_rope" in facts.stated and "rope_scaling_factor" not in facts.stated:
-        known = "by the shape" if args.has_llama32_shape else "Llama 3.1's"
-        source = f"{known}: {file} has only use_scaled_rope"
-    return f"{theta}, scaling factor {args.rope_scaling_factor:g} ({source})"
 
 
 def _weights(facts: Facts) -> str:
     if facts.checkpoint is None:
-        kind = f", for {facts.quantize} weights" if facts.quantize else ""
-        return f"none here, only {os.path.basename(facts.source)}{kind}"
-    files, in_order = facts.checkpoint.files, facts.checkpoint.weights.values()
-    dtypes = dict.fromkeys(str(weight.dtype).removeprefix("torch.") for weight in in_order)
-    if facts.quantize:
-        dtypes = dict.fromkeys([facts.quantize])
-    meta = facts.checkpoint.layout == "meta"
-    layout, kind = ("Meta's", "shard") if meta else ("Hugging Face's", "file")
-    count = f"{len(files)} {kind}" + "s" * (len(files) > 1)
+        return f"none here; {facts.quantize} expected" if facts.quantize else "none here"
+    files, weights = facts.checkpoint.files, facts.checkpoint.weights.values()
+    dtypes = dict.fromkeys(str(weight.dtype).removeprefix("torch.") for weight in weights)
+    formats = facts.quantize or " and ".join(dtypes)
+    layout = "Meta's" if facts.checkpoint.layout == "meta" else "Hugging Face's"
     size = short_size(sum(file.size for file in files))
-    return f"{' and '.join(dtypes)} in {count}, {size}, in {layout} layout"
+    return f"{formats}, {size} in {len(files)} file{'s' * (len(files) > 1)}, {layout} layout"
 
 
 def _tokenizer(facts: Facts) -> str:
@@ -150,50 +220,11 @@ def _tokenizer(facts: Facts) -> str:
         tokenizer = Tokenizer(facts.folder.where(name))
         if facts.checkpoint:
             facts.checkpoint.check_tokenizer(tokenizer)
-    except ValueError as error:
-        return f"cannot be used: {error}"
+    except InputError as error:
+        return f"unusable: {error}"
     kind = "SentencePiece" if tokenizer.is_sentencepiece else "tiktoken"
     beyond = ", more than the model has" * (tokenizer.n_words > facts.args.vocab_size)
     return f"{name}, {kind}, {tokenizer.n_words:,} tokens{beyond}"
-
-
-def _table(facts: Facts, batch: int, context: int) -> list[str]:
-    beyond = " (more than it was trained on)" * (context > facts.args.max_seq_len)
-    lines = [
-        f"Memory of each rank at max_batch_size={batch}, max_seq_len={context}{beyond};",
-        "a GPU holds one rank, main memory all of them:",
-        "",
-        _row("ranks", "", facts.ranks),
-    ]
-    sizes = dict.fromkeys(FORMATS.values())
-    groups = [[name for name in FORMATS if FORMATS[name] == size] for size in sizes]
-    for names in [[facts.quantize]] if facts.quantize else groups:
-        needs = [need(facts, names[0], ranks, batch, context) for ranks in facts.ranks]
-        lines.append(
-            _row(", ".join(names), "weights", (short_size(each.weights) for each in needs))
-        )
-        lines.append(_row("", "KV cache", (short_size(each.cache) for each in needs)))
-        lines.append(_row("", "both", (short_size(each.both) for each in needs)))
-        if context > _SHORT:
-            needs = [need(facts, names[0], ranks, batch, _SHORT) for ranks in facts.ranks]
-            label = f"at max_seq_len={_SHORT}"
-            lines.append(_row("", label, (short_size(each.both) for each in needs)))
-    for name in packed_formats.PACKED if not facts.quantize else ():
-        cells = (
-            "-" if facts.misfit(ranks, name) else short_size(packed_weights(facts, name, ranks))
-            for ranks in facts.ranks
-        )
-        lines.append(_row(f"quantize={name}", "weights", cells))
-    caches = (int8_cache(facts, ranks, batch, context) for ranks in facts.ranks)
-    lines.append(_row("kv_cache_dtype=int8", "KV cache", map(short_size, caches)))
-    if others := [ranks for ranks in RANKS if ranks not in facts.ranks]:
-        which = " or ".join(str(ranks) for ranks in others)
-        lines += ["", f"Not on {which} ranks: {facts.misfit(others[0], facts.quantize)}."]
-    return lines
-
-
-def _row(first: str, second: str, cells: Iterable[object]) -> str:
-    return f"  {first:<20}{second:<19}" + "".join(f"{cell:>11}" for cell in cells)
 
 
 def short_count(count: int) -> str:

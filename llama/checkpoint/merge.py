@@ -1,9 +1,9 @@
-"""`llama merge`: a checkpoint, and an adapter of it, become one checkpoint.
+"""`llama merge`: adds a LoRA adapter to the weights of its model.
 
     llama merge Llama-3.2-1B polite Llama-3.2-1B-polite
 
-W + (alpha / r) B A is computed in float32, block by block on the way from file to file, and written
-as `llama convert` writes. What that gives is a checkpoint like any other, also to be quantized.
+W + (alpha / r) B A is computed in float32, block by block from file to file, and written as
+`llama convert` writes. The result is an ordinary checkpoint, which can also be quantized.
 """
 
 import math
@@ -21,25 +21,25 @@ from llama.lora.adapter_files import open_adapter
 from llama.storage.sharding import Region, Weight
 
 
-def merge(base: str, adapter: str, destination: str, dtype: str | None = None) -> None:
+def merge(base: str, adapter: str, destination: str, /, *, dtype: str | None = None) -> None:
     """Writes the checkpoint in one folder, with an adapter added to its weights, into another.
 
     Args:
-        base: folder of the checkpoint; the new one has its layout and its number of shards.
-        adapter: folder of the adapter.
-        destination: folder that is to be made.
-        dtype: bfloat16, float16 or float32; what each weight has if not given.
+        base: Folder of the checkpoint; the new one has its layout and number of shards.
+        adapter: Folder of the adapter.
+        destination: Folder to make.
+        dtype: bfloat16, float16 or float32; default: each weight keeps its own.
     """
-    target = new_folder(str(destination))
+    target = new_folder(destination)
     wanted = None if dtype is None else distributed.select_dtype(torch.device("cpu"), dtype)
-    checkpoint = open_checkpoint(str(base))
+    checkpoint = open_checkpoint(base)
     if checkpoint.quantize:
         raise InputError(
-            f"{base} holds {checkpoint.quantize} weights, to which nothing can be added: merge "
-            "into the model that they were made from and convert the result with --quantize "
-            f"{checkpoint.quantize}, or keep the adapter apart (adapter= of Llama.build)"
+            f"{base} has {checkpoint.quantize} weights, which can't be changed: merge into the "
+            "model they were made from and convert the result with --quantize "
+            f"{checkpoint.quantize}, or pass the adapter to Llama.build (adapter=)"
         )
-    found = open_adapter(str(adapter), checkpoint.args)
+    found = open_adapter(adapter, checkpoint.args)
     for layer, (a, b) in found.layers.items():
         name = f"{layer}.weight"
         old = checkpoint.weights[name]
@@ -52,7 +52,7 @@ def merge(base: str, adapter: str, destination: str, dtype: str | None = None) -
 
 @dataclass(eq=False, kw_only=True)
 class _Merged(Weight):
-    """A weight to whose blocks scale * B A is added."""
+    """A weight plus scale * B A, computed block by block."""
 
     name: str
     a: Weight
@@ -69,7 +69,7 @@ class _Merged(Weight):
             merged = torch.addmm(block, b, a, alpha=self.scale).to(dtype)
             if not merged.isfinite().all():
                 raise InputError(
-                    f"{self.name} would have values that {dtype} can't hold; give "
+                    f"{self.name} would have values that {dtype} can't hold; pass "
                     "another --dtype, such as bfloat16"
                 )
             start += len(block)

@@ -1,188 +1,204 @@
-"""Whether a checkpoint is whole and sound: what `llama verify PATH` tells of each of its files.
+"""`llama verify`: reads every byte of a checkpoint or an adapter and reports what is wrong.
 
-Loading looks at names, shapes and dtypes only, and takes seconds. Here every byte is read as well,
-block by block, and compared with what is known of it:
+Loading checks names, shapes and dtypes, and takes seconds. This also compares all bytes with the
+checksums there are, and looks at all values:
 
-    checklist.chk             sums of whole files, which Meta publishes beside them
-    a .pth                    a checksum (CRC-32) of each tensor, written by torch
-    a .safetensors file       has none, so that a changed digit can stay unseen
-    any of them               weights are finite, and none consists of zeros
+    checksums.sha256, checklist.chk    of whole files: from `llama convert`, and from Meta
+    a .pth or .bin file                CRC-32 of each tensor, written by torch
+    a .safetensors or .json file       none, so a changed value can stay unnoticed
+    any weights                        finite, and no tensor is all zeros
 
-A damage is told once: where bytes differ from their checksum, their values are not looked at.
+The report names the files that have no checksum. No checksum can show that a whole model was
+replaced by another one, or that files were changed together with their list.
 """
 
 import dataclasses
-import hashlib
+import json
 import math
 import re
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
 
 import tqdm
+from cyclopts import Parameter
 
 from llama import console
+from llama.checkpoint import checksums
+from llama.checkpoint.checksums import Checksum
 from llama.checkpoint.opening import Checkpoint, open_checkpoint, tokenizer_in
-from llama.errors import InputError
-from llama.storage.files import AGAIN, Folder, short_size, what_it_is
+from llama.errors import InputError, message
+from llama.lora.adapter_files import open_adapter
+from llama.storage.files import AGAIN, Folder, read_json, short_size
 from llama.storage.tensor_files import StoredTensor, TensorFile, open_tensors
 from llama.tokenizer import Tokenizer
 
-# Which files are weights, where the whole checkpoint can't be opened: the first kind there is.
-_WEIGHTS = (r"consolidated\.\d+\.pth", r".*\.safetensors", r"pytorch_model.*\.bin")
-_SUM = re.compile(r"([0-9a-fA-F]{32}|[0-9a-fA-F]{64})\s+\*?(?:\./)?(\S.*)")
-_BLOCK = 2**24  # bytes read at a time
-_NUMBERS = 2**21  # of them looked at together: a list of those that are wrong is longer than they
+# The weight files, by name, of a checkpoint that can't be opened: the first kind found.
+_WEIGHTS = (r"consolidated\.\d+\.pth", r".*\.safetensors", r"(pytorch|adapter)_model.*\.bin")
+_ADAPTER = "adapter_config.json"
+_BLOCK_BYTES = 2**24  # read at a time
+_NUMBERS_AT_ONCE = 2**21  # an index of all wrong ones is larger than they are
 
 
 class Finding(NamedTuple):
-    """A line of the report."""
+    """A line of the report: of a file that is as it should be, a problem, or a remark."""
 
-    kind: str  # ok, note or trouble
+    kind: Literal["ok", "problem", "note"]
     text: str
 
 
-def verify(path: str) -> None:
-    """Reads a whole checkpoint, here or remote, and tells of each file that it is fine or is not.
+def verify(
+    path: str,
+    /,
+    *,
+    base: str | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Reads all of a checkpoint or an adapter and reports the problems of each file.
 
-    Raises ValueError where anything is wrong, FileNotFoundError where there is no such folder.
+    Raises InputError if there are any.
+
+    Args:
+        path: Folder of a checkpoint or a LoRA adapter, here or remote.
+        base: An adapter's model; default: the folder its config names.
+        as_json: Print one JSON object.
     """
-    troubles = 0
-    for kind, text in examine(str(path)):
-        console.say(text if kind == "ok" else f"{kind}: {text}")
-        troubles += kind == "trouble"
-    if troubles:
-        raise InputError(f"{troubles} trouble{'s' * (troubles > 1)} in {path}")
-    console.say(f"{path} is complete and sound")
+    findings = []
+    for kind, text in examine(path, base):
+        findings.append({"kind": kind, "text": text})
+        if not as_json:
+            console.say(text if kind == "ok" else f"{kind}: {text}")
+    count = sum(finding["kind"] == "problem" for finding in findings)
+    if as_json:
+        console.say(json.dumps({"path": path, "problems": count, "findings": findings}))
+    if count:
+        raise InputError(f"{count} problem{'s' * (count > 1)} in {path}")
+    if not as_json:
+        console.say(f"{path}: no problems found")
 
 
-def examine(path: str) -> Iterator[Finding]:
-    """What `verify` prints, line by line as it is found."""
+def examine(path: str, base: str | None = None) -> Iterator[Finding]:
+    """The lines that `verify` prints, as they are found."""
     folder = Folder(path)
+    is_adapter = _ADAPTER in folder.names and "params.json" not in folder.names
     checkpoint, failure = None, ""
     try:
-        checkpoint = open_checkpoint(path)
-    except (ValueError, OSError) as error:
-        failure = str(error)
-        yield _trouble(failure)
-        yield Finding("note", "more may be wrong behind this: see again when it is mended")
+        if is_adapter:
+            yield _check_adapter(folder, base)
+        else:
+            checkpoint = open_checkpoint(path)
+            shape_file = checkpoint.params.removeprefix(folder.where(""))
+            yield _ok(shape_file, f"{checkpoint.parameters:,} parameters")
+    except (InputError, OSError) as error:
+        failure = message(error)
+        yield _problem(failure)
+        yield Finding("note", "this can hide other problems: verify again when it is solved")
+    if checkpoint is not None:
+        weights = [file.name for file in checkpoint.files]
     else:
-        params = checkpoint.params.removeprefix(folder.where(""))
-        yield _fine(params, f"{checkpoint.parameters:,} parameters")
-    weights = _weight_files(folder, checkpoint)
-    listed, wrong_lines = _read_lists(folder)
-    yield from map(_trouble, wrong_lines)
-    damaged = False
+        kinds = ([n for n in folder.names if re.fullmatch(kind, n)] for kind in _WEIGHTS)
+        weights = next(filter(None, kinds), [])
+    listed, problems = checksums.read_checksums(folder)
+    yield from map(_problem, problems)
+    damaged, unprotected = False, []
     for name in dict.fromkeys([*weights, *listed]):
         named = folder.where(name) in failure
         if named and name not in folder.names:
             continue
-        troubles, told = _look_through(folder, name, name in weights, listed.get(name, []))
-        damaged = damaged or bool(troubles)
-        yield from (_trouble(text) for text in troubles if text != failure)
-        if not troubles and not named:
-            yield _fine(name, told)
-    if checkpoint is not None and not damaged:  # damage would look like another checkpoint's
+        problems, checks = _check_file(folder, name, name in weights, listed.get(name, []))
+        damaged = damaged or bool(problems)
+        yield from (_problem(text) for text in problems if text != failure)
+        if not problems and not named:
+            yield _ok(name, ", ".join(checks))
+            if not any("matches" in check for check in checks):
+                unprotected.append(name)
+    if checkpoint is not None and not damaged:  # damage can look like another checkpoint's weights
         try:
             checkpoint.check_shards()
-        except (ValueError, OSError) as error:
-            yield _trouble(str(error))
-    yield _look_at_tokenizer(folder, checkpoint)
+        except (InputError, OSError) as error:
+            yield _problem(message(error))
+    tokenizer = None if is_adapter else tokenizer_in(folder)
+    if not is_adapter:
+        yield _check_tokenizer(folder, tokenizer, checkpoint)
+    settings = [n for n in folder.names if n.endswith(".json") or n == tokenizer]
+    unprotected += [name for name in settings if name not in listed]
+    if unprotected:
+        names = ", ".join(dict.fromkeys(unprotected))
+        yield Finding("note", f"no checksum of {names}: changed values can stay unnoticed")
 
 
-def _fine(name: str, told: str) -> Finding:
-    return Finding("ok", f"{name}  ok  {told}")
+def _ok(name: str, checks: str) -> Finding:
+    return Finding("ok", f"{name}: ok, {checks}")
 
 
-def _trouble(text: str) -> Finding:
-    return Finding("trouble", " ".join(text.splitlines()))
+def _problem(text: str) -> Finding:
+    return Finding("problem", " ".join(text.splitlines()))
 
 
-def _weight_files(folder: Folder, checkpoint: Checkpoint | None) -> list[str]:
-    if checkpoint is not None:
-        return [file.name for file in checkpoint.files]
-    kinds = ([n for n in folder.names if re.fullmatch(kind, n)] for kind in _WEIGHTS)
-    return next(filter(None, kinds), [])
+def _check_adapter(folder: Folder, base: str | None) -> Finding:
+    """Compares an adapter with its model, if that is known. Raises InputError."""
+    config = read_json(folder.where(_ADAPTER))
+    named = config.get("base_model_name_or_path")
+    if base is None and isinstance(named, str) and Path(named).is_dir():
+        base = named
+    if base is None:
+        return Finding(
+            "note",
+            f"{_ADAPTER}: its model {named!r} is no folder here; pass --base to check shapes",
+        )
+    adapter = open_adapter(folder.path, open_checkpoint(base).args)
+    return _ok(_ADAPTER, f"adapts {len(adapter.layers)} layers of {base}")
 
 
-def _read_lists(folder: Folder) -> tuple[dict[str, list[tuple[str, str]]], list[str]]:
-    """By the name of a file its sums, each with the list that it is in; and troubles."""
-    listed: dict[str, list[tuple[str, str]]] = {}
-    troubles = []
-    for name in (n for n in folder.names if n.endswith("checklist.chk")):
-        try:
-            data = folder.read(name)
-        except OSError as error:
-            troubles.append(str(error))
-            continue
-        if what := what_it_is(data[:1000]):
-            troubles.append(f"{folder.where(name)} {what}")
-            continue
-        for number, line in enumerate(data.decode(errors="replace").splitlines(), start=1):
-            if found := _SUM.fullmatch(line.strip()):
-                listed.setdefault(found[2], []).append((found[1].lower(), name))
-            elif line.strip():
-                troubles.append(
-                    f"{folder.where(name)} has a line {number} that is no sum and name of a file: "
-                    f"{line:.60}; {AGAIN}"
-                )
-    return listed, troubles
-
-
-def _look_through(
-    folder: Folder, name: str, holds_weights: bool, sums: list[tuple[str, str]]
-) -> tuple[list[str], str]:
-    """Troubles with a file, and what there is to tell where there are none."""
+def _check_file(
+    folder: Folder, name: str, holds_weights: bool, expected: list[Checksum]
+) -> tuple[list[str], list[str]]:
+    """The problems of a file, and what was found or checked: its size, its tensors, checksums."""
     if name not in folder.names:
-        return [f"{folder.where(name)} is not there, and {sums[0][1]} lists it"], ""
-    told = [short_size(folder.size(name))]
+        return [f"{folder.where(name)} does not exist, but {expected[0].listed_in} lists it"], []
+    checks = [short_size(folder.size(name))]
     try:
         file = open_tensors(folder, name) if holds_weights else None
-        total = folder.size(name) * (bool(file) + len(sums))
+        total = folder.size(name) * (bool(file) + len(expected))
+        problems = []
         with console.progress(total, f"Reading {name}") as bar:
-            troubles = list(_differing_sums(folder, name, sums, bar))
-            told += [f"its sum is that in {listed_in}" for _, listed_in in sums]
+            for checksum in expected:
+                try:
+                    checksums.check_digest(folder, name, checksum, bar.update)
+                except InputError as error:
+                    problems.append(str(error))
             if file is not None:
-                troubles += _wrong_tensors(file, bar)
-                told.insert(1, f"{len(file.tensors):,} tensors")
-    except (ValueError, OSError) as error:
-        where = folder.where(name)
-        return [str(error) if where in str(error) else f"{where} cannot be read: {error}"], ""
-    return troubles, ", ".join(told)
+                checks.append(f"{len(file.tensors):,} tensors")
+                problems += _wrong_tensors(file, bar)
+                if _has_crc(file):
+                    checks.append("CRC-32 matches")
+            checks += [f"{c.kind} matches {c.listed_in}" for c in expected]
+    except (InputError, OSError) as error:
+        text, where = message(error), folder.where(name)
+        return [text if where in text else f"{where} can't be read: {text}"], checks
+    return problems, checks
 
 
-def _differing_sums(
-    folder: Folder, name: str, sums: list[tuple[str, str]], bar: tqdm.tqdm
-) -> Iterator[str]:
-    for expected, listed_in in sums:
-        kind = "md5" if len(expected) == 32 else "sha256"
-        digest = hashlib.new(kind, usedforsecurity=False)
-        with open(folder.local(name), "rb") as stream:
-            while block := stream.read(_BLOCK):
-                digest.update(block)
-                bar.update(len(block))
-        if digest.hexdigest() != expected:
-            yield (
-                f"{folder.where(name)} has {kind} sum {digest.hexdigest()}, but {listed_in} says "
-                f"{expected}; {AGAIN}"
-            )
+def _has_crc(file: TensorFile) -> bool:
+    """Whether a zip has checksums: torch can leave them out, and then all are zero or None."""
+    return any(info.CRC for name, info in file.records.items() if "/data/" in name)
 
 
 def _wrong_tensors(file: TensorFile, bar: tqdm.tqdm) -> Iterator[str]:
-    """What is wrong with the bytes of tensors, or with their values."""
+    """Problems with the bytes of tensors, or with their values."""
     stored: dict[str | int, dict[StoredTensor, str]] = {}
     for name, tensor in file.tensors.items():
         stored.setdefault(tensor.record, {}).setdefault(tensor, name)
-    # torch can be told to leave checksums out; then all of them are zero, or None.
-    has_sums = any(file.records[str(record)].CRC for record in stored if record in file.records)
+    has_crc = _has_crc(file)
     for record, tensors in stored.items():
         info = file.records.get(str(record))
         size = info.file_size if info else max(tensor.nbytes for tensor in tensors)
         found = _crc(file, file.offset_of(record), size, bar)
-        if info and has_sums and found != info.CRC:
+        if info and has_crc and found != info.CRC:
             yield (
-                f"{file.where}: the bytes of {', '.join(tensors.values())} are not those that were "
-                f"written (CRC-32 {found:08x}, not {info.CRC:08x}); {AGAIN}"
+                f"{file.where}: the bytes of {', '.join(tensors.values())} have changed "
+                f"(CRC-32 {found:08x}, not {info.CRC:08x}); {AGAIN}"
             )
             continue
         for tensor, name in tensors.items():
@@ -191,12 +207,12 @@ def _wrong_tensors(file: TensorFile, bar: tqdm.tqdm) -> Iterator[str]:
 
 
 def _crc(file: TensorFile, offset: int, size: int, bar: tqdm.tqdm) -> int:
-    """Reads and does not map: over a mapped page that a bad disk lost, a process is killed."""
+    """Reads instead of mapping: a mapped page that a bad disk can't read kills the process."""
     crc = 0
     with open(file.folder.local(file.name), "rb") as stream:
         stream.seek(offset)
         while size:
-            block = stream.read(min(_BLOCK, size))
+            block = stream.read(min(_BLOCK_BYTES, size))
             if not block:
                 raise InputError(f"{file.where} lacks its last {size:,} bytes; {AGAIN}")
             crc = zlib.crc32(block, crc)
@@ -211,33 +227,35 @@ def _wrong_values(tensor: StoredTensor) -> str | None:
     if not tensor.shape:
         tensor = dataclasses.replace(tensor, shape=(1,), stride=(1,))
     count, first, any_set = 0, "", False
-    rows = max(_NUMBERS // math.prod(tensor.shape[1:]), 1)
+    rows = max(_NUMBERS_AT_ONCE // math.prod(tensor.shape[1:]), 1)
     for start in range(0, tensor.shape[0], rows):
         size = min(rows, tensor.shape[0] - start)
         at = tensor.start + start * tensor.stride[0]
-        # Mapped by themselves, these rows leave the memory before the next ones come.
+        # A mapping of these rows alone frees their memory before the next ones are read.
         block = dataclasses.replace(tensor, start=at, shape=(size, *tensor.shape[1:])).map()
         low, high = (float(value) for value in block.aminmax())  # NaN where there is one
         any_set = any_set or low != 0 or high != 0
         if not math.isfinite(low) or not math.isfinite(high):
-            places = (~block.isfinite()).nonzero()
-            row, *others = places[0].tolist()
+            positions = (~block.isfinite()).nonzero()
+            row, *others = positions[0].tolist()
             value = float(block[(row, *others)])
             first = first or f"{value} at {[start + row, *others]}"
-            count += len(places)
+            count += len(positions)
     if count:
         return f"has {count:,} NaN or infinite value(s), the first is {first}"
-    return None if any_set else f"holds nothing but zeros; {AGAIN}"
+    return None if any_set else f"is all zeros; {AGAIN}"
 
 
-def _look_at_tokenizer(folder: Folder, checkpoint: Checkpoint | None) -> Finding:
-    name = tokenizer_in(folder)
+def _check_tokenizer(folder: Folder, name: str | None, checkpoint: Checkpoint | None) -> Finding:
     if name is None:
-        return Finding("note", f"there is no tokenizer in {folder.path}; give one to Llama.build")
+        return _problem(
+            f"{folder.path} has no tokenizer.model or tokenizer.json; copy it there, or pass "
+            "tokenizer_path to Llama.build"
+        )
     try:
         tokenizer = Tokenizer(folder.where(name))
         if checkpoint is not None:
             checkpoint.check_tokenizer(tokenizer)
-    except (ValueError, OSError) as error:
-        return _trouble(str(error))
-    return _fine(name, f"{tokenizer.n_words:,} tokens")
+    except (InputError, OSError) as error:
+        return _problem(message(error))
+    return _ok(name, f"{tokenizer.n_words:,} tokens")

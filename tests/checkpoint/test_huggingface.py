@@ -91,8 +91,8 @@ def test_what_transformers_wrote_computes_the_same(name: str, tmp_path: Path) ->
     tied = ours.output.weight.data_ptr() == ours.tok_embeddings.weight.data_ptr()
     assert tied == ("tied" in name)
     meta, again = tmp_path / "meta", tmp_path / "again"
-    convert(str(tmp_path), str(meta), "meta")
-    convert(str(meta), str(again), "hf", shards=2)
+    convert(str(tmp_path), str(meta), to="meta")
+    convert(str(meta), str(again), to="hf", shards=2)
     from_ours, told = transformers.LlamaForCausalLM.from_pretrained(again, output_loading_info=True)
     assert not any(told.values()), told
     with torch.no_grad():

@@ -185,9 +185,9 @@ def test_what_does_not_fit_is_not_begun(monkeypatch, temporary: Path, free, memo
 
 
 def inputs_place(memory: float):
-    from llama.checkpoint.memory import Place
+    from llama.checkpoint.memory import Device
 
-    return Place("this machine's main memory", memory, "bfloat16")
+    return Device("main memory", memory, "bfloat16")
 
 
 # ---------------------------------------------------------------- whole runs

@@ -1,0 +1,86 @@
+"""Checksums of whole files: lists that come with a checkpoint, and the one `llama convert` writes.
+
+A list has one line for each file, as `sha256sum` and `md5sum` write and check them:
+
+    9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08  consolidated.00.pth
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from llama.errors import InputError
+from llama.storage.files import AGAIN, Folder, atomic_write, what_it_is
+
+LIST = "checksums.sha256"  # ours
+_META_LIST = "checklist.chk"  # md5; Meta also has tokenizer_checklist.chk
+_LINE = re.compile(r"([0-9a-fA-F]{32}|[0-9a-fA-F]{64})\s+\*?(?:\./)?(\S.*)")
+_BLOCK_BYTES = 2**24
+
+
+class Checksum(NamedTuple):
+    """The digest that a list has for a file."""
+
+    digest: str
+    kind: str  # md5 or sha256
+    listed_in: str  # name of the list
+
+
+def is_list(name: str) -> bool:
+    """Whether a file of that name is a list of checksums."""
+    return name == LIST or name.endswith(_META_LIST)
+
+
+def read_checksums(folder: Folder) -> tuple[dict[str, list[Checksum]], list[str]]:
+    """The checksums of each file, from all lists in a folder; and what is wrong with the lists."""
+    found: dict[str, list[Checksum]] = {}
+    problems = []
+    for name in filter(is_list, folder.names):
+        data = folder.read(name)
+        if what := what_it_is(data[:1000]):
+            problems.append(f"{folder.where(name)} {what}")
+            continue
+        for number, line in enumerate(data.decode(errors="replace").splitlines(), start=1):
+            if match := _LINE.fullmatch(line.strip()):
+                kind = "md5" if len(match[1]) == 32 else "sha256"
+                checksum = Checksum(match[1].lower(), kind, name)
+                found.setdefault(match[2], []).append(checksum)
+            elif line.strip():
+                problems.append(
+                    f"line {number} of {folder.where(name)} is not a checksum and a file name: "
+                    f"{line:.60}; {AGAIN}"
+                )
+    return found, problems
+
+
+def write_checksums(
+    folder: Path, names: Iterable[str], read: Callable[[int], object] = lambda n: None
+) -> None:
+    """Writes `checksums.sha256` for these files; `read` gets the number of bytes read each time."""
+    lines = [f"{digest(folder / name, 'sha256', read)}  {name}\n" for name in sorted(names)]
+    with atomic_write(folder / LIST) as file:
+        file.write("".join(lines).encode())
+
+
+def digest(path: Path, kind: str, read: Callable[[int], object]) -> str:
+    """The md5 or sha256 of a file, in hexadecimal; `read` as for `write_checksums`."""
+    found = hashlib.new(kind, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            found.update(block)
+            read(len(block))
+    return found.hexdigest()
+
+
+def check_digest(
+    folder: Folder, name: str, checksum: Checksum, read: Callable[[int], object]
+) -> None:
+    """Raises InputError where the bytes of a file are not those that a list has the digest of."""
+    found = digest(folder.local(name), checksum.kind, read)
+    if found != checksum.digest:
+        raise InputError(
+            f"{folder.where(name)} has {checksum.kind} {found}, but {checksum.listed_in} lists "
+            f"{checksum.digest}; {AGAIN}"
+        )
