@@ -8,9 +8,7 @@
 
 from pathlib import Path
 
-from llama import Dialog, Llama
 from llama.cli import run
-from llama.console import say
 
 TINY = str(Path(__file__).parent / "params" / "tiny")
 
@@ -37,6 +35,10 @@ def main(
         max_gen_len: most tokens of an answer; up to max_seq_len if not given.
         quantize: int8 or int4 weights, on a CPU; as they are stored if not given.
     """
+    # Here, because torch takes seconds to import: Ctrl-C then ends without a traceback.
+    from llama import Dialog, Llama
+    from llama.console import say
+
     llama = Llama.build(
         ckpt_dir=ckpt_dir,
         tokenizer_path=tokenizer_path,

@@ -7,9 +7,7 @@
 
 from pathlib import Path
 
-from llama import Llama
 from llama.cli import run
-from llama.console import say
 
 TINY = str(Path(__file__).parent / "params" / "tiny")
 
@@ -36,6 +34,10 @@ def main(
         max_batch_size: how many prompts may run at a time.
         quantize: int8 or int4 weights, on a CPU; as they are stored if not given.
     """
+    # Here, because torch takes seconds to import: Ctrl-C then ends without a traceback.
+    from llama import Llama
+    from llama.console import say
+
     llama = Llama.build(
         ckpt_dir=ckpt_dir,
         tokenizer_path=tokenizer_path,

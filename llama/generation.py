@@ -9,14 +9,15 @@ The calls are those of Meta's package and return what those return, with why eac
 Any number of prompts may be given at once: `max_batch_size` is how many run at a time.
 """
 
+import difflib
 import random
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from collections.abc import Sequence as Items
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NoReturn, NotRequired, TypedDict
 
 import torch
 from typing_extensions import Unpack
@@ -25,8 +26,9 @@ from llama import distributed
 from llama.cache import Int8KVCache
 from llama.checkpoint.loading import load_model, packed_layers, stored_format
 from llama.checkpoint.opening import open_checkpoint
-from llama.engine.sampling import SamplingParams
-from llama.engine.scheduler import Engine, FinishReason, Sequence
+from llama.engine.request import FinishReason, Sequence, token_ids
+from llama.engine.sampling_params import SamplingParams
+from llama.engine.scheduler import Engine, check_limits
 from llama.errors import InputError, InputTypeError, MissingFileError
 from llama.lora.adapter_files import open_adapter
 from llama.lora.adapter_layers import load_adapter
@@ -57,17 +59,23 @@ class ChatPrediction(TypedDict):
 class SamplingOptions(TypedDict, total=False):
     """Settings that every call takes besides temperature and top_p; see `SamplingParams`.
 
-    `stop` is a string or several: an answer ends before the first of them.
+    `stop` is a string or several: an answer ends before the first of them. With a `seed`, an
+    answer is a function of its prompt and the settings; a prompt that is repeated in a call gets
+    other draws each time. Without one, each call has a seed of its own, which follows from the
+    `seed` of `Llama.build`.
     """
 
-    top_k: int
-    min_p: float
-    repetition_penalty: float
-    frequency_penalty: float
-    presence_penalty: float
-    logit_bias: dict[int, float]
+    top_k: int | None
+    min_p: float | None
+    repetition_penalty: float | None
+    frequency_penalty: float | None
+    presence_penalty: float | None
+    logit_bias: Mapping[int, float] | None
     seed: int | None
-    stop: str | Items[str]
+    stop: str | Iterable[str] | None
+
+
+_SETTINGS = ["temperature", "top_p", *SamplingOptions.__annotations__]
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,7 @@ class Llama:
         Raises FileNotFoundError or ValueError, naming the file and the values, for what is missing,
         damaged or does not fit.
         """
+        check_limits(max_batch_size, max_seq_len)
         if kv_cache_dtype not in (None, "int8"):
             raise InputError(f"kv_cache_dtype={kv_cache_dtype!r}: leave it out, or give int8")
         chosen = distributed.select_device(device)
@@ -166,12 +175,18 @@ class Llama:
         self.engine = Engine(model, tokenizer, args.max_batch_size, args.max_seq_len)
         self._seeds = random.Random(seed)
 
+    def __reduce__(self) -> NoReturn:
+        raise InputTypeError(
+            "a Llama can't be copied or pickled, because its engine runs in one process: call "
+            "Llama.build in the other process"
+        )
+
     def generate(
         self,
-        prompt_tokens: Items[Items[int]],
+        prompt_tokens: Iterable[Iterable[int]],
         max_gen_len: int | None = None,
         temperature: float = 0.6,
-        top_p: float = 0.9,
+        top_p: float | None = 0.9,
         logprobs: bool = False,
         echo: bool = False,
         **options: Unpack[SamplingOptions],
@@ -182,13 +197,13 @@ class Llama:
         `max_gen_len` tokens or at the end of the context (`length`); 0 generates nothing. `echo`
         puts the prompt's tokens, and their logprobs, in front; the first token's is 0.0.
         Probabilities are the model's own, before temperature and the other settings. An answer
-        does not depend on the other prompts. Raises ValueError or TypeError that names the prompt.
+        does not depend on the other prompts: with a `seed` it is the same whatever else is in the
+        call. Raises InputError or InputTypeError that names the prompt or the setting.
         """
-        settings = _Settings.of(max_gen_len, temperature, top_p, logprobs, echo, options)
-        sequences = self._sequences("prompt_tokens", prompt_tokens, settings)
-        for _ in self._run(sequences):
-            pass
-        prompts = [s.prompt if echo else [] for s in sequences]
+        ids = self._token_prompts(prompt_tokens)
+        settings = {"temperature": temperature, "top_p": top_p, **options}
+        sequences = self._sequences("prompt_tokens", ids, settings, max_gen_len, logprobs, echo)
+        prompts = [s.prompt if echo else [] for s in self._finish(sequences)]
         tokens = [prompt + s.tokens for prompt, s in zip(prompts, sequences, strict=True)]
         scores = [s.prompt_logprobs + s.logprobs for s in sequences] if logprobs else None
         result = Generation((tokens, scores))
@@ -197,9 +212,9 @@ class Llama:
 
     def text_completion(
         self,
-        prompts: Items[str],
+        prompts: Iterable[str],
         temperature: float = 0.6,
-        top_p: float = 0.9,
+        top_p: float | None = 0.9,
         max_gen_len: int | None = None,
         logprobs: bool = False,
         echo: bool = False,
@@ -209,44 +224,42 @@ class Llama:
 
         With `logprobs` also its tokens' texts, which joined give `generation`, and logprobs.
         """
-        settings = _Settings.of(max_gen_len, temperature, top_p, logprobs, echo, options)
-        sequences = self._text_sequences(prompts, settings)
-        for _ in self._run(sequences):
-            pass
+        ids = self._text_prompts(prompts)
+        settings = {"temperature": temperature, "top_p": top_p, **options}
+        sequences = self._sequences("prompts", ids, settings, max_gen_len, logprobs, echo)
         return [
             {"generation": s.text, **_details(s, logprobs), "finish_reason": _reason(s)}
-            for s in sequences
+            for s in self._finish(sequences)
         ]
 
     def chat_completion(
         self,
-        dialogs: Items[Dialog],
+        dialogs: Iterable[Dialog],
         temperature: float = 0.6,
-        top_p: float = 0.9,
+        top_p: float | None = 0.9,
         max_gen_len: int | None = None,
         logprobs: bool = False,
         **options: Unpack[SamplingOptions],
     ) -> list[ChatPrediction]:
         """The assistant's next message in each dialog; otherwise as `text_completion`."""
-        settings = _Settings.of(max_gen_len, temperature, top_p, logprobs, False, options)
-        sequences = self._chat_sequences(dialogs, settings)
-        for _ in self._run(sequences):
-            pass
+        ids = self._chat_prompts(dialogs)
+        settings = {"temperature": temperature, "top_p": top_p, **options}
+        sequences = self._sequences("dialogs", ids, settings, max_gen_len, logprobs)
         return [
             {
                 "generation": {"role": "assistant", "content": s.text},
                 **_details(s, logprobs),
                 "finish_reason": _reason(s),
             }
-            for s in sequences
+            for s in self._finish(sequences)
         ]
 
     def generate_stream(
         self,
-        prompt_tokens: Items[Items[int]],
+        prompt_tokens: Iterable[Iterable[int]],
         max_gen_len: int | None = None,
         temperature: float = 0.6,
-        top_p: float = 0.9,
+        top_p: float | None = 0.9,
         echo: bool = False,
         **options: Unpack[SamplingOptions],
     ) -> Iterator[Chunk]:
@@ -256,102 +269,110 @@ class Llama:
         has the `finish_reason`. Wrong arguments raise at the call, before the first chunk. A
         stream that is closed early ends its answers.
         """
-        settings = _Settings.of(max_gen_len, temperature, top_p, False, echo, options)
-        return self._run(self._sequences("prompt_tokens", prompt_tokens, settings))
+        ids = self._token_prompts(prompt_tokens)
+        settings = {"temperature": temperature, "top_p": top_p, **options}
+        return self._run(self._sequences("prompt_tokens", ids, settings, max_gen_len, echo=echo))
 
     def text_completion_stream(
         self,
-        prompts: Items[str],
+        prompts: Iterable[str],
         temperature: float = 0.6,
-        top_p: float = 0.9,
+        top_p: float | None = 0.9,
         max_gen_len: int | None = None,
         echo: bool = False,
         **options: Unpack[SamplingOptions],
     ) -> Iterator[Chunk]:
         """As `text_completion`, in chunks as `generate_stream` yields them."""
-        settings = _Settings.of(max_gen_len, temperature, top_p, False, echo, options)
-        return self._run(self._text_sequences(prompts, settings))
+        ids = self._text_prompts(prompts)
+        settings = {"temperature": temperature, "top_p": top_p, **options}
+        return self._run(self._sequences("prompts", ids, settings, max_gen_len, echo=echo))
 
     def chat_completion_stream(
         self,
-        dialogs: Items[Dialog],
+        dialogs: Iterable[Dialog],
         temperature: float = 0.6,
-        top_p: float = 0.9,
+        top_p: float | None = 0.9,
         max_gen_len: int | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Iterator[Chunk]:
         """As `chat_completion`, in chunks as `generate_stream` yields them."""
-        settings = _Settings.of(max_gen_len, temperature, top_p, False, False, options)
-        return self._run(self._chat_sequences(dialogs, settings))
+        ids = self._chat_prompts(dialogs)
+        settings = {"temperature": temperature, "top_p": top_p, **options}
+        return self._run(self._sequences("dialogs", ids, settings, max_gen_len))
 
-    def _text_sequences(self, prompts: Items[str], settings: "_Settings") -> list[Sequence]:
-        if isinstance(prompts, str):
-            raise InputTypeError("prompts should be a list of strings, not one string")
-        for i, prompt in enumerate(prompts):
-            if not isinstance(prompt, str):
-                raise InputTypeError(
-                    f"prompts[{i}] should be a string, not {type(prompt).__name__}"
-                )
-            if not prompt:
+    def _token_prompts(self, prompt_tokens: Iterable[Iterable[int]]) -> list[list[int]]:
+        prompts = _as_list("prompt_tokens", prompt_tokens, Integral, "prompt")
+        return [token_ids(f"prompt_tokens[{i}]", prompt) for i, prompt in enumerate(prompts)]
+
+    def _text_prompts(self, prompts: Iterable[str]) -> list[list[int]]:
+        texts = _as_list("prompts", prompts, (), "prompt")
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InputTypeError(f"prompts[{i}] must be a string, got {text!r:.60}")
+            if not text:
                 raise InputError(
-                    f"prompts[{i}] is empty; for text out of nothing call "
+                    f"prompts[{i}] is empty; to generate from nothing, call "
                     "generate([[tokenizer.bos_id]])"
                 )
-        ids = [self.tokenizer.encode(prompt, bos=True, eos=False) for prompt in prompts]
-        return self._sequences("prompts", ids, settings)
+        return [self.tokenizer.encode(text, bos=True, eos=False) for text in texts]
 
-    def _chat_sequences(self, dialogs: Items[Dialog], settings: "_Settings") -> list[Sequence]:
+    def _chat_prompts(self, dialogs: Iterable[Dialog]) -> list[list[int]]:
         ids = []
-        for i, dialog in enumerate(dialogs):
+        for i, dialog in enumerate(_as_list("dialogs", dialogs, Mapping, "dialog")):
             try:
                 ids.append(self.formatter.encode_dialog_prompt(dialog))
-            except (TypeError, ValueError) as error:
+            except InputError as error:
                 raise type(error)(f"dialogs[{i}]: {error}") from error
-        return self._sequences("dialogs", ids, settings)
+        return ids
 
     def _sequences(
-        self, name: str, prompts: Iterable[Items[int]], settings: "_Settings"
+        self,
+        name: str,
+        prompts: list[list[int]],
+        settings: Mapping[str, Any],
+        max_gen_len: int | None,
+        logprobs: bool = False,
+        echo: bool = False,
     ) -> list[Sequence]:
         """One checked sequence for each prompt, not yet running."""
-        # Fresh draws for each call and for repeated prompts, but the same ones for a prompt
-        # whatever else is asked with it.
-        seed = settings.params.seed
-        first_seed = self._seeds.getrandbits(32) if seed is None else seed
+        if unknown := sorted(settings.keys() - _SETTINGS):
+            close = difflib.get_close_matches(unknown[0], _SETTINGS, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_SETTINGS)}"
+            raise InputTypeError(f"unknown option {unknown[0]!r}; {hint}")
+        stop: Any = settings.get("stop")
+        if isinstance(stop, Iterable):
+            stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        params = SamplingParams(**{k: v for k, v in settings.items() if k != "stop"})
+        if params.seed is None:  # other draws in each call
+            params = replace(params, seed=self._seeds.getrandbits(32))
         seen: Counter[tuple[int, ...]] = Counter()
         sequences = []
         for i, prompt in enumerate(prompts):
-            params = replace(settings.params, seed=first_seed + seen[tuple(prompt)])
-            seen[tuple(prompt)] += 1
-            sequence = Sequence(
-                list(prompt),
-                settings.max_gen_len,
-                params,
-                settings.stop,
-                settings.echo,
-                settings.echo and settings.logprobs,
-            )
-            try:
-                self.engine.check(sequence)
-            except ValueError as error:
-                raise InputError(f"{name}[{i}] {error}") from error
+            key, scored = tuple(prompt), echo and logprobs
+            sequence = Sequence(prompt, max_gen_len, params, stop, echo, scored, seen[key])
+            seen[key] += 1
+            self.engine.check(sequence, f"{name}[{i}]")
             sequences.append(sequence)
-        if not sequences:
-            raise InputError(f"{name} is empty: give at least one")
+        return sequences
+
+    def _finish(self, sequences: list[Sequence]) -> list[Sequence]:
+        for _ in self._run(sequences):
+            pass
         return sequences
 
     def _run(self, sequences: list[Sequence]) -> Iterator[Chunk]:
-        ended: set[int] = set()
+        finished: set[int] = set()
         try:
             for sequence in sequences:
                 self.engine.add(sequence)
-            while len(ended) < len(sequences):
+            while len(finished) < len(sequences):
                 self.engine.step()
                 for i, sequence in enumerate(sequences):
-                    if i in ended:
+                    if i in finished:
                         continue
                     text, reason = sequence.take_text(), sequence.finish_reason
                     if reason:
-                        ended.add(i)
+                        finished.add(i)
                     if text or reason:
                         yield Chunk(i, text, reason)
         finally:
@@ -359,31 +380,20 @@ class Llama:
                 self.engine.cancel(sequence)
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """What one call asks for all of its prompts."""
-
-    params: SamplingParams
-    max_gen_len: int | None
-    stop: tuple[str, ...]
-    logprobs: bool
-    echo: bool
-
-    @classmethod
-    def of(
-        cls,
-        max_gen_len: int | None,
-        temperature: float,
-        top_p: float,
-        logprobs: bool,
-        echo: bool,
-        options: SamplingOptions,
-    ) -> "_Settings":
-        others: dict[str, Any] = dict(options)
-        stop = others.pop("stop", ())
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        params = SamplingParams(temperature=temperature, top_p=top_p, **others)
-        return cls(params, max_gen_len, stops, logprobs, echo)
+def _as_list(name: str, items: Any, element: type | tuple[()], single: str) -> list[Any]:
+    """A call's prompts as a list; an error where they are one prompt, with `element` in it."""
+    items = items.tolist() if hasattr(items, "tolist") else items  # numpy's array, a tensor
+    is_single = isinstance(items, str | bytes | Mapping)
+    if not is_single:
+        if not isinstance(items, Iterable):
+            raise InputTypeError(f"{name} must be a list, got {items!r:.60}")
+        items = list(items)
+        is_single = any(isinstance(item, element) for item in items)
+    if is_single:
+        raise InputTypeError(f"{name} must be a list, got one {single}: write [{single}]")
+    if not items:
+        raise InputError(f"{name} is empty: give at least one {single}")
+    return items
 
 
 def _reason(sequence: Sequence) -> FinishReason:
@@ -400,6 +410,6 @@ def _details(sequence: Sequence, logprobs: bool) -> _Details:
     if not logprobs:
         return {}
     return {
-        "tokens": sequence.prompt_pieces + sequence.pieces,
+        "tokens": sequence.prompt_token_texts + sequence.token_texts,
         "logprobs": sequence.prompt_logprobs + sequence.logprobs,
     }

@@ -1,8 +1,8 @@
 """Text to token ids and back, and the layout of a chat as token ids.
 
 Llama 2 ships a SentencePiece model, Llama 3 a list of tiktoken ranks, and both files are
-called `tokenizer.model`; Hugging Face has Llama 3's as `tokenizer.json`. `Tokenizer` looks
-inside and behaves alike for each; `ChatFormat` writes the prompt that the generation was
+called `tokenizer.model`; Hugging Face has Llama 3's as `tokenizer.json`. `Tokenizer` reads
+the content and behaves alike for each; `ChatFormat` writes the prompt that the generation was
 trained on. Text never turns into a special token: only a chat format writes those. And a token
 is not a character, so text that is shown while it is generated goes through
 `Tokenizer.stream_decoder()`.
@@ -45,29 +45,39 @@ Dialog = Sequence[Message]
 
 
 class Turn(NamedTuple):
-    """A part of an encoded dialog: ids that are given, and those that `role` then writes."""
+    """One turn of an encoded dialog: the ids before it, and those that `role` then writes."""
 
     role: Role
-    given: list[int]
-    said: list[int]
+    prompt: list[int]
+    completion: list[int]
+
+
+# What makes transformers write a dialog as `ChatFormat` encodes it.
+LLAMA3_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% set role = 'ipython' if message['role'] == 'tool' else message['role'] %}"
+    "{{ '<|start_header_id|>' + role + '<|end_header_id|>\n\n' }}"
+    "{{ message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+    "{% endif %}"
+)
 
 
 class Tokenizer:
     """The vocabulary in `model_path`: tiktoken ranks or Hugging Face's tokenizer.json (Llama 3),
-    or a SentencePiece model (Llama 2).
-
-    Which of them, the file's content decides, not its name.
+    or a SentencePiece model (Llama 2). The file's content decides which, not its name.
 
     n_words          size of the vocabulary, special tokens included
     bos_id, eos_id   beginning and end of a text
-    pad_id           fills up a batch. Always an id that can be embedded: Llama 2's file says -1,
-                     for which its unknown token stands in, since byte fallback never produces it
+    pad_id           fills up a batch. Always an id that can be embedded: Llama 2's file has -1,
+                     which is replaced by its unknown token, since byte fallback never produces it
     stop_tokens      the ids that end an answer
     special_tokens   name to id, for all tokens that plain text is never encoded to
     is_sentencepiece whether this is Llama 2's kind of vocabulary, with its kind of chat format
 
-    Raises FileNotFoundError or IsADirectoryError where there is no file, and ValueError, saying
-    what was found instead, where the file is no whole vocabulary.
+    Copies and pickles carry the vocabulary, and need no file. Raises FileNotFoundError or
+    IsADirectoryError where there is no file, and InputError, with what was found instead, where
+    the file is not a complete vocabulary.
     """
 
     def __init__(self, model_path: str | os.PathLike[str]):
@@ -83,9 +93,9 @@ class Tokenizer:
 
     @property
     def block_chars(self) -> int | None:
-        """A long text may be encoded in blocks of so many characters, to the same ids.
+        """Blocks of so many characters of a long text have the same ids as the whole text.
 
-        None: only as a whole.
+        None for SentencePiece, which needs the text whole.
         """
         return None if self.is_sentencepiece else vocabulary._MAX_BLOCK_CHARS
 
@@ -99,12 +109,12 @@ class Tokenizer:
     ) -> list[int]:
         """The ids of `s`, with `bos_id` before and `eos_id` after them if asked.
 
-        `<|eot_id|>` in `s` is encoded as those ten characters, unless its name is given in
+        `<|eot_id|>` in `s` is encoded as those ten characters, unless its name is in
         `allowed_special`: for text you wrote yourself, and only with tiktoken. A name in
         `disallowed_special` must not occur in `s`; "all" means all that are not allowed.
         Half a surrogate pair, which UTF-8 has no bytes for, is encoded as U+FFFD.
 
-        Raises TypeError if `s` is not a str, ValueError for disallowed text or an unknown name.
+        Raises InputTypeError if `s` is not a str, InputError for disallowed text or unknown names.
         """
         if not isinstance(s, str):
             raise InputTypeError(f"encode takes a str, not {type(s).__name__}: {s!r:.60}")
@@ -125,7 +135,7 @@ class Tokenizer:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD.
 
         Special tokens are written out by name for Llama 3 and vanish for Llama 2, as in Meta's
-        packages. Raises ValueError for an id outside the vocabulary.
+        packages. Raises InputError for an id outside the vocabulary.
         """
         return self.vocabulary.decode([self._checked(i) for i in ids])
 
@@ -144,12 +154,12 @@ class Tokenizer:
             return set(self.special_tokens)
         if unknown := sorted(name for name in names if name not in self.special_tokens):
             some = ", ".join(list(self.special_tokens)[:2])
-            raise InputError(f"no special token {unknown[0]!r}: give 'all' or a set ({some}, ...)")
+            raise InputError(f"no special token {unknown[0]!r}: write 'all' or a set ({some}, ...)")
         return set(names)
 
 
 class StreamDecoder:
-    """Gives out text as its tokens come, but never a part of a character.
+    """Returns text as its tokens come, but never a part of a character.
 
     An emoji may be four tokens of a byte each: `feed` returns "" for the first three. Whatever
     the ids, `"".join(map(d.feed, ids)) + d.flush() == tokenizer.decode(ids)`.
@@ -160,38 +170,38 @@ class StreamDecoder:
         self._reset()
 
     def _reset(self) -> None:
-        self._bytes = b""  # a character's first bytes
-        self._head: list[int] = []  # text pieces before there is text: one loses its space
-        self._begun = False
+        self._bytes = b""  # of an incomplete character
+        self._first_ids: list[int] = []  # until there is text: SentencePiece drops its first space
+        self._has_text = False
 
     def feed(self, token_id: int) -> str:
-        """The text that this token completes. Raises ValueError for an id that does not exist."""
+        """The text that this token completes. Raises InputError for an id that does not exist."""
         token_id = self._tokenizer._checked(token_id)
         piece = self._tokenizer.vocabulary.piece(token_id)
         if isinstance(piece, bytes):
-            self._begun = True
+            self._has_text = True
             self._bytes += piece
-            return self._take()
-        text = self._take(final=True)  # a text piece ends a run of byte pieces, also a broken one
-        if self._begun or not piece:
+            return self._take_characters()
+        text = self._take_characters(final=True)  # a text piece ends a run of byte pieces
+        if self._has_text or not piece:
             return text + piece
-        self._head.append(token_id)
-        text = self._tokenizer.vocabulary.decode(self._head)
-        self._begun = text != ""
+        self._first_ids.append(token_id)
+        text = self._tokenizer.vocabulary.decode(self._first_ids)
+        self._has_text = text != ""
         return text
 
     def flush(self) -> str:
-        """What was held back, as U+FFFD. The decoder is then ready for another text."""
-        text = self._take(final=True)
+        """The incomplete rest, as U+FFFD. The decoder is then ready for another text."""
+        text = self._take_characters(final=True)
         self._reset()
         return text
 
-    def _take(self, final: bool = False) -> str:
+    def _take_characters(self, final: bool = False) -> str:
         text = ""
         while True:
             try:
-                whole, self._bytes = self._bytes.decode(), b""
-                return text + whole
+                complete, self._bytes = self._bytes.decode(), b""
+                return text + complete
             except UnicodeDecodeError as error:
                 text += self._bytes[: error.start].decode()
                 if error.reason == "unexpected end of data" and not final:
@@ -204,14 +214,13 @@ class StreamDecoder:
 
 
 class ChatFormat:
-    """Llama 3's chat layout; made from a SentencePiece tokenizer, Llama 2's (Llama2ChatFormat).
+    """Llama 3's chat layout; for a SentencePiece tokenizer Llama 2's (Llama2ChatFormat).
 
-    Raises ValueError or TypeError, with the index of the message, for a dialog that is not a list
-    of `{"role": one of Role, "content": str}`.
+    Raises InputError or InputTypeError, with the index of the message, for a dialog that is not a
+    list of `{"role": one of Role, "content": str}`.
     """
 
-    # Meta's scripts say `ChatFormat(tokenizer)` whatever the checkpoint is, so the choice is made
-    # here, once, and no caller has to know that there are two.
+    # Meta's scripts call `ChatFormat(tokenizer)` for every checkpoint, so the choice is made here.
     def __new__(cls, tokenizer: Tokenizer) -> ChatFormat:
         is_llama2 = cls is ChatFormat and tokenizer.is_sentencepiece
         return super().__new__(Llama2ChatFormat if is_llama2 else cls)
@@ -219,14 +228,17 @@ class ChatFormat:
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
 
+    def __reduce__(self) -> tuple[type[ChatFormat], tuple[Tokenizer]]:  # for copies and pickles
+        return type(self), (self.tokenizer,)
+
     def encode_header(self, message: Message) -> list[int]:
         """`<|start_header_id|>role<|end_header_id|>` and an empty line."""
         _check_message(message)
-        # Llama 3.1's prompt format knows a tool's result by the name ipython only.
+        # Llama 3.1's prompt format has only the name ipython for a tool's result.
         role = "ipython" if message["role"] == "tool" else message["role"]
         special = self.tokenizer.special_tokens
         for name in ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"):
-            if name not in special:  # in a tokenizer.json of one's own
+            if name not in special:  # in a tokenizer.json of another model
                 raise InputError(f"{self.tokenizer.model_path} has no {name}, which chat needs")
         ids = [special["<|start_header_id|>"], *self.tokenizer.encode(role)]
         return [*ids, special["<|end_header_id|>"], *self.tokenizer.encode("\n\n")]
@@ -241,7 +253,7 @@ class ChatFormat:
         return ids + self.encode_header({"role": "assistant", "content": ""})
 
     def encode_turns(self, dialog: Dialog) -> list[Turn]:
-        """A dialog in parts, for training: what each speaker writes, with the token that ends it.
+        """The turns of a dialog, for training: what each role writes, with the token that ends it.
 
         Joined, they are the ids that `encode_dialog_prompt` has for these messages.
         """
@@ -270,9 +282,9 @@ class Llama2ChatFormat(ChatFormat):
 
         question [/INST] answer </s><s>[INST] question [/INST]
 
-    Its tags are plain text, so messages that contain one are refused (ValueError): nothing else
-    would keep a user from speaking as the system. So are dialogs of any other order than
-    (system,) user, assistant, user, ..., user.
+    Its tags are plain text, so a message that contains one is an InputError: nothing else would
+    keep a user from writing as the system. So is a dialog of any other order than (system,) user,
+    assistant, user, ..., user.
     """
 
     _TAGS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
@@ -294,23 +306,23 @@ class Llama2ChatFormat(ChatFormat):
         texts = self._checked_texts(checked_dialog(dialog))
         turns: list[Turn] = []
         for question, answer in zip_longest(texts[::2], texts[1::2]):
-            asked = f"[INST] {question.strip()} [/INST]"
-            prompt = self.tokenizer.encode(asked, bos=True)
+            text = f"[INST] {question.strip()} [/INST]"
+            prompt = self.tokenizer.encode(text, bos=True)
             if answer is None:
                 turns.append(Turn("user", prompt, []))
                 continue
-            ids = self.tokenizer.encode(f"{asked} {answer.strip()} ", bos=True, eos=True)
-            # All of the prompt, unless the tokenizer has a token across its end.
-            given = sum(takewhile(bool, map(operator.eq, prompt, ids)))
-            turns.append(Turn("assistant", ids[:given], ids[given:]))
+            ids = self.tokenizer.encode(f"{text} {answer.strip()} ", bos=True, eos=True)
+            # The whole prompt, unless the tokenizer has a token across its end.
+            shared = sum(takewhile(bool, map(operator.eq, prompt, ids)))
+            turns.append(Turn("assistant", ids[:shared], ids[shared:]))
         return turns
 
     def _checked_texts(self, dialog: list[Message]) -> list[str]:
         """question, answer, question, ...; the system text within the first question."""
         has_system = dialog[0]["role"] == "system"
         for index, message in enumerate(dialog):
-            turn = ("user", "assistant")[(index - has_system) % 2]
-            expected = "system" if has_system and index == 0 else turn
+            speaker = ("user", "assistant")[(index - has_system) % 2]
+            expected = "system" if has_system and index == 0 else speaker
             if message["role"] != expected:
                 raise InputError(
                     f"message {index} has role {message['role']!r} where {expected!r} belongs: "
@@ -334,14 +346,16 @@ class Llama2ChatFormat(ChatFormat):
 
 
 def _joined(turns: list[Turn]) -> list[int]:
-    return [token_id for turn in turns for token_id in turn.given + turn.said]
+    return [token_id for turn in turns for token_id in turn.prompt + turn.completion]
 
 
 def checked_dialog(dialog: Dialog) -> list[Message]:
-    """The messages of a dialog that is well-formed; ValueError or TypeError for any other."""
+    """The messages of a well-formed dialog; InputError or InputTypeError for any other."""
+    if not isinstance(dialog, Iterable):
+        raise InputTypeError(f"a dialog must be a list of messages, got {dialog!r:.60}")
     messages = list(dialog)
     if not messages:
-        raise InputError("the dialog is empty; give it at least one message")
+        raise InputError("the dialog is empty; it needs at least one message")
     for index, message in enumerate(messages):
         _check_message(message, f"message {index}")
     return messages

@@ -1,8 +1,10 @@
 """Small models that whole tests share, and the cores that tests side by side share."""
 
+import functools
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,23 +52,33 @@ def llama(checkpoint: Path) -> Llama:
     return Llama.build(checkpoint, max_batch_size=3, device="cpu", dtype="float32")
 
 
+def print_warning(message: str, category: type, filename: str, lineno: int, *_: object) -> None:
+    sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
+
+
 @pytest.fixture
-def run_command(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Calls the `llama` command in this process, as typed: `run_command("info", folder)`.
+def run_main(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Calls a program's function in this process, as typed: `run_main(main, "a.py", "--flag")`.
 
     Returns its exit status and what it has written to standard output and standard error; keyword
     arguments are environment variables. A defect's exception is the test's.
     """
 
-    def run(*arguments: str | Path, **env: str) -> tuple[int, str, str]:
+    def run(main: Callable[[], object], *words: str | Path, **env: str) -> tuple[int, str, str]:
         threads = torch.get_num_threads()
         capfd.readouterr()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["llama", *map(str, arguments)])
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            # pytest would keep warnings to itself.
+            patch.setattr(warnings, "showwarning", print_warning)
+            warnings.simplefilter("always")
+            for category in (DeprecationWarning, PendingDeprecationWarning, ResourceWarning):
+                warnings.simplefilter("ignore", category)
+            warnings.filterwarnings("ignore", "Cyclopts application invoked without tokens")
+            patch.setattr(sys, "argv", [*map(str, words)])
             for name, value in env.items():
                 patch.setenv(name, value)
             try:
-                cli.main()
+                main()
                 code = 0
             except SystemExit as error:
                 code = error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -75,6 +87,14 @@ def run_command(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, s
         return code, *capfd.readouterr()
 
     return run
+
+
+@pytest.fixture
+def run_command(
+    run_main: Callable[..., tuple[int, str, str]],
+) -> Callable[..., tuple[int, str, str]]:
+    """The `llama` command in this process: `code, out, err = run_command("info", folder)`."""
+    return functools.partial(run_main, cli.main, "llama")
 
 
 @pytest.fixture

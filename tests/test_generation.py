@@ -1,8 +1,11 @@
+import copy
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fixtures import run_ranks, write_sentencepiece, write_tiktoken
@@ -10,8 +13,10 @@ from fixtures import run_ranks, write_sentencepiece, write_tiktoken
 from llama import Llama, Tokenizer
 from llama.engine import scheduler
 from llama.engine.sampling import NonFiniteLogitsError
+from llama.errors import InputTypeError
 
 TEXTS = ["Once upon a time", "Hi", "the the world of hello", "123", "héllo wörld \U0001f642", "x"]
+DIALOG = [{"role": "user", "content": "Hi"}]
 Chain = Callable[..., Llama]
 
 
@@ -43,7 +48,7 @@ def test_greedy_tokens_are_the_likeliest_of_a_whole_forward_pass(llama: Llama) -
 def test_echo_scores_every_prompt_token(
     llama: Llama, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(scheduler, "_SCORED_AT_ONCE", at_once)
+    monkeypatch.setattr(scheduler, "_SCORING_CHUNK", at_once)
     prompts = ids(llama)
     tokens, logprobs = llama.generate(prompts, 6, logprobs=True, echo=True)
     assert logprobs is not None
@@ -154,6 +159,46 @@ def test_seeds(checkpoint: Path) -> None:
     assert ask(other) != first
     assert ask(one, seed=7) == ask(other, seed=7)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_an_answer_with_a_seed_follows_from_its_prompt(llama: Llama) -> None:
+    """Whatever else is in the call; and prompts of one call draw different numbers."""
+    llama.model.output.weight.data.zero_()  # all tokens are equally likely after any prompt
+    options = {"max_gen_len": 4, "temperature": 1.0, "top_p": 1.0, "seed": 11}
+    prompts = [[i, 7] for i in range(24)]
+    together = llama.generate(prompts, **options)[0]
+    assert len({tuple(answer) for answer in together}) == 24
+    assert [llama.generate([prompt], **options)[0][0] for prompt in prompts[:4]] == together[:4]
+    mixed = llama.generate([[9], prompts[2], prompts[2], prompts[0]], **options)[0]
+    assert (mixed[1], mixed[3]) == (together[2], together[0])
+    assert mixed[2] != mixed[1]  # the second copy of a prompt
+
+
+def test_arguments_in_the_forms_people_have_them_in(llama: Llama) -> None:
+    expected = llama.generate([[1, 2], [3, 4]], 3, temperature=0)
+    for prompts in (
+        iter([iter([1, 2]), (3, 4)]),
+        np.array([[1, 2], [3, 4]]),
+        torch.tensor([[1, 2], [3, 4]]),
+        [np.array([1, 2]), torch.tensor([3, 4])],
+        [[np.int64(1), 2], [torch.tensor(3), 4]],
+    ):
+        assert llama.generate(prompts, np.int64(3), temperature=np.float32(0)) == expected
+    off = {"stop": None, "logit_bias": None, "top_k": None, "top_p": None}
+    texts = ["Hi", "you"]
+    (first, _) = plain = llama.text_completion(texts, max_gen_len=3, temperature=0)
+    assert llama.text_completion(iter(texts), max_gen_len=3, temperature=0, **off) == plain
+    stops = iter([first["generation"][0]])
+    stopped = llama.text_completion(texts[:1] * 2, max_gen_len=3, temperature=0, stop=stops)
+    assert [result["generation"] for result in stopped] == ["", ""]
+    dialogs = (dialog for dialog in [DIALOG])
+    assert llama.chat_completion(dialogs, max_gen_len=3) != []
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_llama_says_why_it_has_no_copy(llama: Llama, duplicate: Callable) -> None:
+    with pytest.raises(InputTypeError, match=r"can't be copied or pickled.*call Llama\.build"):
+        duplicate(llama)
 
 
 def test_tokens_of_many_bytes(chain: Chain, tokenizer: Tokenizer) -> None:
@@ -352,14 +397,25 @@ def test_chat_prompts_are_the_formatters(chain: Chain, tokenizer: Tokenizer) -> 
         (lambda m: m.generate([[1], []]), ValueError, r"prompt_tokens\[1\] is empty"),
         (lambda m: m.text_completion(["a", ""]), ValueError, r"prompts\[1\] is empty"),
         (lambda m: m.chat_completion([[]]), ValueError, r"dialogs\[0\]"),
-        (lambda m: m.text_completion("Hi"), TypeError, "a list of strings"),
-        (lambda m: m.text_completion([b"Hi"]), TypeError, r"prompts\[0\]"),
+        (lambda m: m.text_completion("Hi"), TypeError, r"must be a list, .*write \[prompt\]"),
+        (lambda m: m.text_completion(None), TypeError, "prompts must be a list, got None"),
+        (lambda m: m.text_completion([b"Hi"]), TypeError, r"prompts\[0\] must be a string"),
+        (lambda m: m.generate([1, 2]), TypeError, r"must be a list, .*write \[prompt\]"),
+        (lambda m: m.generate(torch.tensor([1, 2])), TypeError, r"write \[prompt\]"),
+        (lambda m: m.generate([[1], [2, True]]), TypeError, r"prompt_tokens\[1\].*True at index 1"),
+        (lambda m: m.generate([[1], "Hi"]), TypeError, r"prompt_tokens\[1\] must be .* ids, got"),
+        (lambda m: m.chat_completion(DIALOG), TypeError, r"must be a list, .*write \[dialog\]"),
+        (lambda m: m.chat_completion(DIALOG[0]), TypeError, r"write \[dialog\]"),
+        (lambda m: m.chat_completion([None]), TypeError, r"dialogs\[0\]: .*got None"),
         (lambda m: m.generate([[1]], temperature=-1), ValueError, "temperature.*-1"),
         (lambda m: m.generate([[1]], top_p=1.5), ValueError, "top_p.*1.5"),
-        (lambda m: m.generate([[1]], -3), ValueError, "max_gen_len=-3"),
+        (lambda m: m.generate([[1]], -3), ValueError, "max_gen_len must .* got -3"),
+        (lambda m: m.generate([[1]], True), TypeError, "max_gen_len must be an integer, got True"),
         (lambda m: m.generate([[9999]]), ValueError, r"prompt_tokens\[0\] holds 9999"),
         (lambda m: m.generate([[1]], stop=""), ValueError, "stop strings"),
-        (lambda m: m.generate([[1]], topk=3), TypeError, "topk"),
+        (lambda m: m.generate([[1]], stop=5), TypeError, "stop must be a tuple of strings, got 5"),
+        (lambda m: m.generate([[1]], topk=3), TypeError, "'topk'; did you mean top_k?"),
+        (lambda m: m.generate([[1]], beams=3), TypeError, "'beams'; there are temperature, top_p,"),
         (
             lambda m: m.chat_completion([[{"role": "wizard", "content": "a"}]]),
             ValueError,

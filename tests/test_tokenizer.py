@@ -1,8 +1,11 @@
 import base64
+import copy
 import itertools
+import pickle
 import random
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import sentencepiece
@@ -10,8 +13,9 @@ import tiktoken
 from fixtures import MERGES, write_sentencepiece, write_tiktoken
 
 from llama.tokenization import vocabulary
+from llama.tokenization.tokenizer_json import write_tokenizer_json
 from llama.tokenization.vocabulary import _split_long
-from llama.tokenizer import ChatFormat, Llama2ChatFormat, Tokenizer
+from llama.tokenizer import LLAMA3_CHAT_TEMPLATE, ChatFormat, Llama2ChatFormat, Role, Tokenizer
 
 N_RANKS = 256 + len(MERGES)
 # Written out again, not imported: the test has to notice if the module's copy changes.
@@ -42,6 +46,10 @@ def llama2(tmp_path_factory):
     return Tokenizer(write_sentencepiece(tmp_path_factory.mktemp("llama2") / "tokenizer.model"))
 
 
+def pickled(value):
+    return pickle.loads(pickle.dumps(value))
+
+
 @pytest.fixture(params=["llama2", "llama3"])
 def either(request):
     return request.getfixturevalue(request.param)
@@ -58,6 +66,8 @@ def plain_tiktoken():
 def processor(llama2):
     return sentencepiece.SentencePieceProcessor(model_file=llama2.model_path)
 
+
+USER = {"role": "user", "content": "x"}
 
 # Vocabulary
 
@@ -101,6 +111,23 @@ def test_llama2_ids_and_names(llama2, processor):
     assert (llama2.bos_id, llama2.eos_id, llama2.pad_id) == (1, 2, 0)
     assert llama2.stop_tokens == {2}
     assert llama2.special_tokens == {"<unk>": 0, "<s>": 1, "</s>": 2}
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickled])
+def test_copies_and_pickles_need_no_file(tmp_path, either, duplicate):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(Path(either.model_path).read_bytes())
+    tokenizer = Tokenizer(path)
+    tokenizer.stop_tokens = {7, *tokenizer.stop_tokens}
+    path.unlink()
+    chat = duplicate(ChatFormat(tokenizer))
+    assert type(chat) is type(ChatFormat(either))
+    assert chat.encode_dialog_prompt([USER]) == ChatFormat(either).encode_dialog_prompt([USER])
+    for duplicated in (chat.tokenizer, duplicate(tokenizer)):
+        assert duplicated.stop_tokens == tokenizer.stop_tokens
+        assert duplicated.special_tokens == either.special_tokens
+        for text in TEXTS:
+            assert duplicated.decode(duplicated.encode(text)) == either.decode(either.encode(text))
 
 
 # Encoding
@@ -382,17 +409,42 @@ def test_llama3_dialog_may_end_with_the_assistant(llama3):
     assert chat.encode_dialog_prompt(DIALOG[2:3]) == expected
 
 
+@pytest.mark.parametrize("role", get_args(Role))
+def test_llama3_chat_template_is_the_chat_format(llama3, tmp_path, role):
+    """That of transformers, whose tokenizer turns the text back into ids."""
+    transformers = pytest.importorskip("transformers")
+    llama3_json = tmp_path / "tokenizer.json"
+    vocabulary = llama3.vocabulary
+    write_tokenizer_json(
+        llama3_json, vocabulary.ranks, vocabulary.special_tokens, vocabulary.pattern
+    )
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(llama3_json), bos_token="<|begin_of_text|>"
+    )
+    theirs.chat_template = LLAMA3_CHAT_TEMPLATE
+    ours = ChatFormat(llama3)
+    for dialog in (
+        [{"role": role, "content": " \n{'a': 3} é\t\n"}],
+        [USER, {"role": role, "content": "ok"}, {"role": "assistant", "content": ""}, USER],
+    ):
+        ids = theirs.apply_chat_template(dialog, add_generation_prompt=True, return_dict=False)
+        assert ids == ours.encode_dialog_prompt(dialog)
+        ids = theirs.apply_chat_template(dialog, return_dict=False)
+        turns = ours.encode_turns(dialog)
+        assert ids == [i for turn in turns for i in turn.prompt + turn.completion]
+
+
 def test_llama3_turns_say_who_writes_what(llama3, plain_tiktoken):
     chat = ChatFormat(llama3)
     turns = chat.encode_turns(DIALOG)
     assert [turn.role for turn in turns] == [message["role"] for message in DIALOG]
-    whole = [token_id for turn in turns for token_id in turn.given + turn.said]
+    whole = [token_id for turn in turns for token_id in turn.prompt + turn.completion]
     header = chat.encode_header({"role": "assistant", "content": ""})
     assert whole + header == chat.encode_dialog_prompt(DIALOG)
-    assert turns[0].given == [N_RANKS, *chat.encode_header(DIALOG[0])]
-    assert turns[2].given == header
-    assert turns[2].said == [*plain_tiktoken.encode_ordinary("12 é"), N_RANKS + 9]
-    assert turns[2].given == chat.encode_dialog_prompt(DIALOG[:2])[-len(header) :]
+    assert turns[0].prompt == [N_RANKS, *chat.encode_header(DIALOG[0])]
+    assert turns[2].prompt == header
+    assert turns[2].completion == [*plain_tiktoken.encode_ordinary("12 é"), N_RANKS + 9]
+    assert turns[2].prompt == chat.encode_dialog_prompt(DIALOG[:2])[-len(header) :]
 
 
 # Llama 2's chat format
@@ -421,11 +473,11 @@ def test_llama2_turns_say_what_follows_a_prompt(llama2, processor):
     chat = ChatFormat(llama2)
     turns = chat.encode_turns(LLAMA2_DIALOG)
     assert [turn.role for turn in turns] == ["assistant", "user"]
-    whole = [token_id for turn in turns for token_id in turn.given + turn.said]
+    whole = [token_id for turn in turns for token_id in turn.prompt + turn.completion]
     assert whole == chat.encode_dialog_prompt(LLAMA2_DIALOG)
-    assert turns[0].given == chat.encode_dialog_prompt(LLAMA2_DIALOG[:2])
-    assert processor.decode(turns[0].said) == "The dog. "
-    assert turns[0].said[-1] == llama2.eos_id
+    assert turns[0].prompt == chat.encode_dialog_prompt(LLAMA2_DIALOG[:2])
+    assert processor.decode(turns[0].completion) == "The dog. "
+    assert turns[0].completion[-1] == llama2.eos_id
     assert turns[1] == ("user", [1, *processor.encode("[INST] Why? [/INST]")], [])
     assert chat.encode_turns(LLAMA2_DIALOG[:3]) == turns[:1]
     with pytest.raises(ValueError, match="message 0 is the last and has role 'system'"):
@@ -437,9 +489,9 @@ def test_llama2_turns_of_a_tokenizer_with_a_token_across(tmp_path):
     tokenizer = Tokenizer(write_sentencepiece(tmp_path / "tokenizer.model", **settings))
     (turn,) = ChatFormat(tokenizer).encode_turns(LLAMA2_DIALOG[1:3])
     text = "[INST] hello </s> [/INST] The dog. "
-    assert turn.given + turn.said == tokenizer.encode(text, bos=True, eos=True)
-    assert tokenizer.decode(turn.given) == "[INST] hello </s> [/INST"
-    assert tokenizer.decode(turn.said) == "] The dog. "
+    assert turn.prompt + turn.completion == tokenizer.encode(text, bos=True, eos=True)
+    assert tokenizer.decode(turn.prompt) == "[INST] hello </s> [/INST"
+    assert tokenizer.decode(turn.completion) == "] The dog. "
 
 
 @pytest.mark.parametrize(
@@ -479,15 +531,14 @@ def test_llama2_has_no_single_messages(llama2):
             method({"role": "user", "content": "x"})
 
 
-# Dialogs that are none
-
-USER = {"role": "user", "content": "x"}
+# Wrong dialogs
 
 
 @pytest.mark.parametrize(
     ("dialog", "error", "message"),
     [
         ([], ValueError, "dialog is empty"),
+        (None, TypeError, "a dialog must be a list of messages, got None"),
         ([USER, "hello"], TypeError, "message 1 must be a dict .* got 'hello'"),
         (USER, TypeError, "message 0 must be a dict .* got 'role'"),
         ([USER, {"role": "user"}], ValueError, r"message 1 must have .* got \['role'\]"),

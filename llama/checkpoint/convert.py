@@ -34,18 +34,10 @@ from llama.storage.sharding import Region, Weight, share
 from llama.storage.tensor_files import Entry, write_tensors
 from llama.tokenization.tokenizer_json import write_tokenizer_json
 from llama.tokenization.vocabulary import TiktokenVocabulary, write_tiktoken_ranks
-from llama.tokenizer import Tokenizer
+from llama.tokenizer import LLAMA3_CHAT_TEMPLATE, Tokenizer
 
 _WINDOW = 2048  # tokens that a comparison reads at a time, if the model's context is longer
 _FILE_BYTES = 5e9  # default size of Hugging Face's files
-# Writes Llama 3's dialogs in transformers as ChatFormat does.
-_CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + "
-    "('ipython' if message['role'] == 'tool' else message['role']) + "
-    "'<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
-    "{% endif %}"
-)
 
 Plan = dict[str, dict[str, Entry]]  # what goes into which file
 
@@ -315,7 +307,7 @@ def _finish_hugging_face(
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": "<|begin_of_text|>",
             "eos_token": "<|end_of_text|>",
-            "chat_template": _CHAT_TEMPLATE,
+            "chat_template": LLAMA3_CHAT_TEMPLATE,
         }
     else:
         (folder / "tokenizer.model").write_bytes(read_bytes(tokenizer.model_path))

@@ -1,6 +1,11 @@
-"""Continuous batching: requests, scheduler, sampling, CUDA graphs."""
+"""Continuous batching: `Sequence` is a request, `Engine` runs many of them on one model.
 
-from llama.engine.sampling import SamplingParams
-from llama.engine.scheduler import Engine, FinishReason, Sequence
+The files follow each other: `sampling_params` (settings), `sampling` (the draw), `request` (a
+request and its answer), `cuda_graphs` (decoding steps on a GPU), `scheduler` (who runs when).
+"""
+
+from llama.engine.request import FinishReason, Sequence
+from llama.engine.sampling_params import SamplingParams
+from llama.engine.scheduler import Engine
 
 __all__ = ["Engine", "FinishReason", "SamplingParams", "Sequence"]

@@ -1,7 +1,7 @@
 """Decoding as CUDA graphs: a step's hundreds of kernels started by one call.
 
-A token takes a GPU less time than Python needs to ask for its kernels one by one. A graph is the
-list of kernels that one forward pass started; replayed, it does the same to the same memory. So
+A token takes a GPU less time than Python needs to launch its kernels one by one. A graph is the
+list of kernels that one forward pass launched; replayed, it does the same to the same memory. So
 its shapes are fixed, and what it reads and writes stays in place:
 
     inputs     (2, batch) of the whole cache: the newest tokens, and their positions
@@ -10,8 +10,8 @@ its shapes are fixed, and what it reads and writes stays in place:
 
 There is a graph for each number of rows and of positions that has come up. Three rows, the longest
 at its 300th position, in a cache of 8 rows of 2048 positions: the graph for 4 rows of 512. The
-fourth row computes token 0 at position 0 and writes there, over what no one needs: a prompt that
-gets the row begins at position 0.
+fourth row computes token 0 at position 0 and writes there, which is harmless: a prompt that gets
+the row starts at position 0.
 """
 
 from collections.abc import Callable
@@ -21,17 +21,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama import console
+from llama import console, distributed
 from llama.cache import KVCache
 from llama.model import Transformer
 
-_SHORTEST = 256  # positions: fewer would save next to nothing
+_MIN_POSITIONS = 256  # fewer would save next to nothing
 
 Step = Callable[[], Tensor]
 
 
+def graphs_run_on(device: torch.device) -> bool:
+    """Whether decoding is recorded there: on an NVIDIA GPU that has the whole model."""
+    return device.type == "cuda" and distributed.model_parallel_size() == 1
+
+
 class Recorder:
-    """Runs steps on a GPU and records them, all over one piece of memory besides their results."""
+    """Records steps on a GPU, all in one memory pool apart from their results."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -39,13 +44,13 @@ class Recorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, step: Step) -> Step:
-        """What replays `step`, and returns the tensor that the recorded one wrote to.
+        """What replays `step`, and returns the tensor that the recorded run wrote to.
 
         `step` runs four times; what it writes to the cache is the same each time.
         """
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream(self._device)
-        # The outer one restores the stream, which a recording that fails does not.
+        # The outer context restores the stream, which a recording that fails does not.
         with torch.cuda.device(self._device), torch.cuda.stream(current):
             self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
@@ -75,10 +80,10 @@ class DecodeGraphs:
     ) -> None:
         self._model, self._recorder = model, recorder
         self._graphs: dict[tuple[int, int], Step] = {}
-        self._is_able = True
+        self._failed = False
 
     def use(self, cache: KVCache) -> None:
-        """Takes another cache, and drops the graphs that were made for the last one."""
+        """Switches to another cache, and drops the graphs that were made for the last one."""
         device = cache.k.device
         self._graphs.clear()
         self._cache, self._record = cache, self._recorder(device)
@@ -88,22 +93,21 @@ class DecodeGraphs:
     def run(self, tokens: Tensor, positions: list[int]) -> Tensor | None:
         """The logits (n, vocab) after `tokens` (n,), the newest of the cache's first n rows.
 
-        Tokens may be on the GPU, where nobody waits for them. Logits are overwritten by the next
-        call. None where a graph can't be made: then and from then on the caller runs the model
-        itself.
+        Tokens may be on the GPU, and are not waited for. Logits are overwritten by the next call.
+        None where a graph can't be made: then and from then on the caller runs the model itself.
         """
-        if not self._is_able:
+        if self._failed:
             return None
         n, cache = len(tokens), self._cache
         rows = min(_power_of_two(n), cache.batch_size)
-        length = min(max(_power_of_two(max(positions) + 1), _SHORTEST), cache.seq_len)
+        length = min(max(_power_of_two(max(positions) + 1), _MIN_POSITIONS), cache.seq_len)
         self._inputs.copy_(F.pad(torch.tensor([[0] * n, positions]), (0, cache.batch_size - n)))
         self._inputs[0, :n] = tokens
         if (rows, length) not in self._graphs:
             try:
                 self._graphs[rows, length] = self._recorded(rows, length)
-            except RuntimeError as error:
-                self._is_able = False
+            except RuntimeError as error:  # what torch raises for all that can't be recorded
+                self._failed = True
                 self._graphs.clear()
                 reason = str(error.__context__ or error).strip().partition("\n")[0]
                 console.notice(f"no CUDA graphs, decoding is slower: {reason:.200}")
@@ -117,7 +121,7 @@ class DecodeGraphs:
 
 
 def read_later(*tensors: Tensor) -> Callable[[], list[list[Any]]]:
-    """What waits for `tensors` as they are now, but for nothing that a GPU is given afterwards."""
+    """Returns the tensors' values of now when called; waits for nothing a GPU is given since."""
     if not tensors[0].is_cuda:
         return lambda: [tensor.tolist() for tensor in tensors]
     copies = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in tensors]

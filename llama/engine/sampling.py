@@ -1,4 +1,4 @@
-"""Choosing the next token: what a request asks for, and the draw itself.
+"""Choosing the next token of each row of a batch.
 
 Requests that share a batch keep their own settings, their own random numbers and their own
 history, so each gets the tokens it would get alone. A request is a `SamplerState`; a step of the
@@ -10,40 +10,26 @@ with several ranks the tokens are rank 0's, broadcast first.
     for state, token in zip(states, tokens.tolist()):
         state.record(token)
 
-The order of the settings: repetition penalty, frequency and presence penalties, logit bias; then,
-as Hugging Face has them, temperature, top_k, top_p, min_p. Greedy is the argmax after the bias.
-Say, probabilities (0.5, 0.25, 0.15, 0.1) and top_p 0.7: the mass before each token is (0, 0.5,
-0.75, 0.9), so tokens 0 and 1 stay (token 1 crosses 0.7); the uniform number 0.8 points at
+The settings form a chain: repetition penalty, frequency and presence penalties, logit bias; then,
+as in Hugging Face's libraries, temperature, top_k, top_p, min_p. Greedy is the argmax after the
+bias. Say, probabilities (0.5, 0.25, 0.15, 0.1) and top_p 0.7: the mass before each token is (0,
+0.5, 0.75, 0.9), so tokens 0 and 1 stay (token 1 crosses 0.7); the uniform number 0.8 points at
 0.8 * 0.75 = 0.6 of the mass that stayed, and that is in token 1.
 
 Probability mass is counted in integers. A float sum depends on the order of its terms, which
 changes with the batch and the device; an integer sum does not, and its cumulative sum never
-wavers, so no token of probability 0 can be hit. It is also much faster than float64.
+decreases, so no token of probability 0 is ever drawn. It is also much faster than float64.
 """
 
+import hashlib
 import math
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from numbers import Integral, Real
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from llama.errors import InputError, InputTypeError
-
-_LARGEST = sys.float_info.max
-
-# Each test is False for NaN.
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "temperature": (lambda x: 0 <= x <= _LARGEST, "finite and at least 0 (0 is greedy)"),
-    "top_p": (lambda x: 0 <= x <= 1, "between 0 and 1"),
-    "min_p": (lambda x: 0 <= x <= 1, "between 0 and 1"),
-    "repetition_penalty": (lambda x: 0 < x <= _LARGEST, "finite and above 0 (1 is off)"),
-    "frequency_penalty": (lambda x: abs(x) <= _LARGEST, "finite (0 is off)"),
-    "presence_penalty": (lambda x: abs(x) <= _LARGEST, "finite (0 is off)"),
-}
+from llama.engine.sampling_params import SamplingParams
+from llama.errors import InputError
 
 
 class NonFiniteLogitsError(InputError, FloatingPointError):
@@ -61,105 +47,47 @@ class NonFiniteLogitsError(InputError, FloatingPointError):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class SamplingParams:
-    """How a request wants its tokens chosen; applied in the order the module's docstring gives.
-
-    temperature: divides the logits; 0 is greedy.
-    top_p: keeps the most likely tokens up to the one that crosses this mass (Holtzman et al. 2020,
-        arXiv:1904.09751); 1 is off, 0 keeps the most likely token only, as in Meta's code.
-    top_k: keeps this many tokens, of equal ones the lower ids; 0 is off.
-    min_p: keeps tokens at least this many times as likely as the most likely one (Nguyen et al.
-        2024, arXiv:2407.01082); 0 is off.
-    repetition_penalty: divides the positive and multiplies the negative logits of all tokens in
-        the prompt and the answer (CTRL, Keskar et al. 2019, arXiv:1909.05858); 1 is off.
-    frequency_penalty, presence_penalty: subtracted from a token's logit for each time, and once
-        if ever, the answer holds it (OpenAI's API); 0 is off.
-    logit_bias: token id to what is added to its logit; -inf bans the token.
-    seed: makes the draws reproducible; torch's CPU generator uses its low 32 bits. None takes one
-        from the operating system.
-
-    Raises TypeError or ValueError with the name, the value and the allowed range.
-    """
-
-    temperature: float = 0.6
-    top_p: float = 0.9
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, (allowed, described) in _RANGES.items():
-            value = _expect(name, getattr(self, name), Real, "a number")
-            if not allowed(value):
-                raise InputError(f"{name} must be {described}, got {value!r}")
-            object.__setattr__(self, name, float(value))
-        if _expect("top_k", self.top_k, Integral, "an integer") < 0:
-            raise InputError(f"top_k must be at least 0 (0 is off), got {self.top_k}")
-        if self.seed is not None:
-            seed = _expect("seed", self.seed, Integral, "an integer or None")
-            if not -(2**63) <= seed < 2**64:
-                raise InputError(f"seed must be at least -2**63 and below 2**64, got {seed}")
-        # Our own copy: what the caller does to theirs later has no effect here.
-        bias = dict(_expect("logit_bias", self.logit_bias, Mapping, "a mapping of ids to numbers"))
-        object.__setattr__(self, "logit_bias", bias)
-        for token, value in bias.items():
-            if _expect("a token id in logit_bias", token, Integral, "an integer") < 0:
-                raise InputError(f"a token id in logit_bias must be at least 0, got {token}")
-            _expect(f"logit_bias[{token}]", value, Real, "a number")
-            if not (value == -math.inf or abs(value) <= _LARGEST):
-                raise InputError(f"logit_bias[{token}] must be finite or -inf, got {value!r}")
-
-    def check_vocab(self, vocab_size: int) -> None:
-        """Raises ValueError if logit_bias names a token id that the vocabulary does not have."""
-        if (token := max(self.logit_bias, default=0)) >= vocab_size:
-            raise InputError(
-                f"logit_bias names token id {token}, but the vocabulary has {vocab_size} tokens"
-            )
-
-
 class SamplerState:
     """One request's settings, random numbers and, if a penalty needs it, token history.
 
     The generator is the request's own (torch's global one is never touched) and lives on the CPU,
-    so that a seed means the same numbers on every device. `seed` holds it, also where the
-    settings left it open.
+    so that a seed means the same numbers on every device. Its numbers follow from the seed, the
+    prompt's tokens and `sample_index`. `seed` holds the seed, also where the settings left it open.
     """
 
-    def __init__(self, params: SamplingParams, prompt_tokens: Iterable[int] = ()) -> None:
+    def __init__(
+        self, params: SamplingParams, prompt_tokens: Sequence[int] = (), sample_index: int = 0
+    ) -> None:
         self.params = params
         self._generator = torch.Generator()
-        self.seed = self._generator.seed() if params.seed is None else int(params.seed)
-        self._generator.manual_seed(self.seed)
+        self.seed = self._generator.seed() if params.seed is None else params.seed
+        # With the seed itself, all prompts of a call would draw the same numbers.
+        key = repr((self.seed, sample_index, *prompt_tokens)).encode()
+        digest = hashlib.blake2b(key, digest_size=8).digest()
+        self._generator.manual_seed(int.from_bytes(digest, "little"))
         repeats = params.repetition_penalty != 1
         self._has_penalty = bool(repeats or params.frequency_penalty or params.presence_penalty)
         self._counts: dict[int, int] = {}  # of the answer's tokens
         seen = set(prompt_tokens) if repeats else set()
-        touched = sorted(seen.union(params.logit_bias))
-        self._places = {token: place for place, token in enumerate(touched)}
-        # (touched, 3): a token's id, its repetition penalty, what is added to its logit
-        lines = [self._adjustment(token, token in seen) for token in touched]
-        self.adjustments = torch.tensor(lines, dtype=torch.float64).view(-1, 3)
+        adjusted = sorted(seen.union(params.logit_bias))
+        self._row_of = {token: row for row, token in enumerate(adjusted)}
+        # (adjusted tokens, 3): a token's id, its repetition penalty, what is added to its logit
+        rows = [self._adjustment(token, token in seen) for token in adjusted]
+        self.adjustments = torch.tensor(rows, dtype=torch.float64).view(-1, 3)
 
     def draw(self) -> float:
         """The next uniform number in [0, 1). Each token that is not greedy takes exactly one."""
         return torch.rand((), generator=self._generator, dtype=torch.float64).item()
 
     def record(self, token: int) -> None:
-        """Takes the chosen token into the history that the penalties look at."""
+        """Adds the chosen token to the history that the penalties look at."""
         if not self._has_penalty:
             return
         self._counts[token] = self._counts.get(token, 0) + 1
-        line = torch.tensor([self._adjustment(token, seen=True)], dtype=torch.float64)
-        place = self._places.setdefault(token, len(self.adjustments))
-        # Replaces the line at `place`, or appends it: then nothing comes after.
-        self.adjustments = torch.cat(
-            (self.adjustments[:place], line, self.adjustments[place + 1 :])
-        )
+        new = torch.tensor([self._adjustment(token, seen=True)], dtype=torch.float64)
+        row = self._row_of.setdefault(token, len(self.adjustments))
+        # Replaces the row, or appends it: then nothing comes after.
+        self.adjustments = torch.cat((self.adjustments[:row], new, self.adjustments[row + 1 :]))
 
     def _adjustment(self, token: int, seen: bool) -> tuple[int, float, float]:
         params, count = self.params, self._counts.get(token, 0)
@@ -177,8 +105,8 @@ def sample(logits: Tensor, states: Sequence[SamplerState]) -> tuple[Tensor, Tens
     natural log of their probabilities in the model's own distribution, before penalties, bias and
     temperature (what Meta's `generate` returns), (rows,) float32; both on the logits' device.
 
-    Raises NonFiniteLogitsError; ValueError if a row's every token is banned, for a token id outside
-    the vocabulary, and for logits that do not fit the states.
+    Raises NonFiniteLogitsError, and InputError if a row's every token is banned, for a token id
+    outside the vocabulary, and for logits that do not fit the states.
     """
     if logits.dim() != 2 or len(logits) != len(states):
         expected = f"({len(states)}, vocab), one row for each state"
@@ -192,67 +120,58 @@ def sample(logits: Tensor, states: Sequence[SamplerState]) -> tuple[Tensor, Tens
     _check_choosable(best, best if scores is logits else scores.amax(-1))
 
     tokens = torch.empty(len(states), dtype=torch.int64, device=logits.device)
-    ways = [_way(state.params) for state in states]
+    samplers = [_sampler(state.params) for state in states]
     # The CPU draws for one large row at a time: then the temporaries fit its caches.
     at_once = max(1, 2**17 // logits.shape[-1]) if logits.is_cpu else len(states)
-    for way in dict.fromkeys(ways):
-        rows = torch.tensor([row for row, its_way in enumerate(ways) if its_way is way])
-        for part in rows.split(len(states) if way is _most_likely else at_once):
-            theirs = [states[row] for row in part.tolist()]
-            if len(part) == len(states):
-                tokens = way(scores, theirs)
+    for sampler in dict.fromkeys(samplers):
+        rows = torch.tensor([row for row, its in enumerate(samplers) if its is sampler])
+        for some in rows.split(len(states) if sampler is _greedy else at_once):
+            their_states = [states[row] for row in some.tolist()]
+            if len(some) == len(states):
+                tokens = sampler(scores, their_states)
             else:
-                index = part.to(logits.device)
-                tokens[index] = way(scores[index], theirs)
+                index = some.to(logits.device)
+                tokens[index] = sampler(scores[index], their_states)
     return tokens.to(device), logprobs.gather(-1, tokens[:, None]).squeeze(-1).to(device)
 
 
-def _way(params: SamplingParams) -> Callable[[Tensor, Sequence[SamplerState]], Tensor]:
+def _sampler(params: SamplingParams) -> Callable[[Tensor, Sequence[SamplerState]], Tensor]:
+    """What chooses the tokens (rows,) of scores (rows, vocab) for a request with these settings."""
     if params.temperature == 0:
-        return _most_likely
+        return _greedy
     truncates = params.top_p < 1 or params.top_k or params.min_p
-    return _draw_truncated if truncates else _draw_untruncated
+    return _draw_truncated if truncates else _draw
 
 
-def _most_likely(scores: Tensor, states: Sequence[SamplerState]) -> Tensor:
+def _greedy(scores: Tensor, states: Sequence[SamplerState]) -> Tensor:
     return scores.argmax(-1)
 
 
-def _draw_untruncated(scores: Tensor, states: Sequence[SamplerState]) -> Tensor:
+def _draw(scores: Tensor, states: Sequence[SamplerState]) -> Tensor:
     uniform, temperature, _, _ = _settings(scores, states)
     mass = _weights(scores, temperature).cumsum(-1)
     return _pick(mass, mass[:, -1:], uniform).squeeze(-1)
 
 
 def _draw_truncated(scores: Tensor, states: Sequence[SamplerState]) -> Tensor:
-    """Adds up the mass in buckets of like scores, and sorts only the buckets it has to look into.
+    """Adds up the mass in buckets of similar scores, and sorts only the buckets it needs.
 
     What stays is a prefix of the ranked tokens (higher scores first, of equal ones the lower id).
-    The first sums tell in which bucket the prefix ends, and between which two the draw then falls.
+    The sums of the buckets show in which of them the prefix ends, and in which the draw falls.
     """
     uniform, temperature, top_p, min_p = _settings(scores, states)
     weights = _weights(scores, temperature)
-    keys = (scores + 0.0).view(torch.int32)  # -0.0 is as good as 0.0
+    keys = (scores + 0.0).view(torch.int32)  # adding 0.0 makes -0.0 equal to 0.0
     # As unsigned numbers: the higher the score, the lower. (In place: new memory costs more.)
     keys ^= (keys >> 31).bitwise_not_().bitwise_and_(0x7FFFFFFF)
     bits = min(scores.shape[-1].bit_length(), 16)
     buckets = (keys >> (32 - bits)).bitwise_and_(2**bits - 1).add_(1).long()  # bucket 0 is empty
     mass = weights.new_zeros(len(states), 2**bits + 1)
     mass.scatter_add_(-1, buckets, weights).cumsum_(-1)
+    end = _prefix_end(scores, weights, mass[:, -1:], states, top_p, min_p)
 
-    # The prefix ends at the token where the ranked mass first is above `end`.
-    left_by_k = mass[:, -1:].clone()
-    for row, state in enumerate(states):
-        if 0 < (top_k := state.params.top_k) < scores.shape[-1]:
-            best = scores[row].topk(top_k, sorted=False).indices  # any of those that tie for last
-            left_by_k[row] = weights[row, best].sum()
-    end = torch.where(top_p < 1, (top_p * left_by_k).long(), left_by_k).minimum(left_by_k - 1)
-    if any(state.params.min_p for state in states):
-        likely = weights >= (min_p * _unit(scores)).ceil().long()
-        end = end.minimum((weights * likely).sum(-1, keepdim=True) - 1)
-
-    last = torch.searchsorted(mass, end, right=True)
-    low = _pick(mass, mass.gather(-1, last - 1), uniform)
+    last = torch.searchsorted(mass, end, right=True)  # the prefix ends in this bucket
+    low = _pick(mass, mass.gather(-1, last - 1), uniform)  # the draw falls in low to high
     high = _pick(mass, mass.gather(-1, last), uniform)
     wanted = (buckets >= low).logical_and_(buckets <= high).logical_or_(buckets == last)
     rows, ids = wanted.nonzero().unbind(-1)  # synchronises with the device
@@ -261,20 +180,41 @@ def _draw_truncated(scores: Tensor, states: Sequence[SamplerState]) -> Tensor:
     rows, ids = rows[order], ids[order]
     weight, bucket = weights[rows, ids], buckets[rows, ids]
     bucket_keys = keys >> (32 - bits)
-    start = torch.searchsorted(bucket_keys, bucket_keys)  # where the token's bucket begins
+    start = torch.searchsorted(bucket_keys, bucket_keys)  # index of each bucket's first token
     ranked = weight.cumsum(0)  # over several rows it may wrap around; the differences hold
     ranked += mass[rows, bucket - 1] - (ranked - weight)[start]
     first = torch.searchsorted(rows, torch.arange(len(states), device=rows.device))
 
-    def place(target: Tensor) -> Tensor:  # of the token where the ranked mass first is above it
+    def index_at(target: Tensor) -> Tensor:  # of the first token whose ranked mass is above it
         return first.index_add(0, rows, (ranked <= target[rows, 0]).long())
 
-    kept = ranked[place(end), None]
-    return ids[place((uniform * kept).long())]
+    kept = ranked[index_at(end), None]
+    return ids[index_at((uniform * kept).long())]
+
+
+def _prefix_end(
+    scores: Tensor,
+    weights: Tensor,
+    total: Tensor,
+    states: Sequence[SamplerState],
+    top_p: Tensor,
+    min_p: Tensor,
+) -> Tensor:
+    """The prefix ends at the token where the ranked mass is first above this: (rows, 1)."""
+    kept = total.clone()
+    for row, state in enumerate(states):
+        if 0 < (top_k := state.params.top_k) < scores.shape[-1]:
+            best = scores[row].topk(top_k, sorted=False).indices  # any of those that tie for last
+            kept[row] = weights[row, best].sum()
+    end = torch.where(top_p < 1, (top_p * kept).long(), kept).minimum(kept - 1)
+    if any(state.params.min_p for state in states):
+        likely = weights >= (min_p * _unit(scores)).ceil().long()
+        end = end.minimum((weights * likely).sum(-1, keepdim=True) - 1)
+    return end
 
 
 def _pick(mass: Tensor, total: Tensor, uniform: Tensor) -> Tensor:
-    """The first place in each row where the cumulative mass is above uniform * total: (rows, 1).
+    """The first index in each row where the cumulative mass is above uniform * total: (rows, 1).
 
     A uniform number is at most 1 - 2**-53, so the product stays below total in float64 too.
     """
@@ -282,7 +222,7 @@ def _pick(mass: Tensor, total: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _settings(scores: Tensor, states: Sequence[SamplerState]) -> tuple[Tensor, ...]:
-    """The uniform numbers, drawn here, temperatures, top_p and min_p: each (rows, 1) float64."""
+    """Uniform numbers, drawn here, temperatures, top_p and min_p: each (rows, 1) float64."""
     table = [(s.draw(), s.params.temperature, s.params.top_p, s.params.min_p) for s in states]
     return torch.tensor(table, dtype=torch.float64, device=scores.device).split(1, dim=-1)
 
@@ -316,11 +256,11 @@ def _check_choosable(best_logprob: Tensor, best_score: Tensor) -> None:
 
 
 def _adjust(logits: Tensor, states: Sequence[SamplerState]) -> Tensor:
-    """The logits after penalties and bias; the very same tensor if no row has any."""
+    """The logits after penalties and bias; the same tensor if no row has any."""
     if not any(len(state.adjustments) for state in states):
         return logits
     vocab = logits.shape[-1]
-    table = torch.cat([state.adjustments for state in states])  # (touched in all rows, 3)
+    table = torch.cat([state.adjustments for state in states])  # (adjusted in all rows, 3)
     sizes = torch.tensor([len(state.adjustments) for state in states])
     rows, ids = torch.arange(len(states)).repeat_interleave(sizes), table[:, 0].long()
     if not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
@@ -336,9 +276,3 @@ def _adjust(logits: Tensor, states: Sequence[SamplerState]) -> Tensor:
     scores = logits.clone()
     scores[rows, ids] = values.clamp(max=torch.finfo(torch.float32).max).float()
     return scores
-
-
-def _expect(name: str, value: object, kind: type, described: str) -> Any:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise InputTypeError(f"{name} must be {described}, got {value!r} ({type(value).__name__})")
-    return value

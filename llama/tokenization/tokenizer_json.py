@@ -1,7 +1,7 @@
 """Hugging Face's `tokenizer.json`, as far as it holds the same tokenizer as a file of ranks.
 
 Llama 3's has the ranks as a vocabulary, the pattern that cuts text into words, the special tokens,
-and a list of merges that says again what the ranks say: tiktoken needs no list, it joins those
+and a list of merges that repeats what the ranks imply: tiktoken needs no list, it joins those
 neighbouring bytes that make the token of the lowest rank.
 """
 
@@ -17,7 +17,7 @@ from llama.errors import InputError
 
 FETCH_AGAIN = "if the file was cut off or changed, download or copy it again"
 
-# What a tokenizer.json has to say to mean the same as ranks; Llama 3's says the first of each.
+# What a tokenizer.json must hold to mean the same as ranks; the first of each is Llama 3's.
 _LLAMA3_JSON: dict[str, tuple[Any, ...] | type] = {
     "model.type": ("BPE",),
     "normalizer": (None,),
@@ -40,8 +40,8 @@ _LLAMA3_JSON: dict[str, tuple[Any, ...] | type] = {
     "pre_tokenizer.pretokenizers.1.use_regex": (False,),
     "pre_tokenizer.pretokenizers.2": (None,),
 }
-# GPT-2's table of the characters that stand for bytes there: a printable byte is its own Latin-1
-# character, the n-th other one U+0100 + n.
+# GPT-2's table of a character for each byte: a printable byte is its own Latin-1 character, the
+# n-th other one U+0100 + n.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 _CHARACTER = {byte: chr(byte) for byte in _PRINTABLE}
@@ -58,12 +58,12 @@ def parse_tokenizer_json(path: str, data: bytes) -> tuple[dict[bytes, int], dict
     try:
         config = json.loads(data)
     except ValueError as error:
-        raise InputError(f"{path} is no whole JSON ({error}); {FETCH_AGAIN}") from None
+        raise InputError(f"{path} is no complete JSON ({error}); {FETCH_AGAIN}") from None
     if "model" not in config:
-        keys = ", ".join(config)
+        keys = ", ".join(config) or "no keys at all"
         raise InputError(
-            f"{path} is JSON, but no tokenizer.json: it has no model, but {keys:.60}; "
-            "give the tokenizer.json or the tokenizer.model"
+            f"{path} is JSON, but no tokenizer.json, which has the key 'model' (here: {keys:.60}); "
+            "use the tokenizer.json or the tokenizer.model"
         )
     for key, allowed in _LLAMA3_JSON.items():
         value = _at(config, key)
@@ -88,7 +88,9 @@ def parse_tokenizer_json(path: str, data: bytes) -> tuple[dict[bytes, int], dict
     try:
         ranks = {bytes(BYTES[character] for character in t): rank for t, rank in vocab.items()}
     except KeyError as error:
-        raise _unlike_llama3(path, f"model.vocab has {error}, which stands for no byte") from None
+        raise _unlike_llama3(
+            path, f"model.vocab has {error}, which is no byte's character"
+        ) from None
     return ranks, special, _at(config, "pre_tokenizer.pretokenizers.0.pattern.Regex")
 
 
@@ -109,7 +111,7 @@ def _parse_added_tokens(path: str, config: dict[str, Any]) -> dict[str, int]:
 
 
 def _at(config: Any, keys: str) -> Any:
-    """What stands at `keys`, joined by dots; None where nothing does."""
+    """The value at `keys`, joined by dots; None where there is none."""
     for key in keys.split("."):
         if isinstance(config, list):
             config = {str(index): value for index, value in enumerate(config)}
@@ -118,7 +120,7 @@ def _at(config: Any, keys: str) -> Any:
 
 
 def _unlike_llama3(path: str, what: str) -> InputError:
-    return InputError(f"{path} is unlike Llama 3's: {what}; give the tokenizer.model instead")
+    return InputError(f"{path} is unlike Llama 3's: {what}; use the tokenizer.model instead")
 
 
 def _check_merges(path: str, model: dict[str, Any], vocab: dict[str, int]) -> None:
@@ -131,9 +133,9 @@ def _check_merges(path: str, model: dict[str, Any], vocab: dict[str, int]) -> No
     - the pair that tiktoken ends with when it merges the token's own bytes, as a trained list does.
       With the token's bytes it does the same in any text, so it never meets another pair.
     Some hundred of Llama 3's tokens have no pair at all: only `ignore_merges` leads to them, and
-    an early tokenizer.json lacked it by mistake. So it may be missing beside a list that is seen
-    to be derived from ranks: all pairs are there, and more than one for some token, which training
-    never gives.
+    an early tokenizer.json lacked it by mistake. So it may be missing beside a list that is clearly
+    derived from ranks: all pairs are there, and more than one for some token, which training never
+    produces.
     """
     listed: set[tuple[str, str]] = set()
     last_id = -1
@@ -171,14 +173,14 @@ def _pairs(token: str, vocab: dict[str, int]) -> list[tuple[str, str]]:
 
 def _last_pair(token: str, vocab: dict[str, int]) -> tuple[str, ...]:
     """What tiktoken has merged the bytes of `token` to just before they are `token`."""
-    parts = list(token)
-    while len(parts) > 2:
-        ranks = [vocab.get(left + right, math.inf) for left, right in itertools.pairwise(parts)]
+    merged = list(token)
+    while len(merged) > 2:
+        ranks = [vocab.get(left + right, math.inf) for left, right in itertools.pairwise(merged)]
         if min(ranks) == math.inf:
             break
         first = ranks.index(min(ranks))
-        parts[first : first + 2] = [parts[first] + parts[first + 1]]
-    return tuple(parts)
+        merged[first : first + 2] = [merged[first] + merged[first + 1]]
+    return tuple(merged)
 
 
 def write_tokenizer_json(
@@ -187,7 +189,7 @@ def write_tokenizer_json(
     """Writes the file for Hugging Face's libraries, which then give the same ids for any text.
 
     As in Llama 3's own, `<|begin_of_text|>` is put in front and a text may spell special tokens.
-    Raises ValueError for a special token with the spelling of another one.
+    Raises InputError for a special token with the spelling of an ordinary one.
     """
     by_rank = sorted(ranks.items(), key=lambda item: item[1])
     vocab = {"".join(_CHARACTER[byte] for byte in token): rank for token, rank in by_rank}
@@ -199,7 +201,7 @@ def write_tokenizer_json(
         merges += [f"{left} {right}" for left, right in pairs]
     if twice := [name for name, _ in special if name in vocab]:
         raise InputError(f"{path}: {twice[0]} is a special token and an ordinary one; rename it")
-    # Outside of the vocabulary only the ids after it can be given.
+    # Added tokens that are not in the vocabulary can only have the ids after it.
     vocab |= {name: token_id for name, token_id in special if token_id < by_rank[-1][1]}
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     bos = "<|begin_of_text|>"

@@ -2,7 +2,7 @@
 
 Two are called `tokenizer.model`: Llama 3's list of tiktoken ranks and Llama 2's SentencePiece
 model. The third, Hugging Face's `tokenizer.json`, holds the same tokenizer as Llama 3's ranks,
-id for id (`tokenizer_json.py`). `Tokenizer` is what they have in common.
+id for id (`tokenizer_json.py`). `llama.tokenizer.Tokenizer` hides the difference.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _MAX_RUN_CHARS = 25_000
 
 
 def open_vocabulary(path: str) -> TiktokenVocabulary | SentencePieceVocabulary:
-    """The vocabulary in a file, of the kind that its content says it is.
+    """The vocabulary in a file, of the kind that its content shows.
 
-    Raises FileNotFoundError or IsADirectoryError, or ValueError for what is no whole vocabulary.
+    Raises FileNotFoundError or IsADirectoryError, or InputError for an incomplete vocabulary.
     """
     data = files.read_bytes(path)
     if _RANK_LINE.match(data):
@@ -49,7 +49,7 @@ def open_vocabulary(path: str) -> TiktokenVocabulary | SentencePieceVocabulary:
 class TiktokenVocabulary:
     """Byte-pair ranks and special tokens: Llama 3's kind, read from either of its files.
 
-    `pattern` cuts the text into words, within which bytes are merged. `name` stands in errors.
+    `pattern` cuts the text into words, within which bytes are merged. `name` is for errors.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class TiktokenVocabulary:
         self.stop_tokens = {special_tokens[stop] for stop in stops if stop in special_tokens}
         whole = pattern
         if pattern != LLAMA3_PATTERN:
-            # tiktoken drops what the pattern does not match. Llama 3's matches everything; what
-            # another one leaves over is a word too, as it is for Hugging Face.
+            # tiktoken drops what the pattern does not match. Llama 3's matches everything; for
+            # another one, what lies between its matches is a word too, as for Hugging Face.
             whole = rf"{pattern}|(?:(?!{pattern})[\s\S])+"
         try:
             self._encoding = tiktoken.Encoding(
@@ -80,8 +80,8 @@ class TiktokenVocabulary:
 
     def encode(self, s: str, allowed: set[str]) -> list[int]:
         ids: list[int] = []
-        for part in _split_long(s):
-            ids += self._encoding.encode(part, allowed_special=allowed, disallowed_special=())
+        for block in _split_long(s):
+            ids += self._encoding.encode(block, allowed_special=allowed, disallowed_special=())
         return ids
 
     def decode(self, ids: list[int]) -> str:
@@ -94,8 +94,8 @@ class TiktokenVocabulary:
 class SentencePieceVocabulary:
     """A SentencePiece model, Llama 2's.
 
-    Needs no cutting of long texts (a million spaces take it a quarter of a second), and must
-    not have it: each part would get a dummy space in front.
+    Long texts are not cut: each block would get a dummy space in front. Nor is it needed (a
+    million spaces take a quarter of a second).
     """
 
     def __init__(self, path: str, data: bytes):
@@ -125,7 +125,7 @@ class SentencePieceVocabulary:
         return str(self._processor.decode(ids))
 
     def piece(self, token_id: int) -> bytes | str:
-        """A byte, or the text of a piece where it is not the first of its text."""
+        """One byte, or the text of a piece that is not the first of a text."""
         piece = self._processor.id_to_piece(token_id)
         if self._processor.is_byte(token_id):
             return bytes([int(piece[3:5], 16)])  # "<0xE2>"
@@ -137,10 +137,10 @@ class SentencePieceVocabulary:
 def _llama3_special_tokens(first_id: int) -> dict[str, int]:
     """Llama 3's 256 special tokens, with the names of Hugging Face's Llama 3.1 tokenizer.json.
 
-    One table serves 3.0 and 3.1 to 3.3. It has to: the file of ranks is the same in all, so it
-    cannot tell them apart. And it may: the five tokens that 3.0 uses have the same ids in all;
-    what is new in 3.1 (`eom_id`, `python_tag`, ...) was reserved in 3.0, whose models never saw
-    it. Only the numbers of the reserved names differ, and those nobody writes or reads.
+    One table serves 3.0 and 3.1 to 3.3, whose files of ranks are equal. The five tokens that 3.0
+    uses have the same ids in all; what is new in 3.1 (`eom_id`, `python_tag`, ...) was reserved in
+    3.0, whose models never saw it. Only the numbers of the reserved names differ, which nobody
+    writes or reads.
     """
     reserved = [f"reserved_special_token_{n}" for n in range(248)]
     names = ["begin_of_text", "end_of_text", *reserved[:2], "finetune_right_pad_id", reserved[2]]
@@ -150,14 +150,14 @@ def _llama3_special_tokens(first_id: int) -> dict[str, int]:
 
 def _split_long(s: str) -> Iterator[str]:
     """Cuts `s` into blocks, and a block wherever a run of white space, or of anything else, has
-    reached the limit. Joined, the parts are `s`; a text with nothing long in it is its only part.
+    reached the limit. Joined, the results are `s`.
     """
     half = _MAX_RUN_CHARS // 2
     for block_start in range(0, len(s), _MAX_BLOCK_CHARS):
         block = s[block_start : block_start + _MAX_BLOCK_CHARS]
         start = 0
         # Looking at every word would cost as much as encoding it. A run over the limit fills one
-        # of these chunks, and that is quick to see.
+        # of these chunks, which is quick to check.
         chunks = (block[i : i + half] for i in range(0, len(block), half))
         if any(chunk.isspace() or chunk.split(maxsplit=1) == [chunk] for chunk in chunks):
             for run in re.finditer(r"\s+|\S+", block):
@@ -193,8 +193,8 @@ def _parse_ranks(path: str, data: bytes) -> dict[bytes, int]:
 def write_tiktoken_ranks(vocabulary: TiktokenVocabulary, path: Path) -> None:
     """Writes the file that Meta calls `tokenizer.model`.
 
-    It has room for neither special tokens nor a pattern: whoever reads it takes Llama 3's. Raises
-    ValueError where those are others.
+    It holds neither special tokens nor a pattern: readers take Llama 3's. Raises InputError where
+    the vocabulary has others.
     """
     llama3 = _llama3_special_tokens(len(vocabulary.ranks))
     special = vocabulary.special_tokens

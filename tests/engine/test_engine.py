@@ -1,9 +1,15 @@
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from fixtures import tiny_args
 
-from llama import Engine, Llama, SamplingParams, Sequence
+from llama import Engine, InputError, Llama, SamplingParams, Sequence, Tokenizer, Transformer
 from llama.cache import KVCache
-from llama.engine import scheduler as engine_module
+from llama.engine import scheduler
 
 
 def prompts(count: int) -> list[list[int]]:
@@ -103,7 +109,7 @@ def test_keys_are_read_in_whole_blocks_whatever_the_lengths(
         return forward(tokens, *args, cache=cache, **kwargs)
 
     monkeypatch.setattr(llama.model, "forward", record)
-    monkeypatch.setattr(engine_module, "_KEY_BLOCK", 16)
+    monkeypatch.setattr(scheduler, "_KEY_BLOCK", 16)
     engine = Engine(llama.model, llama.tokenizer, max_batch_size=1, max_seq_len=50)
     params = SamplingParams(temperature=0, logit_bias={7: 1e4})
     engine.add(Sequence([5] * 14, None, params))
@@ -131,7 +137,7 @@ def test_cancelled_sequences_keep_what_they_have_and_others_go_on(llama: Llama) 
 def test_the_cache_grows_with_what_is_asked_and_keeps_what_it_holds(
     llama: Llama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "_KEY_BLOCK", 4)
+    monkeypatch.setattr(scheduler, "_KEY_BLOCK", 4)
     engine = engine_of(llama, rows=3)
     short = engine.add(request([1, 2, 3], 12, seed=1))
     engine.step()
@@ -160,20 +166,82 @@ def test_the_length_limit_is_exact(llama: Llama) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sequence", "message"),
+    ("request_of", "error", "message"),
     [
-        (Sequence([]), "is empty"),
-        (Sequence([1] * 65), r"has 65 tokens, but the context is 64"),
-        (Sequence([1, 544]), r"holds 544, which is no token id of 0 to 543"),
-        (Sequence([1, -1]), r"holds -1"),
-        (Sequence([1], max_gen_len=-1), "max_gen_len=-1"),
-        (Sequence([1], stop=("",)), "stop strings may not be empty"),
-        (Sequence([1], params=SamplingParams(logit_bias={544: 1.0})), "544"),
+        (lambda: Sequence([]), ValueError, "the prompt is empty"),
+        (lambda: Sequence([1] * 65), ValueError, r"prompt has 65 tokens, but the context is 64"),
+        (lambda: Sequence([1, 544]), ValueError, "holds 544, no token id of 0 to 543"),
+        (lambda: Sequence([1, -1]), ValueError, "holds -1"),
+        (lambda: Sequence([1, True]), TypeError, "must hold token ids, got True at index 1"),
+        (lambda: Sequence(torch.tensor([0.5])), TypeError, "must hold token ids, got 0.5"),
+        (lambda: Sequence("hello"), TypeError, "must be a list of token ids, got 'hello'"),
+        (lambda: Sequence(7), TypeError, "must be a list of token ids, got 7"),
+        (lambda: Sequence([1], -1), ValueError, "max_gen_len must be at least 0, got -1"),
+        (lambda: Sequence([1], True), TypeError, "max_gen_len must be an integer, got True"),
+        (lambda: Sequence([1], 2.0), TypeError, "max_gen_len must be an integer, got 2.0"),
+        (lambda: Sequence([1], stop="girl"), TypeError, r"write \('girl',\)"),
+        (lambda: Sequence([1], stop=5), TypeError, "stop must be a tuple of strings, got 5"),
+        (lambda: Sequence([1], stop=("a", 5)), TypeError, "stop must hold strings, got 5"),
+        (lambda: Sequence([1], stop=("",)), ValueError, "stop strings must not be empty"),
+        (lambda: Sequence([1], params=SamplingParams(logit_bias={544: 1.0})), ValueError, "544"),
     ],
 )
-def test_a_wrong_request_is_refused_at_once(llama: Llama, sequence: Sequence, message: str) -> None:
+def test_a_wrong_request_is_refused_at_once(
+    llama: Llama, request_of: Callable[[], Sequence], error: type[Exception], message: str
+) -> None:
     engine = engine_of(llama)
-    with pytest.raises(ValueError, match=message):
-        engine.add(sequence)
+    with pytest.raises(error, match=message):
+        engine.add(request_of())
     assert engine.idle
     assert engine.step() == []
+
+
+def test_ids_beyond_the_tokenizers_are_refused_where_the_embedding_is_padded(
+    tokenizer: Tokenizer,
+) -> None:
+    model = Transformer(tiny_args(vocab_size=tokenizer.n_words + 8))
+    engine = Engine(model, tokenizer, 1, 32)
+    for sequence in (
+        Sequence([tokenizer.n_words]),
+        Sequence([1], params=SamplingParams(logit_bias={tokenizer.n_words: 1.0})),
+    ):
+        with pytest.raises(InputError, match=str(tokenizer.n_words)):
+            engine.add(sequence)
+
+
+@pytest.mark.parametrize("ids", [(5, 6), iter([5, 6]), np.array([5, 6]), torch.tensor([5, 6])])
+def test_prompts_are_any_integers(ids: Iterable[int]) -> None:
+    sequence = Sequence(ids, max_gen_len=np.int64(3), stop=None)
+    assert sequence.prompt == [5, 6]
+    assert {type(token) for token in sequence.prompt} == {int}
+    assert (sequence.max_gen_len, sequence.stop) == (3, ())
+    assert Sequence([np.int64(5), torch.tensor(6)]).prompt == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("limits", "error", "message"),
+    [
+        ((0, 64), ValueError, "max_batch_size must be at least 1, got 0"),
+        ((1, "64"), TypeError, r"max_seq_len must be an integer, got '64' \(str\)"),
+        ((True, 64), TypeError, "max_batch_size must be an integer, got True"),
+    ],
+)
+def test_wrong_limits(
+    llama: Llama, checkpoint: Path, limits: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Engine(llama.model, llama.tokenizer, *limits)
+    with pytest.raises(error, match=message):
+        Llama.build(checkpoint, max_batch_size=limits[0], max_seq_len=limits[1])
+
+
+def test_prompts_with_one_seed_draw_different_numbers(llama: Llama) -> None:
+    llama.model.output.weight.data.zero_()  # all tokens are equally likely after any prompt
+    engine = engine_of(llama)
+    params = SamplingParams(temperature=1, top_p=1, seed=3)
+    requests = [([i], 0) for i in range(24)] + [([0], 1), ([0], 0)]
+    sequences = [engine.add(Sequence(p, 6, params, sample_index=i)) for p, i in requests]
+    finish(engine)
+    answers = [tuple(sequence.tokens) for sequence in sequences]
+    assert len(set(answers)) == 25
+    assert answers[-1] == answers[0]

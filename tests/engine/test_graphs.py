@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama import Engine, Llama, SamplingParams, Sequence
-from llama.engine import cuda_graphs as graphs_module
-from llama.engine import scheduler as engine_module
+from llama import Engine, Llama, SamplingParams, Sequence, distributed
+from llama.engine import cuda_graphs, scheduler
 from llama.engine.cuda_graphs import DecodeGraphs, Step
 
 
@@ -38,8 +37,8 @@ class Recorders:
 
 @pytest.fixture(autouse=True)
 def short_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs_module, "_SHORTEST", 8)
-    monkeypatch.setattr(engine_module, "_KEY_BLOCK", 4)
+    monkeypatch.setattr(cuda_graphs, "_MIN_POSITIONS", 8)
+    monkeypatch.setattr(scheduler, "_KEY_BLOCK", 4)
 
 
 def engine_of(llama: Llama, rows: int, recorder: Callable | None = None) -> Engine:
@@ -114,13 +113,13 @@ def test_the_next_step_runs_before_tokens_are_looked_at(
     llama: Llama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = []
-    read_later = engine_module.read_later
+    read_later = scheduler.read_later
 
     def record(*tensors: torch.Tensor) -> Callable[[], list[list[float]]]:
         read = read_later(*tensors)
         return lambda: (order.append("read"), read())[1]
 
-    monkeypatch.setattr(engine_module, "read_later", record)
+    monkeypatch.setattr(scheduler, "read_later", record)
     engine = engine_of(llama, 2, lambda _: lambda step: lambda: (order.append("run"), step())[1])
     engine.add(Sequence([5, 6], 3))
     engine.step()
@@ -211,6 +210,26 @@ def test_where_nothing_can_be_recorded_decoding_goes_on_plainly(
     )
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_graphs_can_be_switched_off(
+    llama: Llama, monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    """For a model whose forward pass can't be recorded, as that of FSDP with its collectives."""
+    recorders, expected = Recorders(), answers(engine_of(llama, 3), SIZES)
+    monkeypatch.setattr(scheduler, "graphs_run_on", lambda device: True)
+    monkeypatch.setattr(scheduler, "DecodeGraphs", lambda model: DecodeGraphs(model, recorders))
+    engine = Engine(llama.model, llama.tokenizer, 3, 64, cuda_graphs=allowed)
+    assert_same(answers(engine, SIZES), expected)
+    assert bool(recorders.replays) == allowed
+
+
+def test_graphs_run_on_a_gpu_that_has_the_whole_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cuda_graphs.graphs_run_on(torch.device("cuda"))
+    assert not cuda_graphs.graphs_run_on(torch.device("cpu"))
+    monkeypatch.setattr(distributed, "model_parallel_size", lambda: 2)
+    assert not cuda_graphs.graphs_run_on(torch.device("cuda"))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_the_tokens_of_plain_decoding(checkpoint: Path) -> None:
@@ -218,7 +237,7 @@ def test_a_gpu_gives_the_tokens_of_plain_decoding(checkpoint: Path) -> None:
     engine = engine_of(llama, 5)
     found = answers(engine, SIZES)
     assert engine._graphs is not None
-    assert engine._graphs._is_able
+    assert not engine._graphs._failed
     assert engine._graphs._graphs
 
     def refuse(step: Step) -> Step:

@@ -1,18 +1,15 @@
 import dataclasses
+import hashlib
 import itertools
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
-from llama.engine.sampling import (
-    NonFiniteLogitsError,
-    SamplerState,
-    SamplingParams,
-    _adjust,
-    sample,
-)
+from llama import SamplingParams
+from llama.engine.sampling import NonFiniteLogitsError, SamplerState, _adjust, sample
 
 LAST = 1 - 2**-53  # the largest uniform number: points at the last token that is kept
 GREEDY = SamplingParams(temperature=0)
@@ -317,6 +314,16 @@ def test_a_seed_repeats_its_tokens_and_leaves_the_global_generator_alone():
     assert tokens(its_seed)[0] == unseeded
 
 
+def test_seed_prompt_and_sample_index_each_change_the_draws():
+    states = [
+        SamplerState(SamplingParams(seed=seed), prompt, index)
+        for seed in (0, 1, 2**32, -1)
+        for prompt in ([], [1], [1, 2], [2, 1], [12])
+        for index in (0, 1)
+    ]
+    assert len({state.draw() for state in states}) == len(states)
+
+
 @pytest.mark.parametrize("kind", ["peaked", "flat", "equal"])
 def test_each_token_takes_one_number_of_the_stream(kind):
     for params in (PLAIN, SamplingParams(), SamplingParams(top_k=3)):
@@ -325,8 +332,9 @@ def test_each_token_takes_one_number_of_the_stream(kind):
         fresh = SamplerState(dataclasses.replace(params, seed=9))
         fresh.draw()
         assert state.draw() == fresh.draw()
-    fresh = SamplerState(SamplingParams(seed=9))
-    numbers = torch.rand(3, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    seed = int.from_bytes(hashlib.blake2b(b"(9, 0, 1, 2)", digest_size=8).digest(), "little")
+    numbers = torch.rand(3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    fresh = SamplerState(SamplingParams(seed=9), [1, 2])
     assert [fresh.draw() for _ in range(3)] == numbers.tolist()
     state = SamplerState(dataclasses.replace(GREEDY, seed=9))
     sample(torch.randn(1, 9), [state])
@@ -450,6 +458,19 @@ def test_the_edges_of_the_ranges_are_allowed():
         assert pickle.loads(pickle.dumps(params)) == params
         hash(params)
         sample(torch.zeros(1, 4), [SamplerState(params)])
+
+
+def test_none_is_off_and_numpy_numbers_are_numbers():
+    off = SamplingParams(top_p=1, logit_bias={})
+    names = [f.name for f in dataclasses.fields(off) if f.name != "temperature"]
+    assert SamplingParams(**dict.fromkeys(names)) == off
+    with pytest.raises(TypeError, match="temperature must be a number, got None"):
+        SamplingParams(temperature=None)
+    params = SamplingParams(
+        temperature=np.float32(0.5), top_k=np.int64(3), seed=np.int32(7), logit_bias={np.int8(1): 1}
+    )
+    assert params == SamplingParams(temperature=0.5, top_k=3, seed=7, logit_bias={1: 1.0})
+    sample(torch.zeros(1, 4), [SamplerState(params, [1])])
 
 
 def test_logit_bias_is_a_copy():

@@ -280,7 +280,7 @@ def rename_in_vocab(old, new):
 
 SPLIT = ("pre_tokenizer", "pretokenizers", 0)
 BYTE_LEVEL = ("pre_tokenizer", "pretokenizers", 1)
-INSTEAD = "; give the tokenizer.model instead"
+INSTEAD = "; use the tokenizer.model instead"
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,10 @@ INSTEAD = "; give the tokenizer.model instead"
         (set_at("added_tokens", 5, "content", "the"), "the has id 293 in added_tokens, but"),
         (move_id, "the ids 0 to 543, each once, but none has 256;"),
         (set_at("model", "vocab", "th", [256]), "each once, but none has 256;"),
-        (rename_in_vocab("!", "東"), "model.vocab has '東', which stands for no byte" + INSTEAD),
+        (
+            rename_in_vocab("!", "東"),
+            "model.vocab has '東', which is no byte's character" + INSTEAD,
+        ),
         (rename_in_vocab("!", "xyzzy"), "has no token for the single byte 0x21"),
         (set_at("model", "merges", 0, "t q"), "model.merges has 't q', not two tokens that make"),
         (set_at("model", "merges", 0, "t"), "model.merges has 't', not two tokens"),
@@ -403,10 +406,13 @@ def test_a_token_without_a_pair_needs_ignore_merges(trained, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"model_max_length": 5, "bos_token": "x"}', "but model_max_length, bos_token; give the"),
-        ("{}", "is JSON, but no tokenizer.json"),
-        ('{"version": "1.0", "model": {"ty', "is no whole JSON"),
-        ('{"model": "\udce9"}', "is no whole JSON"),  # not UTF-8
+        (
+            '{"model_max_length": 5, "bos_token": "x"}',
+            r"\(here: model_max_length, bos_token\); use",
+        ),
+        ("{}", r"no tokenizer.json, which has the key 'model' \(here: no keys at all\); use the"),
+        ('{"version": "1.0", "model": {"ty', "is no complete JSON"),
+        ('{"model": "\udce9"}', "is no complete JSON"),  # not UTF-8
     ],
 )
 def test_other_json(tmp_path, content, message):
