@@ -32,12 +32,12 @@ setup(
     ],
     entry_points={
         "console_scripts": ["llama = llama.cli:main"],
-        "lm_eval.models": ["llama = llama.evaluation.harness:HarnessModel"],
+        "lm_eval.models": ["llama = llama.evaluation.lm_eval_model:LlamaLM"],
     },
     extras_require={
         "train": ["tokenizers>=0.20", "tensorboard>=2.16", "matplotlib>=3.9"],
         "eval": ["lm-eval>=0.4.10,<0.5"],
-        # What `llama bench` measures beside, writes for it, and draws with.
+        # For benchmarks/: the other programs, their files, and the plots.
         "bench": [
             "transformers>=4.56",
             "llama-cpp-python>=0.3.36",

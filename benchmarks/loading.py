@@ -1,10 +1,10 @@
 """How long a checkpoint takes to load, and how much memory, beside transformers.
 
-    python benchmarks/loading.py [--folder DIR] [--rounds 3]
+    python -m benchmarks.loading [--folder DIR] [--rounds 3]
 
 Makes a checkpoint of random numbers with Llama 3.2 1B's shape (bfloat16, output layer of its own:
 3.0 GB) in both layouts, reads all of it once so that it is in the file cache, and then loads it in
-a fresh process each time, one way after the other. Peak memory is Linux's VmHWM, mapped pages of
+a fresh process each time, all ways in turns. Peak memory is Linux's VmHWM, mapped pages of
 files included, after the load and again after a token has been generated, when every weight has
 been touched. The last line is one JSON object. Needs 10 GB of disk, and transformers.
 """
@@ -18,13 +18,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import fire
+import cyclopts
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from llama.bench.inputs import make_checkpoint, make_tokenizer
+from llama import console
 from llama.checkpoint.meta_layout import read_params
+from llama.evaluation.random_checkpoint import write_made_up_tokenizer, write_random_checkpoint
 
 ROOT = Path(__file__).parents[1]
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -38,7 +37,7 @@ OURS = (
     + """
 import json, sys, time
 start = time.perf_counter()
-import llama
+import llama.console
 imported = time.perf_counter()
 model = llama.Llama.build(
     sys.argv[1], dtype="bfloat16", device="cpu", max_batch_size=1, max_seq_len=64
@@ -46,7 +45,7 @@ model = llama.Llama.build(
 built, loaded = time.perf_counter(), peak()
 model.generate([[1, 2, 3]], max_gen_len=1, temperature=0)
 held = sum({w.data_ptr(): w.nbytes for w in model.model.parameters()}.values())
-if llama.parallel.is_main():
+if llama.console.is_main():
     print(json.dumps({"import": imported - start, "load": built - imported, "peak": loaded,
                       "peak after a token": peak(), "weights": held}))
 """
@@ -72,7 +71,7 @@ CONVERT = (
     PEAK
     + """
 import json, sys, time
-from llama.convert import convert
+from llama.checkpoint.convert import convert
 start = time.perf_counter()
 convert(*sys.argv[1:3], **json.loads(sys.argv[3]))
 print(json.dumps({"load": time.perf_counter() - start, "peak": peak()}))
@@ -97,15 +96,23 @@ def run(script: str, *args: object, ranks: int = 1) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main(folder: str | None = None, rounds: int = 3) -> None:
-    """Makes the checkpoints in `folder`, else in a temporary one, then loads and converts them."""
+def main(
+    folder: str | None = None, rounds: int = 3, params: str = "params/Llama-3.2-1B/params.json"
+) -> None:
+    """Makes checkpoints of random numbers in both layouts, then loads and converts them in turns.
+
+    Args:
+        folder: for the checkpoints, which stay there; a temporary one if not given.
+        rounds: how many times each way of loading takes its turn.
+        params: the shape of the checkpoints.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(folder or temporary)
         meta, hf = root / "meta", root / "hf"
         if not meta.exists():
-            args = read_params(ROOT / "params" / "Llama-3.2-1B" / "params.json")
-            make_checkpoint(meta, args, tied=False)
-            make_tokenizer(meta / "tokenizer.model", args.vocab_size)
+            args = read_params(params)
+            write_random_checkpoint(meta, args, tied=False)
+            write_made_up_tokenizer(meta / "tokenizer.model", args.vocab_size)
         conversions = {
             "meta to hf": (meta, root / "hf", {"to": "hf"}),
             "hf to meta in 4 shards, float16": (
@@ -136,17 +143,15 @@ def main(folder: str | None = None, rounds: int = 3) -> None:
             name: {key: statistics.median(r[key] for r in found) for key in found[0]}
             for name, found in results.items()
         }
-    print(f"{'':40}{'load s':>8}{'GB held':>9}{'peak GB':>9}{'+ a token':>11}{'allowed':>9}")
+    rows = [["", "load, s", "weights, GB", "peak, GB", "after a token, GB", "allowed, GB"]]
     for name, m in medians.items():
-        allowed = 1.1 * m["weights"] / 1e9 + 0.5
-        print(
-            f"{name:40}{m['load']:8.2f}{m['weights'] / 1e9:9.2f}{m['peak'] / 1e9:9.2f}"
-            f"{m['peak after a token'] / 1e9:11.2f}{allowed:9.2f}"
-        )
+        sizes = [m["weights"], m["peak"], m["peak after a token"], 1.1 * m["weights"] + 0.5e9]
+        rows.append([name, f"{m['load']:.2f}", *(f"{size / 1e9:.2f}" for size in sizes)])
     for name, c in converted.items():
-        print(f"convert {name:32}{c['load']:8.2f}{'':9}{c['peak'] / 1e9:9.2f}")
+        rows.append([f"convert {name}", f"{c['load']:.2f}", "", f"{c['peak'] / 1e9:.2f}"])
+    print(console.table(rows))
     print(json.dumps({"torch": torch.__version__, "load": medians, "convert": converted}))
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    cyclopts.run(main)

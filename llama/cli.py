@@ -22,7 +22,7 @@ _COMMANDS = {
     "merge": ("llama.checkpoint.merge:merge", "An adapter added to the weights of its model."),
     "train": ("llama.training.command:train_command", "A model from text, or a fine-tuned one."),
     "eval": ("llama.evaluation.evaluate:evaluate", "Perplexity, multiple choice, lm-eval's tasks."),
-    "bench": ("llama.bench:bench", "How fast a model is on this machine."),
+    "bench": ("llama.evaluation.speed:bench", "How fast a model is on this machine."),
 }
 
 

@@ -30,15 +30,16 @@ def _best(work: Callable[[], object], device: torch.device, times: int) -> float
     """Seconds, the least of several."""
     seconds = []
     for _ in range(times + 1):  # the first one warms up
-        _synchronize(device)
+        synchronize(device)
         start = time.perf_counter()
         work()
-        _synchronize(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - start)
     return min(seconds[1:])
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Waits until a GPU has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -85,8 +85,8 @@ def evaluate(
     documents = read_documents(str(text)) if text else []
     questions = read_questions(str(choices)) if choices else []
     if names:
-        harness = _harness()
-        manager = harness.find_tasks(names, include_path)
+        lm_eval_model = _lm_eval_model()
+        manager = lm_eval_model.find_tasks(names, include_path)
 
     llama = Llama.build(
         str(path),
@@ -106,7 +106,7 @@ def evaluate(
         scores = _measure_choices(llama, choices, questions, batch_tokens, chat)
         found["choices"] = {"file": choices, "chat": chat, **scores}
     if names:
-        found["tasks"], table = harness.run_tasks(
+        found["tasks"], table = lm_eval_model.run_tasks(
             llama, names, manager, limit, num_fewshot, chat, batch_tokens
         )
         console.say(table)
@@ -115,12 +115,12 @@ def evaluate(
     console.say(json.dumps(found, default=str))
 
 
-def _harness() -> ModuleType:
+def _lm_eval_model() -> ModuleType:
     try:
-        from llama.evaluation import harness
+        from llama.evaluation import lm_eval_model
     except ImportError as error:
-        raise InputError(f"--tasks needs lm-eval ({error}): pip install 'llama[eval]'") from error
-    return harness
+        raise InputError(f"--tasks needs lm-eval ({error}): pip install lm-eval") from error
+    return lm_eval_model
 
 
 def _circumstances(llama: Llama) -> dict[str, Any]:

@@ -4,8 +4,8 @@ import contextlib
 import io
 import json
 import os
-import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -243,24 +243,17 @@ def test_wrong_arguments_are_found_before_anything_is_loaded(
 def test_without_lm_eval_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Llama, "build", lambda *args, **settings: pytest.fail("was loaded"))
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "llama.evaluation.harness", raising=False)
-    monkeypatch.delattr("llama.evaluation.harness", raising=False)
-    with pytest.raises(ValueError, match=r"--tasks needs lm-eval.*pip install 'llama\[eval\]'"):
+    monkeypatch.delitem(sys.modules, "llama.evaluation.lm_eval_model", raising=False)
+    monkeypatch.delattr("llama.evaluation.lm_eval_model", raising=False)
+    with pytest.raises(ValueError, match=r"--tasks needs lm-eval.*pip install lm-eval"):
         evaluate("params/tiny", tasks="hellaswag")
 
 
-def test_as_it_is_typed(checkpoint: Path, text: Path, llama: Llama) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "llama", "eval", checkpoint, "--text", text, "--device", "cpu"],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+def test_as_it_is_typed(run_command: Callable, checkpoint: Path, text: Path, llama: Llama) -> None:
+    code, out, err = run_command("eval", checkpoint, "--text", text, "--device", "cpu")
+    assert (code, err) == (0, "")
     score = score_texts(llama.model, llama.tokenizer, SENTENCES[:4])
-    assert figures(done.stdout)["text"]["bits_per_byte"] == pytest.approx(score.bits_per_byte)
+    assert figures(out)["text"]["bits_per_byte"] == pytest.approx(score.bits_per_byte)
 
 
 def evaluate_on_a_rank(*arguments: str) -> str:

@@ -1,16 +1,16 @@
-"""The side of `llama bench` that works: one process for each contender, asked over a pipe.
+"""What inference.py measures: this project and others, each in a process that is asked over a pipe.
 
-This file is run by its path and imports nothing of the project at its top, so that a peer's process
-holds the peer and no second OpenMP runtime. It reads a line of JSON that says what to be, answers
-when that is loaded, and then answers each request with its times (or says why it failed, and ends):
+This file is run by its path and imports nothing but the standard library at its top, so that the
+process of llama.cpp holds no second OpenMP runtime. It reads a line of JSON that says what to load,
+answers when that is done, and then answers each request with its times, or says why it failed:
 
     {"kind": "llama", "path": "params/tiny", "format": "int8", "device": "cpu", ...}
     {"load": 0.3}
     {"prompts": [[1, 2, 3, 4]], "tokens": 16, "sampled": false}
     {"first": 0.01, "rest": 0.1, "tokens": [[...]], "peak": 300000000, "device_peak": 0}
 
-`start` runs the prompts and chooses a token for each, `step` one more for each: whatever differs
-between contenders, the clock around those two calls is the same.
+`start` runs the prompts and chooses a token for each, `step` one more for each: the clock around
+those two calls is the same for all.
 """
 
 from __future__ import annotations
@@ -23,63 +23,32 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llama.errors import InputError
-
 Spec = dict[str, Any]
 
 
 class Ours:
-    """This project: `Llama.build`, and an engine for each number of rows."""
+    """This project, as `llama bench` runs it."""
 
     def __init__(self, spec: Spec) -> None:
         import torch
 
-        from llama import Llama
+        from llama.evaluation.speed import Runner
 
-        self.spec, self.llama_class = spec, Llama
+        self.spec, self.runner_class = spec, Runner
         torch.set_num_threads(spec["threads"])
         self.sync = _synchronizer(spec["device"])
         self.device_peak = _device_peak(spec["device"])
 
     def load(self) -> None:
-        from llama.engine.scheduler import Engine
-
-        lengths = {int(rows): length for rows, length in self.spec["lengths"].items()}
-        format_ = self.spec["format"]
-        llama = self.llama_class.build(
-            self.spec["path"],
-            self.spec["tokenizer"],
-            max_seq_len=max(lengths.values()),
-            max_batch_size=max(lengths),
-            device=self.spec["device"],
-            dtype="bfloat16",
-            quantize=None if format_ == "bfloat16" else format_,
+        spec = self.spec
+        lengths = {int(rows): length for rows, length in spec["lengths"].items()}
+        self.runner = self.runner_class(
+            spec["path"], spec["tokenizer"], spec["format"], lengths, spec["device"]
         )
-        llama.tokenizer.stop_tokens = set()  # all write as many tokens as they are asked for
-        # One for each, as peers get it: one cache would be as long as the longest for all rows.
-        self.engines = {
-            rows: Engine(llama.model, llama.tokenizer, rows, length)
-            for rows, length in lengths.items()
-        }
-
-    def start(self, prompts: list[list[int]], tokens: int, sampled: bool) -> None:
-        from llama.engine.sampling import SamplingParams
-        from llama.engine.scheduler import Sequence
-
-        greedy = SamplingParams(temperature=0)
-        params = SamplingParams(temperature=0.6, top_p=0.9, seed=1) if sampled else greedy
-        self.engine = self.engines[len(prompts)]
-        self.sequences = [
-            self.engine.add(Sequence(prompt, tokens + 1, params)) for prompt in prompts
-        ]
-        while not all(sequence.tokens for sequence in self.sequences):
-            self.engine.step()
-
-    def step(self) -> None:
-        self.engine.step()
+        self.start, self.step = self.runner.start, self.runner.step
 
     def end(self) -> list[list[int]]:
-        return [sequence.tokens for sequence in self.sequences]
+        return [answer.tokens for answer in self.runner.answers]
 
 
 class Transformers:
@@ -128,8 +97,8 @@ class LlamaCpp:
         import numpy
 
         self.spec, self.api, self.numpy = spec, llama_cpp, numpy
-        self.sync = lambda: None  # logits are there when they are handed out
-        self.device_peak = lambda: 0  # it does not tell
+        self.sync = lambda: None  # `llama_get_logits_ith` waits for them
+        self.device_peak = lambda: 0  # unknown
 
     def load(self) -> None:
         api, path = self.api, self.spec["path"]
@@ -137,7 +106,7 @@ class LlamaCpp:
         params.n_gpu_layers = 0 if self.spec["device"] == "cpu" else 999
         self.model = api.llama_model_load_from_file(path.encode(), params)
         if not self.model:
-            raise InputError(f"llama.cpp does not load {path}")
+            raise RuntimeError(f"llama.cpp does not load {path}")
         self.vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
         self.contexts: dict[int, Any] = {}
 
@@ -196,7 +165,7 @@ class LlamaCpp:
 
 
 class Quantizing:
-    """No contender: makes a GGUF file of another by llama.cpp's defaults, apart from all clocks."""
+    """No backend: makes a GGUF file of another by llama.cpp's defaults, apart from all clocks."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
@@ -209,7 +178,7 @@ class Quantizing:
         params.nthread = self.spec["threads"]
         source, target = self.spec["source"], self.spec["path"]
         if api.llama_model_quantize(source.encode(), target.encode(), params):
-            raise InputError(f"llama.cpp does not make {self.spec['format']} of {source}")
+            raise RuntimeError(f"llama.cpp does not make {self.spec['format']} of {source}")
 
 
 KINDS: dict[str, Any] = {
@@ -220,20 +189,20 @@ KINDS: dict[str, Any] = {
 }
 
 
-def measure(contender: Any, prompts: list[list[int]], tokens: int, sampled: bool) -> Spec:
+def measure(backend: Any, prompts: list[list[int]], tokens: int, sampled: bool) -> Spec:
     """Seconds to the first token of each prompt, and of the `tokens` that follow it."""
-    contender.sync()
+    backend.sync()
     begin = time.perf_counter()
-    contender.start(prompts, tokens, sampled)
-    contender.sync()
+    backend.start(prompts, tokens, sampled)
+    backend.sync()
     first = time.perf_counter()
     for _ in range(tokens):
-        contender.step()
-    contender.sync()
+        backend.step()
+    backend.sync()
     rest = time.perf_counter() - first
-    chosen = contender.end()
+    chosen = backend.end()
     if [len(row) for row in chosen] != [tokens + 1] * len(prompts):
-        raise InputError(f"wrote {[len(row) for row in chosen]} tokens, not {tokens + 1} each")
+        raise RuntimeError(f"wrote {[len(row) for row in chosen]} tokens, not {tokens + 1} each")
     return {"first": first - begin, "rest": rest, "tokens": chosen}
 
 
@@ -269,13 +238,13 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no answer
     try:
         spec = json.loads(sys.stdin.readline())
-        contender = KINDS[spec["kind"]](spec)
+        backend = KINDS[spec["kind"]](spec)
         begin = time.perf_counter()
-        contender.load()
+        backend.load()
         print(json.dumps({"load": time.perf_counter() - begin}), file=answers)
         for line in sys.stdin:
-            answer = measure(contender, **json.loads(line))
-            answer |= {"peak": peak(), "device_peak": contender.device_peak()}
+            answer = measure(backend, **json.loads(line))
+            answer |= {"peak": peak(), "device_peak": backend.device_peak()}
             print(json.dumps(answer), file=answers)
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())  # in one line
@@ -284,5 +253,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    del sys.path[0]  # this folder: its files are no top-level modules
+    sys.path[0] = str(Path(__file__).parents[1])  # this folder's files are no top-level modules
     main()

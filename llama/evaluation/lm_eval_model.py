@@ -1,14 +1,14 @@
 """The tasks of lm-eval, EleutherAI's evaluation harness, on any checkpoint.
 
     llama eval params/tiny --tasks hellaswag,gsm8k
-    python -m llama.harness --model llama --model_args path=params/tiny --tasks hellaswag
-    torchrun --nproc_per_node 2 -m llama.harness --model llama --model_args path=...
+    python -m llama.evaluation.lm_eval_model --model llama --model_args path=params/tiny ...
+    torchrun --nproc_per_node 2 -m llama.evaluation.lm_eval_model --model llama ...
 
 The second line is lm-eval's own command with all of its flags, and the model `llama` beside its
 others: lm-eval has no flag yet that imports a model. (Releases after 0.4.13 find it by themselves,
 as `lm_eval --model llama`, where this package is installed.) In Python, with lm-eval's defaults:
 
-    import llama.harness
+    import llama.evaluation.lm_eval_model
     lm_eval.simple_evaluate(model="llama", model_args="path=params/tiny", tasks=["hellaswag"])
 
 Every prompt begins with begin_of_text, as the model was trained. lm-eval's `hf` does the same where
@@ -82,7 +82,7 @@ def run_tasks(
     nowhere = None if console.is_main() else io.StringIO()
     with contextlib.redirect_stderr(nowhere or sys.stderr):
         found = lm_eval.simple_evaluate(
-            model=HarnessModel(llama, batch_tokens=batch_tokens),
+            model=LlamaLM(llama, batch_tokens=batch_tokens),
             tasks=manager.match_tasks(list(names)),
             task_manager=manager,
             limit=limit,
@@ -97,7 +97,7 @@ def run_tasks(
 
 
 @register_model("llama")
-class HarnessModel(TemplateLM):
+class LlamaLM(TemplateLM):
     """What lm-eval asks of a model, answered by a `Llama`.
 
     `path` is a checkpoint folder, then the next arguments are those of `Llama.build`, or a `Llama`

@@ -26,8 +26,8 @@ from lm_eval.api.registry import get_model  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from llama.evaluation import harness  # noqa: E402
-from llama.evaluation.harness import HarnessModel, find_tasks  # noqa: E402
+from llama.evaluation import lm_eval_model  # noqa: E402
+from llama.evaluation.lm_eval_model import LlamaLM, find_tasks  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "params" / "tiny"
@@ -61,7 +61,7 @@ def requests(*arguments: tuple) -> list[Instance]:
 
 
 @pytest.fixture(scope="session")
-def tasks(tmp_path_factory: pytest.TempPathFactory, ours: HarnessModel) -> Path:
+def tasks(tmp_path_factory: pytest.TempPathFactory, ours: LlamaLM) -> Path:
     """A folder with a task of each kind: local_choice, local_answer, local_text, local_next.
 
     Those of local_plain have one space between a prompt and its choices, and only ASCII.
@@ -118,22 +118,22 @@ def theirs(hf_folder: str) -> Callable[..., HFLM]:
 
 
 @pytest.fixture(scope="session")
-def ours() -> HarnessModel:
-    return HarnessModel(str(TINY), device="cpu", dtype="float32")
+def ours() -> LlamaLM:
+    return LlamaLM(str(TINY), device="cpu", dtype="float32")
 
 
 @pytest.fixture
 def only_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spares the seconds that lm-eval takes to list its own tasks and its surroundings."""
     manager = functools.partial(TaskManager, include_defaults=False)
-    monkeypatch.setattr(harness, "TaskManager", manager)
+    monkeypatch.setattr(lm_eval_model, "TaskManager", manager)
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
 
 
 @pytest.fixture
 def run(tasks: Path, only_ours: None) -> Callable[..., Any]:
     """lm-eval's figures of a task, and what the model answered to each of its requests."""
-    manager = harness.TaskManager(include_path=str(tasks))
+    manager = lm_eval_model.TaskManager(include_path=str(tasks))
 
     def simple_evaluate(model: Any, task: str, **settings: Any) -> Any:
         results = lm_eval.simple_evaluate(
@@ -158,14 +158,14 @@ def assert_same_likelihoods(found: Sequence[Any], expected: Sequence[Any]) -> No
 
 
 @pytest.mark.parametrize("settings", [{}, {"apply_chat_template": True}])
-def test_choices_agree(run: Callable, ours: HarnessModel, theirs: Callable, settings: dict) -> None:
+def test_choices_agree(run: Callable, ours: LlamaLM, theirs: Callable, settings: dict) -> None:
     figures, answers = run(ours, "local_choice", **settings)
     expected, expected_answers = run(theirs(), "local_choice", **settings)
     assert_same_likelihoods(answers, expected_answers)
     assert figures == pytest.approx(expected)
 
 
-def test_choices_without_lm_eval_agree(run: Callable, ours: HarnessModel, tasks: Path) -> None:
+def test_choices_without_lm_eval_agree(run: Callable, ours: LlamaLM, tasks: Path) -> None:
     figures, _ = run(ours, "local_plain")
     questions = read_questions(str(tasks / "plain.jsonl"))
     score = score_choices(ours.llama.model, ours.llama.tokenizer, questions)
@@ -174,7 +174,7 @@ def test_choices_without_lm_eval_agree(run: Callable, ours: HarnessModel, tasks:
     assert score.acc_norm_stderr == pytest.approx(figures["acc_norm_stderr,none"])
 
 
-def test_likelihoods_agree(run: Callable, ours: HarnessModel, theirs: Callable) -> None:
+def test_likelihoods_agree(run: Callable, ours: LlamaLM, theirs: Callable) -> None:
     figures, answers = run(ours, "local_next")
     expected, expected_answers = run(theirs(), "local_next")
     assert_same_likelihoods(answers, expected_answers)
@@ -183,7 +183,7 @@ def test_likelihoods_agree(run: Callable, ours: HarnessModel, theirs: Callable) 
 
 
 @pytest.mark.parametrize("settings", [{}, {"apply_chat_template": True}])
-def test_answers_agree(run: Callable, ours: HarnessModel, theirs: Callable, settings: dict) -> None:
+def test_answers_agree(run: Callable, ours: LlamaLM, theirs: Callable, settings: dict) -> None:
     _, answers = run(ours, "local_answer", **settings)
     _, expected = run(theirs(), "local_answer", **settings)
     assert answers == expected
@@ -191,7 +191,7 @@ def test_answers_agree(run: Callable, ours: HarnessModel, theirs: Callable, sett
     assert not any("." in answer for answer in answers)
 
 
-def test_perplexities_agree(run: Callable, ours: HarnessModel, theirs: Callable) -> None:
+def test_perplexities_agree(run: Callable, ours: LlamaLM, theirs: Callable) -> None:
     """Theirs begins a text with two begin_of_text, and scores one, unless it is told not to."""
     figures, answers = run(ours, "local_text")
     expected, expected_answers = run(theirs(add_bos_token=False), "local_text")
@@ -202,7 +202,7 @@ def test_perplexities_agree(run: Callable, ours: HarnessModel, theirs: Callable)
 def test_what_does_not_fit_agrees(
     run: Callable, theirs: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ours = HarnessModel(str(TINY), device="cpu", dtype="float32", max_seq_len=64)
+    ours = LlamaLM(str(TINY), device="cpu", dtype="float32", max_seq_len=64)
     _, answers = run(ours, "local_choice")
     assert "3 of 21 inputs do not fit" in capsys.readouterr().err
     assert_same_likelihoods(answers, run(theirs(max_length=64), "local_choice")[1])
@@ -214,7 +214,7 @@ def test_what_does_not_fit_agrees(
     assert answers == pytest.approx(expected, rel=1e-5)
 
 
-def test_continuations_of_nothing_agree(ours: HarnessModel, theirs: Callable) -> None:
+def test_continuations_of_nothing_agree(ours: LlamaLM, theirs: Callable) -> None:
     pairs = requests(("", "Once upon"), ("", " a"), (" ", "a"), ("\n", "Once"))
     assert_same_likelihoods(ours.loglikelihood(pairs), theirs().loglikelihood(pairs))
     assert ours.loglikelihood_rolling(requests(("",))) == [0.0]
@@ -224,30 +224,30 @@ def test_continuations_of_nothing_agree(ours: HarnessModel, theirs: Callable) ->
 
 
 @pytest.fixture
-def llama2(tmp_path: Path) -> HarnessModel:
+def llama2(tmp_path: Path) -> LlamaLM:
     tokenizer = Tokenizer(write_sentencepiece(tmp_path / "tokenizer.model"))
-    return HarnessModel(Llama(Transformer(tiny_args(vocab_size=tokenizer.n_words)), tokenizer))
+    return LlamaLM(Llama(Transformer(tiny_args(vocab_size=tokenizer.n_words)), tokenizer))
 
 
 @pytest.fixture(params=["llama3", "llama2"])
-def model(request: pytest.FixtureRequest) -> HarnessModel:
+def model(request: pytest.FixtureRequest) -> LlamaLM:
     return request.getfixturevalue("ours" if request.param == "llama3" else "llama2")
 
 
-def test_a_prompt_in_chat_format_is_read_as_it_was_written(model: HarnessModel) -> None:
+def test_a_prompt_in_chat_format_is_read_as_it_was_written(model: LlamaLM) -> None:
     for dialog in (DIALOG, DIALOG[1:2]):
         text = model.apply_chat_template(dialog)
         assert model.tok_encode(text) == model.llama.formatter.encode_dialog_prompt(dialog)
 
 
-def test_the_beginning_of_an_answer_stays_open(model: HarnessModel) -> None:
+def test_the_beginning_of_an_answer_stays_open(model: LlamaLM) -> None:
     begun = {"role": "assistant", "content": " Yes, "}
     text = model.apply_chat_template([*DIALOG, begun], add_generation_prompt=False)
     prompt = model.apply_chat_template(DIALOG)
     assert text == (prompt + "Yes," if prompt.endswith("\n") else prompt + " Yes,")
 
 
-def test_chat_prompts_of_llama3_are_spelled(ours: HarnessModel) -> None:
+def test_chat_prompts_of_llama3_are_spelled(ours: LlamaLM) -> None:
     assert ours.apply_chat_template(DIALOG[1:2]) == (
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHello there!<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
@@ -256,13 +256,13 @@ def test_chat_prompts_of_llama3_are_spelled(ours: HarnessModel) -> None:
     assert ours.chat_template(False) is None
 
 
-def test_messages_that_spell_special_tokens_are_refused(ours: HarnessModel) -> None:
+def test_messages_that_spell_special_tokens_are_refused(ours: LlamaLM) -> None:
     message = {"role": "user", "content": "a <|eot_id|> b"}
     with pytest.raises(ValueError, match=r"a user's message has <\|eot_id\|>"):
         ours.apply_chat_template([message])
 
 
-def test_text_spells_no_special_tokens(model: HarnessModel) -> None:
+def test_text_spells_no_special_tokens(model: LlamaLM) -> None:
     tokenizer = model.llama.tokenizer
     names = {token: name for name, token in tokenizer.special_tokens.items()}
     plain = f"dog {names[tokenizer.eos_id]} and {names[tokenizer.bos_id]} now"
@@ -275,14 +275,14 @@ def test_text_spells_no_special_tokens(model: HarnessModel) -> None:
     assert tokenizer.decode(rest).endswith(plain)
 
 
-def test_a_continuation_that_ends_a_token_is_read_alone(ours: HarnessModel) -> None:
+def test_a_continuation_that_ends_a_token_is_read_alone(ours: LlamaLM) -> None:
     """ "The" is a token: none is left for "he" after "T"."""
     encode = ours.llama.tokenizer.encode
     assert len(encode("The")) == len(encode("T")) == 1
     assert ours._encode_pair("T", "he") == (encode("T", bos=True), encode("he"))
 
 
-def test_white_space_goes_to_the_continuation(ours: HarnessModel) -> None:
+def test_white_space_goes_to_the_continuation(ours: LlamaLM) -> None:
     encode = ours.llama.tokenizer.encode
     start, rest = ours._encode_pair("The dog ", "ran")
     assert start == encode("The dog", bos=True)
@@ -292,11 +292,11 @@ def test_white_space_goes_to_the_continuation(ours: HarnessModel) -> None:
 # Settings of generation
 
 
-def settings_of(model: HarnessModel, **settings: Any) -> Any:
+def settings_of(model: LlamaLM, **settings: Any) -> Any:
     return model._answer("The dog", settings, 7, [])
 
 
-def test_temperatures(ours: HarnessModel) -> None:
+def test_temperatures(ours: LlamaLM) -> None:
     """As in lm-eval: greedy unless a temperature is given or sampling is asked for."""
 
     def temperature(**settings: Any) -> float:
@@ -310,7 +310,7 @@ def test_temperatures(ours: HarnessModel) -> None:
     assert temperature(do_sample=True, temperature=0.0) == 0
 
 
-def test_other_settings(ours: HarnessModel) -> None:
+def test_other_settings(ours: LlamaLM) -> None:
     sequence = settings_of(ours, until="\n\n", max_new_tokens=9, top_p=0.5, top_k=3, num_beams=1)
     params = sequence.params
     assert (sequence.stop, sequence.max_gen_len) == (("\n\n",), 9)
@@ -324,18 +324,18 @@ def test_other_settings(ours: HarnessModel) -> None:
         settings_of(ours, max_gen_toks=1024)
 
 
-def test_repeats_are_drawn_anew_and_the_same_next_time(ours: HarnessModel) -> None:
+def test_repeats_are_drawn_anew_and_the_same_next_time(ours: LlamaLM) -> None:
     sampled = {"until": [], "max_gen_toks": 12, "temperature": 1.0}
     greedy = {"until": [], "max_gen_toks": 12}
     asked = requests(*[("Once upon", sampled)] * 3, ("Once upon", greedy), ("Once upon", greedy))
     answers = ours.generate_until(asked)
     assert len(set(answers)) == 4
     assert ours.generate_until(asked) == answers
-    other = HarnessModel(ours.llama, seed=100)
+    other = LlamaLM(ours.llama, seed=100)
     assert other.generate_until(asked)[:3] != answers[:3]
 
 
-def test_a_prompt_keeps_what_fits_beside_its_answer(ours: HarnessModel) -> None:
+def test_a_prompt_keeps_what_fits_beside_its_answer(ours: LlamaLM) -> None:
     cuts: list[int] = []
     size = len(ours.tok_encode("dog " * 50))
     assert size < 60
@@ -346,7 +346,7 @@ def test_a_prompt_keeps_what_fits_beside_its_answer(ours: HarnessModel) -> None:
 
 
 def test_what_cannot_be_answered_leaves_nothing_running(
-    ours: HarnessModel, monkeypatch: pytest.MonkeyPatch
+    ours: LlamaLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
@@ -360,16 +360,17 @@ def test_what_cannot_be_answered_leaves_nothing_running(
 # Being found
 
 
+@pytest.mark.slow
 def test_lm_eval_knows_it_beside_its_own() -> None:
     script = """
-import llama, llama.cli, llama.evaluate, sys
+import llama, llama.cli, llama.evaluation.evaluate, sys
 assert "lm_eval" not in sys.modules
-import llama.harness
+import llama.evaluation.lm_eval_model
 from lm_eval.api.registry import get_model
 print(get_model("llama").__name__, get_model("dummy").__name__)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.split() == ["HarnessModel", "DummyLM"], done.stderr
+    assert done.stdout.split() == ["LlamaLM", "DummyLM"], done.stderr
 
 
 def test_the_arguments_of_lm_evals_command() -> None:
@@ -393,9 +394,9 @@ def test_what_lm_evals_command_says_by_itself(monkeypatch: pytest.MonkeyPatch) -
         return build(path, *args, **{**settings, "device": "cpu"})
 
     monkeypatch.setattr(Llama, "build", noting)
-    HarnessModel(str(TINY), device="cuda:0", batch_size="auto:4")
-    HarnessModel(str(TINY), device="cuda:1", batch_size="auto", max_batch_size=5)
-    HarnessModel(str(TINY), batch_size="3")
+    LlamaLM(str(TINY), device="cuda:0", batch_size="auto:4")
+    LlamaLM(str(TINY), device="cuda:1", batch_size="auto", max_batch_size=5)
+    LlamaLM(str(TINY), batch_size="3")
     assert asked == [(None, None), (5, "cuda:1"), (3, None)]
 
 
@@ -421,13 +422,13 @@ def test_llama_eval_asks_as_it_is_told(
     tasks: Path, only_ours: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    answer = HarnessModel.generate_until
+    answer = LlamaLM.generate_until
 
-    def noting(model: HarnessModel, requests: list[Instance]) -> list[str]:
+    def noting(model: LlamaLM, requests: list[Instance]) -> list[str]:
         asked.extend(request.args[0] for request in requests)
         return answer(model, requests)
 
-    monkeypatch.setattr(HarnessModel, "generate_until", noting)
+    monkeypatch.setattr(LlamaLM, "generate_until", noting)
     for settings in ({}, {"chat": True}, {"num_fewshot": 1}):
         where = {"include_path": str(tasks), "device": "cpu", **settings}
         evaluate(str(TINY), tasks=("local_answer",), limit=1, **where)
@@ -439,26 +440,27 @@ def test_llama_eval_asks_as_it_is_told(
 
 
 def test_helping_ranks_are_silent(
-    ours: HarnessModel,
+    ours: LlamaLM,
     tasks: Path,
     only_ours: None,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(harness.parallel, "is_main", lambda: False)
+    monkeypatch.setattr(lm_eval_model.console, "is_main", lambda: False)
     monkeypatch.setenv("LOCAL_RANK", "1")
     manager = find_tasks(["local_choice"], str(tasks))
-    assert harness.run_tasks(ours.llama, ["local_choice"], manager) == ({}, "")
+    assert lm_eval_model.run_tasks(ours.llama, ["local_choice"], manager) == ({}, "")
     ours.loglikelihood(requests(("a", "b")))
     assert capfd.readouterr() == ("", "")
 
 
-def test_lm_evals_command_on_two_ranks(tasks: Path, run: Callable, ours: HarnessModel) -> None:
+@pytest.mark.slow
+def test_lm_evals_command_on_two_ranks(tasks: Path, run: Callable, ours: LlamaLM) -> None:
     ranks = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     arguments = ["--model", "llama", "--model_args", f"path={TINY},dtype=float32"]
     arguments += ["--tasks", "local_choice", "--include_path", str(tasks)]
     done = subprocess.run(
-        [sys.executable, "-m", *ranks, "llama.evaluation.harness", *arguments],
+        [sys.executable, "-m", *ranks, "llama.evaluation.lm_eval_model", *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

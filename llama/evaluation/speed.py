@@ -1,0 +1,369 @@
+"""`llama bench`: how fast a model runs on this machine, and which share of the peak that is.
+
+    llama bench Llama-3.2-1B                       # a checkpoint folder
+    llama bench params/Llama-3.2-1B                # only a shape: its weights are random numbers
+    llama bench params/tiny --formats bfloat16,int8 --batches 1,32 --json
+
+All formats are loaded and then take turns, A B C A B C ..., so that a machine that slows down slows
+all of them. A decoding step reads every linear layer's weights and the keys and values so far: its
+peak is what torch reads in a second. A prompt's peak is what torch multiplies in a second, at 2
+operations a parameter and token; attention's own products are not counted.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import platform
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import cyclopts
+import torch
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
+
+from llama import console, distributed
+from llama.args import ModelArgs, weight_shapes
+from llama.checkpoint.info import read_facts, short_count
+from llama.checkpoint.memory import Facts, this_machine
+from llama.distributed.hardware_peak import matrix_rate, read_rate, synchronize
+from llama.engine import Engine, SamplingParams
+from llama.engine import Sequence as Answer
+from llama.errors import InputError
+from llama.evaluation.random_checkpoint import write_made_up_tokenizer, write_random_checkpoint
+from llama.generation import Llama
+from llama.quantization.linear_layers import check_format
+from llama.quantization.packed_formats import PACKED
+from llama.storage.files import expand, short_size
+
+# Bits of a weight in a linear layer and in the output layer, scales included.
+BITS = {
+    "float32": (32.0, 32.0),
+    "bfloat16": (16.0, 16.0),
+    "float16": (16.0, 16.0),
+    "int8": (8.5, 8.5),
+    "int4": (4.5, 8.5),
+}
+SHORT = 4  # tokens of a prompt where its length does not count
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """`rows` prompts of `prompt` tokens, and `tokens` that are decoded after each first one."""
+
+    rows: int
+    prompt: int
+    tokens: int
+    sampled: bool = False
+
+    def prompts(self, vocab_size: int, seed: int) -> list[list[int]]:
+        """Random token ids, others for each seed: no store of prompts knows them."""
+        draw = random.Random(f"{seed} {self}")
+        return [[draw.randrange(vocab_size) for _ in range(self.prompt)] for _ in range(self.rows)]
+
+    def shortened(self) -> "Request":
+        """One of the same kind, to warm up with."""
+        few = min(self.prompt, 64), min(self.tokens, 2)
+        return dataclasses.replace(self, prompt=few[0], tokens=few[1])
+
+
+class Metric(NamedTuple):
+    """A rate in tokens a second: of the prompt, or of what is decoded after it."""
+
+    name: str
+    request: Request
+    is_prefill: bool
+
+    def rate(self, first: float, rest: float) -> float:
+        """From the seconds to the first token of each row, and those of the tokens after it."""
+        r = self.request
+        return r.prompt / first if self.is_prefill else r.rows * r.tokens / rest
+
+    def share(self, rate: float, args: ModelArgs, weights: float, peak: dict[str, float]) -> float:
+        """The share of the peak that `rate` is; `weights` are the bytes of them that a step reads.
+
+        `peak` has bytes a second to `read` and operations a second to `multiply`.
+        """
+        r = self.request
+        if self.is_prefill:
+            layers, output = matrix_parameters(args)
+            return 2 * (layers + output / r.prompt) * rate / peak["multiply"]
+        positions = r.rows * (r.prompt + (r.tokens + 1) / 2)  # on average
+        each = 2 * args.n_layers * args.kv_heads * args.head_dim * 2  # bytes, in bfloat16
+        return (weights + positions * each) * rate / r.rows / peak["read"]
+
+
+def metrics_of(prompt: int, context: int, tokens: int, batches: Sequence[int]) -> list[Metric]:
+    """All that is measured; prefill of the context and decoding after it are one request."""
+    long = Request(1, context, tokens)
+    metrics = [Metric(f"prefill {prompt}", Request(1, prompt, 0), True)] * (prompt != context)
+    metrics.append(Metric(f"prefill {context}", long, True))
+    for rows in dict.fromkeys(batches):
+        metrics.append(Metric(f"decode batch {rows}", Request(rows, SHORT, tokens), False))
+        if rows == 1:
+            metrics.append(Metric("decode sampled", Request(1, SHORT, tokens, True), False))
+    return [*metrics, Metric(f"decode at {context}", long, False)]
+
+
+def lengths_of(requests: Iterable[Request]) -> dict[int, int]:
+    """For each number of rows, how many positions its longest request takes."""
+    lengths: dict[int, int] = {}
+    for r in requests:
+        lengths[r.rows] = max(lengths.get(r.rows, 0), r.prompt + r.tokens + 1)
+    return lengths
+
+
+def matrix_parameters(args: ModelArgs) -> tuple[int, int]:
+    """How many parameters the layers' matrices have, and the output layer."""
+    sizes = {name: math.prod(shape) for name, shape in weight_shapes(args).items() if shape[1:]}
+    output = sizes.pop("output.weight")
+    del sizes["tok_embeddings.weight"]
+    return sum(sizes.values()), output
+
+
+def bytes_read(args: ModelArgs, format_: str) -> float:
+    """Bytes of weights that a step reads; of the embedding it reads only a row, left out here."""
+    counts = zip(matrix_parameters(args), BITS[format_], strict=True)
+    return sum(count * bits / 8 for count, bits in counts)
+
+
+class Runner:
+    """A model in one format, with an engine for each number of rows of the requests."""
+
+    def __init__(
+        self, path: str, tokenizer: str | None, format_: str, lengths: dict[int, int], device: str
+    ) -> None:
+        packed = format_ if format_ in PACKED else None
+        dtype = "bfloat16" if packed else format_
+        length = max(lengths.values())
+        llama = Llama.build(path, tokenizer, length, device=device, dtype=dtype, quantize=packed)
+        llama.tokenizer.stop_tokens = set()  # answers are as long as they are asked for
+        self.model = llama.model
+        self.engines = {n: Engine(llama.model, llama.tokenizer, n, lengths[n]) for n in lengths}
+
+    def start(self, prompts: list[list[int]], tokens: int, sampled: bool) -> None:
+        """Runs the prompts, up to the first token of each answer."""
+        greedy = SamplingParams(temperature=0)
+        params = SamplingParams(temperature=0.6, top_p=0.9, seed=1) if sampled else greedy
+        self.engine = self.engines[len(prompts)]
+        answers = [Answer(prompt, tokens + 1, params) for prompt in prompts]
+        self.answers = [self.engine.add(answer) for answer in answers]
+        while not all(answer.tokens for answer in self.answers):
+            self.engine.step()
+
+    def step(self) -> None:
+        """Decodes the next token of each answer."""
+        self.engine.step()
+
+    def measure(self, request: Request, seed: int) -> tuple[float, float]:
+        """Seconds to the first token of each row, and of the tokens after it."""
+        prompts, device = (
+            request.prompts(self.model.vocab_size, seed),
+            self.model.norm.weight.device,
+        )
+        synchronize(device)
+        begin = time.perf_counter()
+        self.start(prompts, request.tokens, request.sampled)
+        synchronize(device)
+        first = time.perf_counter()
+        for _ in range(request.tokens):
+            self.step()
+        synchronize(device)
+        assert self.engine.idle
+        return first - begin, time.perf_counter() - first
+
+
+def _split(type_: Any, tokens: Sequence[cyclopts.Token]) -> Any:
+    return cyclopts.convert(type_, [part for token in tokens for part in token.value.split(",")])
+
+
+# Of a flag: 1,8 is a list.
+COMMAS = Parameter(converter=_split, n_tokens=1, negative=())
+Format = Literal["float32", "bfloat16", "float16", "int8", "int4"]
+
+
+def bench(
+    path: str,
+    /,
+    *,
+    formats: Annotated[list[Format] | None, COMMAS] = None,
+    batches: Annotated[Sequence[PositiveInt], COMMAS] = (1, 8),
+    prompt: PositiveInt = 512,
+    context: PositiveInt = 4096,
+    tokens: PositiveInt = 16,
+    rounds: PositiveInt = 3,
+    threads: PositiveInt | None = None,
+    device: str | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> None:
+    """Measures the hardware's peak, then loading, prefill and decoding of a model.
+
+    Args:
+        path: Checkpoint folder, here or remote; or a params.json or config.json, or its folder:
+            such a shape gets random weights.
+        formats: Dtypes and packed formats to run the model in, such as bfloat16,int4; default:
+            bfloat16 and the packed formats of the device.
+        batches: Numbers of rows that decoding is measured at, such as 1,8.
+        prompt: Tokens of a prompt.
+        context: Tokens of a long prompt, for prefill and for decoding after it.
+        tokens: How many are decoded after the first.
+        rounds: How many times each format takes its turn.
+        threads: CPU threads; default: torch's own number.
+        device: cuda, mps or cpu; default: the best there is.
+        as_json: Print one JSON object.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("llama bench is one process; start it without torchrun")
+    if threads is not None and threads > (os.cpu_count() or threads):
+        raise InputError(f"threads={threads} is more than the {os.cpu_count()} cores that are here")
+    chosen = distributed.select_device(device)
+    facts = read_facts(path)
+    longest = facts.args.max_seq_len - tokens - 1
+    if longest < SHORT:
+        raise InputError(f"tokens={tokens}: {facts.name} has a context of {longest + tokens + 1}")
+    if longest < max(prompt, context):
+        console.notice(f"no prompt is longer than {longest}: the model's context ends there")
+    prompt, context = min(prompt, longest), min(context, longest)
+    names = usable_formats(facts, formats, chosen)
+    metrics = metrics_of(prompt, context, tokens, batches)
+    requests = list(dict.fromkeys(metric.request for metric in metrics))
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(threads or torch.get_num_threads())
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="llama-bench-"))
+        check_memory(facts, sum(BITS[name][0] for name in names) / 8, chosen)
+        path, tokenizer = prepare(facts, path, folder)
+        dtype = distributed.select_dtype(chosen)
+        peak = {"read": read_rate(chosen), "multiply": matrix_rate(chosen, dtype)}
+        report = {
+            "model": facts.name,
+            "parameters": facts.parameters(),
+            "weights": "random" if facts.checkpoint is None else "its own",
+            "machine": machine(chosen),
+            "peak": {**peak, "dtype": str(dtype).removeprefix("torch.")},
+            "settings": {"prompt": prompt, "context": context, "tokens": tokens, "rounds": rounds},
+        }
+        runners: dict[str, Runner] = {}
+        results: dict[str, dict[str, Any]] = {}
+        for name in names:
+            start = time.perf_counter()
+            runners[name] = Runner(path, tokenizer, name, lengths_of(requests), str(chosen))
+            results[name] = {"load": time.perf_counter() - start}
+            for r in requests:
+                runners[name].measure(r.shortened(), seed=0)
+        times: dict[tuple[str, Request], list[tuple[float, float]]] = {}
+        turns = list(itertools.product(range(1, rounds + 1), requests, names))
+        with console.progress(len(turns), "Measuring", unit=" runs") as bar:
+            for seed, r, name in turns:
+                times.setdefault((name, r), []).append(runners[name].measure(r, seed))
+                bar.update()
+    for name, metric in itertools.product(names, metrics):
+        rates = [metric.rate(*pair) for pair in times[name, metric.request]]
+        median, weights = statistics.median(rates), bytes_read(facts.args, name)
+        share = metric.share(median, facts.args, weights, peak)
+        results[name][metric.name] = {"median": median, "share": share, "rounds": rates}
+    report["formats"] = results
+    console.say(json.dumps(report) if as_json else readable(report))
+
+
+def usable_formats(
+    facts: Facts, asked: Sequence[str] | None, device: torch.device
+) -> Sequence[str]:
+    """The formats to measure: those asked for, else bfloat16 and the packed ones of the device.
+
+    Weights that are packed already have only their own. Raises InputError for a format that is
+    asked for and that the device does not have.
+    """
+    if facts.quantize:
+        return asked or [facts.quantize]
+    dtype = distributed.select_dtype(device, parameters=2**40)
+    found = []
+    for name in dict.fromkeys(asked or [str(dtype).removeprefix("torch."), *PACKED]):
+        try:
+            if name in PACKED:
+                check_format(name, device, torch.bfloat16)
+        except InputError as error:
+            if asked:
+                raise
+            console.notice(f"without {name}: {error}")
+        else:
+            found.append(name)
+    return found
+
+
+def check_memory(facts: Facts, bytes_per_weight: float, device: torch.device) -> None:
+    """Raises InputError where the device has no memory for so many bytes a weight."""
+    needed = bytes_per_weight * facts.parameters()
+    devices = this_machine(facts.parameters())
+    memory = next(d.memory for d in devices if d.is_cpu == (device.type == "cpu"))
+    if needed > memory:
+        raise InputError(
+            f"the model takes {short_size(needed)} in these formats, and {device} has "
+            f"{short_size(memory)}; take fewer or smaller ones, such as --formats int4"
+        )
+
+
+def prepare(facts: Facts, path: str, folder: str) -> tuple[str, str | None]:
+    """The paths of a checkpoint, and of a tokenizer if it lacks one; makes both in `folder`.
+
+    Files are read once, so that no model waits for the disk where the next one does not.
+    """
+    if facts.checkpoint is None:
+        path, size, free = f"{folder}/model", 2 * facts.parameters(), shutil.disk_usage(folder).free
+        if size > free:
+            raise InputError(
+                f"random weights take {short_size(size)}, and {tempfile.gettempdir()} has "
+                f"{short_size(free)} left; make room, or set TMPDIR to a folder on another disk"
+            )
+        console.notice(f"{facts.source} has no weights: making random ones, {short_size(size)}")
+        write_random_checkpoint(path, facts.args, bool(facts.tied))
+    tokenizer = None
+    if facts.checkpoint is None or facts.checkpoint.tokenizer is None:
+        tokenizer = f"{folder}/tokenizer.model"
+        write_made_up_tokenizer(tokenizer, facts.args.vocab_size)
+    for file in Path(expand(path)).glob("*.*"):
+        with file.open("rb") as stream, open(os.devnull, "wb") as nowhere:
+            shutil.copyfileobj(stream, nowhere)
+    return path, tokenizer
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """The processor, how many threads compute, and torch's version."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    processor = names[0] if names else platform.processor() or platform.machine()
+    if device.type == "cuda":
+        processor = torch.cuda.get_device_name(device)
+    versions = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"processor": processor, "device": str(device), **versions}
+
+
+def readable(report: dict[str, Any]) -> str:
+    """The report as text: what was measured where, and a table of the formats."""
+    where, peak, formats = report["machine"], report["peak"], report["formats"]
+    rows: list[list[str]] = [[name] for name in next(iter(formats.values()))]
+    rows[0] = ["load, s"]
+    head = ["tokens per second"]
+    for name, figures in formats.items():
+        head += [name, "of peak"]
+        rows[0] += [f"{figures['load']:.2f}", ""]
+        for row in rows[1:]:
+            median, share = (figures[row[0]][key] for key in ("median", "share"))
+            row += [f"{median:,.{0 if median >= 100 else 1}f}", f"{share:.0%}"]
+    return (
+        f"{report['model']}: {short_count(report['parameters'])} parameters, {report['weights']} "
+        f"weights\n{where['processor']}, {where['threads']} thread(s), torch {where['torch']}\n"
+        f"hardware peak: torch reads {peak['read'] / 1e9:.1f} GB/s and multiplies "
+        f"{peak['multiply'] / 1e12:.2f} TFLOP/s in {peak['dtype']}\n\n"
+        + console.table([head, *rows])
+    )
