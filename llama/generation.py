@@ -38,22 +38,24 @@ from llama.quantization.linear_layers import check_format, use_format
 from llama.tokenizer import ChatFormat, Dialog, Message, Tokenizer
 
 
-class CompletionPrediction(TypedDict):
-    """What `text_completion` returns for a prompt."""
+class Prediction(TypedDict):
+    """What `text_completion` and `chat_completion` return besides the generated text."""
 
-    generation: str
     tokens: NotRequired[list[str]]  # with logprobs: the text that each token completed
     logprobs: NotRequired[list[float]]
     finish_reason: FinishReason
 
 
-class ChatPrediction(TypedDict):
+class CompletionPrediction(Prediction):
+    """What `text_completion` returns for a prompt."""
+
+    generation: str
+
+
+class ChatPrediction(Prediction):
     """What `chat_completion` returns for a dialog."""
 
     generation: Message
-    tokens: NotRequired[list[str]]
-    logprobs: NotRequired[list[float]]
-    finish_reason: FinishReason
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -227,10 +229,7 @@ class Llama:
         ids = self._text_prompts(prompts)
         settings = {"temperature": temperature, "top_p": top_p, **options}
         sequences = self._sequences("prompts", ids, settings, max_gen_len, logprobs, echo)
-        return [
-            {"generation": s.text, **_details(s, logprobs), "finish_reason": _reason(s)}
-            for s in self._finish(sequences)
-        ]
+        return [{"generation": s.text, **_prediction(s, logprobs)} for s in self._finish(sequences)]
 
     def chat_completion(
         self,
@@ -248,8 +247,7 @@ class Llama:
         return [
             {
                 "generation": {"role": "assistant", "content": s.text},
-                **_details(s, logprobs),
-                "finish_reason": _reason(s),
+                **_prediction(s, logprobs),
             }
             for s in self._finish(sequences)
         ]
@@ -401,15 +399,11 @@ def _reason(sequence: Sequence) -> FinishReason:
     return sequence.finish_reason
 
 
-class _Details(TypedDict, total=False):
-    tokens: list[str]
-    logprobs: list[float]
-
-
-def _details(sequence: Sequence, logprobs: bool) -> _Details:
+def _prediction(sequence: Sequence, logprobs: bool) -> Prediction:
     if not logprobs:
-        return {}
+        return {"finish_reason": _reason(sequence)}
     return {
         "tokens": sequence.prompt_token_texts + sequence.token_texts,
         "logprobs": sequence.prompt_logprobs + sequence.logprobs,
+        "finish_reason": _reason(sequence),
     }

@@ -70,7 +70,8 @@ class Recorder:
 class DecodeGraphs:
     """Runs decoding steps over a cache; the `recorder` of its device makes the graphs.
 
-    The model's weights may change, but have to stay where they are.
+    A graph reads the weights where they were when it was recorded. They may change in place; after
+    a new tensor is assigned to one, `check_weights` has to be called.
     """
 
     def __init__(
@@ -81,6 +82,8 @@ class DecodeGraphs:
         self._model, self._recorder = model, recorder
         self._graphs: dict[tuple[int, int], Step] = {}
         self._failed = False
+        self._weights = [(m._parameters, name) for m in model.modules() for name in m._parameters]
+        self._addresses: list[int] = []
 
     def use(self, cache: KVCache) -> None:
         """Switches to another cache, and drops the graphs that were made for the last one."""
@@ -89,6 +92,15 @@ class DecodeGraphs:
         self._cache, self._record = cache, self._recorder(device)
         self._inputs = torch.zeros(2, cache.batch_size, dtype=torch.int64, device=device)
         self._model.freqs = self._model.freqs.to(device)  # a copy to there can't be recorded
+
+    def check_weights(self) -> None:
+        """Drops the graphs if a weight is no longer where it was when they were recorded."""
+        # Not by model.parameters(), which takes a millisecond for a large model.
+        weights = (parameters[name] for parameters, name in self._weights)
+        addresses = [weight.data_ptr() for weight in weights if weight is not None]
+        if addresses != self._addresses:
+            self._graphs.clear()
+            self._addresses = addresses
 
     def run(self, tokens: Tensor, positions: list[int]) -> Tensor | None:
         """The logits (n, vocab) after `tokens` (n,), the newest of the cache's first n rows.

@@ -43,9 +43,9 @@ class Engine:
     """Runs sequences on a model, at most `max_batch_size` at a time, of `max_seq_len` tokens each.
 
     Every rank has one and makes the same calls in the same order; the tokens are those that the
-    first rank chose. On a GPU with a model that is not sharded, decoding is recorded as CUDA
-    graphs, which needs the weights to stay where they are: `cuda_graphs=False` is for a model
-    whose forward pass does more than kernels, such as FSDP's collectives.
+    first rank chose. On a GPU that has the whole model, decoding is recorded as CUDA graphs;
+    `cuda_graphs=False` is for a model whose forward pass can't be, as FSDP's with its collectives.
+    A new tensor may be assigned to a weight while nothing runs.
     """
 
     def __init__(
@@ -162,6 +162,8 @@ class Engine:
         if admitted:
             longest = max(len(s.prompt) + (s.max_gen_len or 0) for s in self.running)
             self._reserve(len(self.running), longest)
+            if self._graphs is not None:
+                self._graphs.check_weights()
         return admitted
 
     def _reserve(self, rows: int, length: int) -> None:

@@ -210,6 +210,25 @@ def test_where_nothing_can_be_recorded_decoding_goes_on_plainly(
     )
 
 
+def test_a_weight_that_is_assigned_is_used(llama: Llama) -> None:
+    recorders = Recorders()
+    engine = engine_of(llama, 3, recorders)
+    answers(engine, SIZES[:2])
+    weight = llama.model.output.weight
+    weight.data = weight.data.flip(0).clone()
+    recorded = sum(map(len, recorders.made))
+    assert_same(answers(engine, SIZES[:2]), answers(engine_of(llama, 3), SIZES[:2]))
+    assert sum(map(len, recorders.made)) > recorded  # graphs of before read the old weight
+    recorded = sum(map(len, recorders.made))
+    llama.model.output.weight = torch.nn.Parameter(weight.data.clone())
+    answers(engine, SIZES[:2])
+    assert sum(map(len, recorders.made)) > recorded
+    recorded = sum(map(len, recorders.made))
+    llama.model.output.weight.data *= 2  # in place: the graphs read that
+    answers(engine, SIZES[:2])
+    assert sum(map(len, recorders.made)) == recorded
+
+
 @pytest.mark.parametrize("allowed", [True, False])
 def test_graphs_can_be_switched_off(
     llama: Llama, monkeypatch: pytest.MonkeyPatch, allowed: bool

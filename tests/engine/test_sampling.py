@@ -398,24 +398,6 @@ def test_banning_every_token_is_the_requests_mistake(params):
         sample(torch.zeros(2, 6), [SamplerState(params), SamplerState(banned)])
 
 
-def test_token_ids_outside_the_vocabulary():
-    params = SamplingParams(logit_bias={3: 1.0, 6: 1.0})
-    with pytest.raises(ValueError, match="token id 6, but the vocabulary has 6"):
-        sample(torch.zeros(1, 6), [SamplerState(params)])
-    with pytest.raises(ValueError, match="token id 6, but the vocabulary has 5"):
-        params.check_vocab(5)
-    params.check_vocab(7)
-    SamplingParams().check_vocab(1)
-    with pytest.raises(ValueError, match="from -1 to 3, but the vocabulary has 6"):
-        sample(torch.zeros(1, 6), [SamplerState(SamplingParams(repetition_penalty=2), [3, -1])])
-
-
-@pytest.mark.parametrize("shape", [(2, 6), (6,), (1, 1, 6)])
-def test_logits_must_fit_the_states(shape):
-    with pytest.raises(ValueError, match=r"\(1, vocab\).*got shape"):
-        sample(torch.zeros(shape), [SamplerState(SamplingParams())])
-
-
 @pytest.mark.parametrize(
     ("name", "bad"),
     [
