@@ -121,11 +121,7 @@ def test_a_file_without_questions(tmp_path: Path) -> None:
 # The command
 
 
-def figures(out: str) -> dict[str, Any]:
-    return json.loads(out.splitlines()[-1])
-
-
-def test_what_it_says(
+def test_what_it_prints_and_writes(
     checkpoint: Path,
     llama: Llama,
     text: Path,
@@ -134,21 +130,22 @@ def test_what_it_says(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "scores.json"
-    evaluate(str(checkpoint), str(text), str(choices), device="cpu", output=str(output))
-    said, err = capsys.readouterr()
+    settings = {"text": str(text), "choices": str(choices), "device": "cpu"}
+    evaluate(str(checkpoint), **settings, output=str(output))
+    out, err = capsys.readouterr()
     score = score_texts(llama.model, llama.tokenizer, SENTENCES[:4])
     right = score_choices(llama.model, llama.tokenizer, QUESTIONS)
     assert 0 < right.acc < 1
-    assert said.splitlines()[:-1] == [
+    assert out.splitlines() == [
         f"{text}: 4 documents, {score.tokens} tokens, {score.bytes} bytes",
         f"  bits per byte  {score.bits_per_byte:.4f}",
-        f"  perplexity     {score.perplexity:,.3f} a token",
+        f"  perplexity     {score.perplexity:,.3f} per token",
         f"{choices}: 3 questions",
         f"  acc            {right.acc:.4f} ± {right.acc_stderr:.4f}",
         f"  acc_norm       {right.acc_norm:.4f} ± {right.acc_norm_stderr:.4f}, "
-        "for a byte of the choice",
+        "by likelihood per byte",
     ]
-    assert figures(said) == {
+    assert json.loads(output.read_text()) == {
         "path": str(checkpoint),
         "adapter": None,
         "quantize": None,
@@ -165,8 +162,9 @@ def test_what_it_says(
         },
         "choices": {"file": str(choices), "chat": False, **asdict(right)},
     }
-    assert json.loads(output.read_text()) == figures(said)
     assert err == ""
+    evaluate(str(checkpoint), **settings, as_json=True)
+    assert json.loads(capsys.readouterr().out) == json.loads(output.read_text())
 
 
 def test_settings_reach_the_model(
@@ -174,16 +172,17 @@ def test_settings_reach_the_model(
 ) -> None:
     evaluate(
         str(checkpoint),
-        str(text),
-        str(choices),
+        text=str(text),
+        choices=str(choices),
         chat=True,
         quantize="int8",
         max_seq_len=40,
         batch_tokens=100,
         device="cpu",
         tokenizer_path=str(checkpoint / "tokenizer.model"),
+        as_json=True,
     )
-    found = figures(capsys.readouterr().out)
+    found = json.loads(capsys.readouterr().out)
     assert (found["quantize"], found["dtype"], found["max_seq_len"]) == ("int8", "bfloat16", 40)
     built = Llama.build(checkpoint, max_seq_len=40, device="cpu", quantize="int8")
     score = score_texts(built.model, built.tokenizer, SENTENCES[:4], 100)
@@ -198,46 +197,45 @@ def test_an_adapter_is_loaded_with_it(text: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Llama, "build", build)
     with pytest.raises(ValueError, match="asked for my-adapter"):
-        evaluate("params/tiny", str(text), adapter="my-adapter")
+        evaluate("params/tiny", text=str(text), adapter="my-adapter")
 
 
 def test_a_single_question_has_no_standard_error(
     checkpoint: Path, choices: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     choices.write_text(choices.read_text().splitlines()[0])
-    evaluate(str(checkpoint), choices=str(choices), device="cpu")
-    said = capsys.readouterr().out
-    found = figures(said)
-    assert f"  acc            {found['choices']['acc']:.4f}\n" in said
+    evaluate(str(checkpoint), choices=str(choices), device="cpu", output=f"{choices}.json")
+    found = json.loads(Path(f"{choices}.json").read_text())
+    assert f"  acc            {found['choices']['acc']:.4f}\n" in capsys.readouterr().out
     assert found["choices"]["acc_stderr"] is None
     assert "text" not in found
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("flags", "message"),
     [
-        ({}, ValueError, "nothing to measure: give --text FILE, --choices FILE or --tasks a,b"),
-        ({"text": "nowhere.txt"}, FileNotFoundError, "nowhere.txt"),
-        ({"choices": "nowhere.jsonl"}, FileNotFoundError, "nowhere.jsonl"),
-        ({"text": __file__, "batch_tokens": 0}, ValueError, "--batch_tokens 0 should be a whole"),
-        ({"text": __file__, "batch_tokens": "many"}, ValueError, "--batch_tokens many should be"),
-        ({"text": __file__, "max_seq_len": True}, ValueError, "--max_seq_len True should be"),
-        ({"text": __file__, "limit": 3}, ValueError, "--limit is for lm-eval's tasks"),
-        ({"text": __file__, "num_fewshot": 0}, ValueError, "--num_fewshot is for lm-eval's tasks"),
-        ({"text": __file__, "include_path": "."}, ValueError, "--include_path is for lm-eval's"),
-        ({"text": __file__, "chat": True}, ValueError, "--chat is for --choices and --tasks"),
-        ({"text": __file__, "output": "nowhere/a.json"}, FileNotFoundError, "--output nowhere/a"),
+        ([], "nothing to measure: give --text FILE, --choices FILE or --tasks a,b"),
+        (["--text", "nowhere.txt"], "nowhere.txt"),
+        (["--choices", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--text", __file__, "--batch_tokens", "0"], "Must be > 0"),
+        (["--text", __file__, "--batch_tokens", "many"], '"many"'),
+        (["--text", __file__, "--max_seq_len", "1.5"], '"1.5"'),
+        (["--text", __file__, "--limit", "3"], "--limit is for lm-eval's tasks"),
+        (["--text", __file__, "--num_fewshot", "0"], "--num_fewshot is for lm-eval's tasks"),
+        (["--text", __file__, "--include_path", "."], "--include_path is for lm-eval's"),
+        (["--text", __file__, "--chat"], "--chat is for --choices and --tasks"),
+        (["--text", __file__, "--output", "nowhere/a.json"], "--output nowhere/a"),
+        (["--texts", __file__], "Did you mean --text?"),
     ],
 )
-def test_wrong_arguments_are_found_before_anything_is_loaded(
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: dict[str, Any],
-    error: type[Exception],
-    message: str,
+def test_wrong_flags_are_found_before_anything_is_loaded(
+    run_command: Callable, monkeypatch: pytest.MonkeyPatch, flags: list[str], message: str
 ) -> None:
     monkeypatch.setattr(Llama, "build", lambda *args, **settings: pytest.fail("was loaded"))
-    with pytest.raises(error, match=message):
-        evaluate("params/tiny", **arguments)
+    code, out, err = run_command("eval", "params/tiny", *flags)
+    assert code in (1, 2)
+    assert out == ""
+    assert message in err
 
 
 def test_without_lm_eval_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,18 +248,19 @@ def test_without_lm_eval_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
 
 
 def test_as_it_is_typed(run_command: Callable, checkpoint: Path, text: Path, llama: Llama) -> None:
-    code, out, err = run_command("eval", checkpoint, "--text", text, "--device", "cpu")
+    flags = ["--text", text, "--device", "cpu", "--json"]
+    code, out, err = run_command("eval", checkpoint, *flags)
     assert (code, err) == (0, "")
     score = score_texts(llama.model, llama.tokenizer, SENTENCES[:4])
-    assert figures(out)["text"]["bits_per_byte"] == pytest.approx(score.bits_per_byte)
+    assert json.loads(out)["text"]["bits_per_byte"] == pytest.approx(score.bits_per_byte)
 
 
-def evaluate_on_a_rank(*arguments: str) -> str:
-    """What one rank says."""
-    output = arguments[3] + os.environ["RANK"]
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        evaluate(*arguments[:3], device="cpu", output=output)
-    return said.getvalue()
+def evaluate_on_a_rank(checkpoint: str, text: str, choices: str, output: str) -> str:
+    """What one rank prints."""
+    settings = {"text": text, "choices": choices, "output": output + os.environ["RANK"]}
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        evaluate(checkpoint, **settings, device="cpu", as_json=True)
+    return out.getvalue()
 
 
 def test_ranks_share_the_work_and_one_speaks(
@@ -272,14 +271,14 @@ def test_ranks_share_the_work_and_one_speaks(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = (str(checkpoint), str(text), str(choices))
-    evaluate(*arguments, device="cpu")
-    alone = figures(capsys.readouterr().out)
+    evaluate(arguments[0], text=arguments[1], choices=arguments[2], device="cpu", as_json=True)
+    alone = json.loads(capsys.readouterr().out)
     first, second = run_ranks(2, evaluate_on_a_rank, *arguments, str(tmp_path / "scores"))
     assert second == ""
-    found = figures(first)
+    found = json.loads(first)
     assert found["ranks"] == 2
     assert found["text"].pop("file") == alone["text"].pop("file")
     assert found["text"] == pytest.approx(alone["text"], rel=1e-5)
     assert found["choices"] == alone["choices"]
-    assert json.loads((tmp_path / "scores0").read_text()) == figures(first)
+    assert json.loads((tmp_path / "scores0").read_text()) == json.loads(first)
     assert not (tmp_path / "scores1").exists()

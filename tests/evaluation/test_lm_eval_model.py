@@ -406,16 +406,15 @@ def test_unknown_tasks(tasks: Path, only_ours: None) -> None:
 
 
 def test_llama_eval_runs_tasks(
-    tasks: Path, only_ours: None, capsys: pytest.CaptureFixture[str]
+    tasks: Path, only_ours: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = "local_choice,local_text"
-    where = {"include_path": str(tasks), "device": "cpu"}
+    where = {"include_path": str(tasks), "device": "cpu", "output": str(tmp_path / "out.json")}
     evaluate(str(TINY), tasks=names, limit=2, num_fewshot=0, batch_tokens=64, **where)
-    said = capsys.readouterr().out
-    found = json.loads(said.splitlines()[-1])["tasks"]
+    found = json.loads((tmp_path / "out.json").read_text())["tasks"]
     assert set(found) == {"local_choice", "local_text"}
     assert found["local_choice"]["acc,none"] in (0, 0.5, 1)
-    assert "|local_choice|Yaml" in said
+    assert "|local_choice|Yaml" in capsys.readouterr().out
 
 
 def test_llama_eval_asks_as_it_is_told(
@@ -431,7 +430,7 @@ def test_llama_eval_asks_as_it_is_told(
     monkeypatch.setattr(LlamaLM, "generate_until", noting)
     for settings in ({}, {"chat": True}, {"num_fewshot": 1}):
         where = {"include_path": str(tasks), "device": "cpu", **settings}
-        evaluate(str(TINY), tasks=("local_answer",), limit=1, **where)
+        evaluate(str(TINY), tasks="local_answer", limit=1, **where)
     plain, spelled, after_another = asked
     assert plain == PROMPTS[0]
     assert any(after_another.startswith(prompt) for prompt in PROMPTS[1:])
