@@ -1,4 +1,4 @@
-"""The KV cache: what attention remembers of the positions so far.
+"""The KV cache: keys and values of the positions so far.
 
 The caller owns it (the engine keeps one row a request) and the model receives it. Another kind of
 cache is another class with `seq_len`, `view`, `layer` and `update`; `model.py` does not change.
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from llama.errors import InputError
+
+_BLOCK = 256  # positions that are dequantized at a time
 
 
 @dataclass
@@ -27,13 +29,13 @@ class KVCache:
     def zeros(
         cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str
     ) -> "KVCache":
-        """Zeros, not garbage: a masked value still gets multiplied, and 0 * NaN is NaN."""
-        with torch.inference_mode(False):  # such a tensor could not be written to outside of it
+        """Zeros, for masked values are multiplied too, and 0 * NaN is NaN."""
+        with torch.inference_mode(False):  # inference tensors can't be written to outside of it
             return cls(*(torch.zeros(shape, dtype=dtype, device=device) for _ in "kv"))
 
     @property
-    def parts(self) -> tuple[Tensor, ...]:
-        """All that is kept, (layers, batch, n_kv_heads, seq, ...) each."""
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors of the cache, (layers, batch, n_kv_heads, seq, ...) each."""
         return self.k, self.v
 
     @property
@@ -59,35 +61,35 @@ class KVCache:
                 f"{self.batch_size} (max_batch_size) of {self.seq_len} (max_seq_len)"
             )
         window = (slice(None), slice(first_row, first_row + rows), slice(None), slice(length))
-        return type(self)(*(part[window] for part in self.parts))
+        return type(self)(*(tensor[window] for tensor in self.tensors))
 
     def copy_row(self, source: int, target: int, length: int) -> None:
         """Overwrites a row by the first `length` positions of another."""
-        for part in self.parts:
-            part[:, target, :, :length] = part[:, source, :, :length]
+        for tensor in self.tensors:
+            tensor[:, target, :, :length] = tensor[:, source, :, :length]
 
     def clear_row(self, row: int) -> None:
         """Zeros a row, after values that are not finite: masking does not undo those."""
-        for part in self.parts:
-            part[:, row] = 0
+        for tensor in self.tensors:
+            tensor[:, row] = 0
 
     def copy_from(self, smaller: "KVCache") -> None:
-        """Takes over all rows and positions of a cache that is no larger."""
+        """Copies all rows and positions of a cache that is no larger."""
         window = (slice(None), slice(smaller.batch_size), slice(None), slice(smaller.seq_len))
-        for part, other in zip(self.parts, smaller.parts, strict=True):
-            part[window] = other
+        for tensor, other in zip(self.tensors, smaller.tensors, strict=True):
+            tensor[window] = other
 
     def layer(self, index: int) -> "KVCache":
-        """One layer's part, (batch, n_kv_heads, seq, head_dim), as `Attention` takes it."""
-        return type(self)(*(part[index] for part in self.parts))
+        """The cache of one layer, (batch, n_kv_heads, seq, head_dim), as `Attention` takes it."""
+        return type(self)(*(tensor[index] for tensor in self.tensors))
 
     def update(self, start_pos: int | Tensor, xk: Tensor, xv: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores `xk` and `xv` (batch, seq, heads, head_dim) in a layer's part from `start_pos` on.
+        """Stores `xk` and `xv` (batch, seq, heads, head_dim) in one layer, from `start_pos` on.
 
         `start_pos` is one position, or (batch,) where rows differ. Returns all keys and values of
-        the part, (batch, n_kv_heads, seq, head_dim).
+        the layer, (batch, n_kv_heads, seq, head_dim).
         """
-        rows, positions = _places(start_pos, xk)
+        rows, positions = _rows_and_positions(start_pos, xk)
         self.k[rows, :, positions] = xk.type_as(self.k)
         self.v[rows, :, positions] = xv.type_as(self.v)
         return self.k, self.v
@@ -95,10 +97,10 @@ class KVCache:
 
 @dataclass
 class Int8KVCache(KVCache):
-    """Keys and values in int8, with a scale for each position of a head: near half of bfloat16.
+    """Keys and values in int8, with a scale for each position of a head: about half of bfloat16.
 
-    A head's numbers at a position are rounded to steps of the largest / 127. What is not finite
-    makes the scale NaN, and with it what is read.
+    A head's numbers at a position are rounded to multiples of their largest magnitude / 127. A
+    number that is not finite makes the scale NaN, and with it the numbers that are read.
     """
 
     k_scale: Tensor  # float32 (layers, batch, n_kv_heads, seq, 1)
@@ -110,11 +112,12 @@ class Int8KVCache(KVCache):
     ) -> "Int8KVCache":
         """As `KVCache.zeros`; `dtype` is the model's."""
         numbers = KVCache.zeros(shape, torch.int8, device)
-        return cls(*numbers.parts, *KVCache.zeros((*shape[:-1], 1), torch.float32, device).parts)
+        scales = KVCache.zeros((*shape[:-1], 1), torch.float32, device)
+        return cls(*numbers.tensors, *scales.tensors)
 
     @property
-    def parts(self) -> tuple[Tensor, ...]:
-        """As `KVCache.parts`."""
+    def tensors(self) -> tuple[Tensor, ...]:
+        """As `KVCache.tensors`."""
         return self.k, self.v, self.k_scale, self.v_scale
 
     def suits(self, like: Tensor) -> bool:
@@ -122,22 +125,41 @@ class Int8KVCache(KVCache):
         return self.k.device == like.device
 
     def update(self, start_pos: int | Tensor, xk: Tensor, xv: Tensor) -> tuple[Tensor, Tensor]:
-        """As `KVCache.update`; keys and values come back rounded, in the dtype of `xk`."""
-        at = _places(start_pos, xk)
-        both = (self.k, self.k_scale, xk), (self.v, self.v_scale, xv)
-        for numbers, scales, x in both:
+        """As `KVCache.update`; keys and values come back rounded, in the dtype of `xk`.
+
+        Past the longest row they are zeros on a CPU, which then reads and converts no more than
+        attention needs. A GPU would have to wait to know that length.
+        """
+        rows, positions = _rows_and_positions(start_pos, xk)
+        length = int(positions.max()) + 1 if self.k.device.type == "cpu" else self.seq_len
+        keys_values = []
+        for numbers, scales, x in ((self.k, self.k_scale, xk), (self.v, self.v_scale, xv)):
             wide = x.float()
-            most = wide.abs().amax(-1, keepdim=True)
-            scale = torch.where(most.isfinite(), most / 127, math.nan)
-            rounded = (wide * (127 / most.clamp(min=1e-30))).round().nan_to_num(0)
-            numbers[at[0], :, at[1]] = rounded.to(torch.int8)
-            scales[at[0], :, at[1]] = scale
-        k, v = ((numbers * scales).type_as(xk) for numbers, scales, _ in both)
-        return k, v
+            largest = wide.abs().amax(-1, keepdim=True)
+            scale = torch.where(largest.isfinite(), largest / 127, math.nan)
+            rounded = (wide * (127 / largest.clamp(min=1e-30))).round().nan_to_num(0)
+            numbers[rows, :, positions] = rounded.to(torch.int8)
+            scales[rows, :, positions] = scale
+            keys_values.append(_dequantize(numbers, scales, length, x.dtype))
+        keys, values = keys_values
+        return keys, values
 
 
-def _places(start_pos: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and positions in a cache that the tokens of `x` (batch, seq, ...) take."""
+def _dequantize(numbers: Tensor, scales: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """numbers * scales of the first `length` positions, then zeros: (batch, heads, seq, dim).
+
+    On a CPU a product in float32 becomes another dtype by way of a copy: by blocks, it is small.
+    """
+    result = numbers.new_zeros(numbers.shape, dtype=dtype)
+    step = _BLOCK if numbers.device.type == "cpu" else length
+    for start in range(0, length, step):
+        block = (slice(None), slice(None), slice(start, min(start + step, length)))
+        torch.mul(numbers[block], scales[block], out=result[block])
+    return result
+
+
+def _rows_and_positions(start_pos: int | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows and positions of a cache that the tokens of `x` (batch, seq, ...) take."""
     rows = torch.arange(len(x), device=x.device).unsqueeze(1)
     start = start_pos.unsqueeze(1) if isinstance(start_pos, Tensor) else start_pos
     return rows, start + torch.arange(x.shape[1], device=x.device)  # (seq,) or (batch, seq)

@@ -23,8 +23,7 @@ import pytest
 import sentencepiece
 import torch
 
-from llama import kernels
-from llama.kernels import compiler
+from llama.kernels import bindings, compiler
 from llama.model import ModelArgs
 
 MERGES = (
@@ -162,8 +161,8 @@ def use_kernels(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
         if KERNEL_TARGETS[target] not in compiler.processor().split():
             pytest.skip(f"this processor does not run what is compiled for {target}")
         for part in ("inference", "training"):
-            libraries[part] = kernels.bind(part, compiler.compiled(part, target))
-    monkeypatch.setattr(kernels, "library", libraries.get)
+            libraries[part] = bindings.load(part, target)
+    monkeypatch.setattr(bindings, "library", libraries.get)
 
 
 # What ranks import, some of it in their first step of training. The fork server imports it once.

@@ -691,7 +691,7 @@ def test_an_int8_cache_rounds_to_steps_of_the_largest():
         assert torch.equal(values[..., :4, :], 2 * keys[..., :4, :])
         assert difference(keys[..., 4, :], new[:, 0]) < 0.01
     assert cache.k.dtype == torch.int8
-    assert sum(part.nbytes for part in cache.parts) == 2 * (x.numel() + 4 * x[..., 0].numel())
+    assert sum(part.nbytes for part in cache.tensors) == 2 * (x.numel() + 4 * x[..., 0].numel())
 
 
 def test_an_int8_cache_keeps_what_is_not_finite_to_its_position():
@@ -709,15 +709,15 @@ def test_an_int8_cache_is_viewed_copied_and_cleared_with_its_scales():
     cache, _ = int8_cache(2, 3, 1, 4, 8)
     large = Int8KVCache.zeros((2, 4, 1, 6, 8), torch.float32, "cpu")
     large.copy_from(cache)
-    for part, whole in zip(cache.parts, large.parts, strict=True):
+    for part, whole in zip(cache.tensors, large.tensors, strict=True):
         assert torch.equal(whole[:, :3, :, :4], part)
     large.copy_row(source=0, target=3, length=2)
     large.clear_row(1)
-    for part, whole in zip(cache.parts, large.parts, strict=True):
+    for part, whole in zip(cache.tensors, large.tensors, strict=True):
         assert torch.equal(whole[:, 3, :, :2], part[:, 0, :, :2])
         assert not whole[:, 3, :, 2:].any()
         assert not whole[:, 1].any()
-    assert [part.shape[2] for part in large.view(1, 2, 3).layer(1).parts] == [3, 3, 3, 3]
+    assert [part.shape[2] for part in large.view(1, 2, 3).layer(1).tensors] == [3, 3, 3, 3]
 
 
 def test_a_new_cache_is_zeros_in_the_models_dtype():

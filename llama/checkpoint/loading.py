@@ -17,8 +17,7 @@ from llama.distributed import ParallelLayersOnMeta
 from llama.errors import InputError
 from llama.model import Transformer
 from llama.quantization import packed_formats
-from llama.quantization.cuda_packed import repack
-from llama.quantization.linear_layers import InferenceLinear, pack_blocks
+from llama.quantization.linear_layers import pack_blocks, packed_linear
 from llama.storage.sharding import Weight, share
 
 # Makes what takes a linear layer's place, of its name, the layer, and its weight.
@@ -72,7 +71,7 @@ def load_model(
     def pieces(name: str) -> Iterator[Tensor]:
         if checkpoint.quantize:
             # For a GPU they are mapped here and leave nothing behind: there they are repacked.
-            cpu, parts = torch.device("cpu"), packed_formats.parts(name)
+            cpu, parts = torch.device("cpu"), packed_formats.tensor_names(name)
             if device.type != "cpu":
                 return (checkpoint.weights[p].read(regions[p], cpu, dtypes[p]) for p in parts)
             return map(whole, parts)
@@ -136,9 +135,7 @@ def packed_layers(
                 data[at:end], scales[at:end] = block
                 at = end
             packed = kernels.Packed(data, scales)
-        if device is not None and device.type == "cuda":
-            return InferenceLinear(layer, bits, repack(packed, device))
-        return InferenceLinear(layer, bits, packed)
+        return packed_linear(layer, packed, device or torch.device("cpu"))
 
     return convert
 

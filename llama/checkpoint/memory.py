@@ -21,7 +21,7 @@ from llama.args import ModelArgs, is_linear, weight_shapes
 from llama.checkpoint.opening import Checkpoint
 from llama.errors import InputError
 from llama.quantization import packed_formats
-from llama.quantization.cuda_packed import OLDEST
+from llama.quantization.cuda_packed import MIN_CAPABILITY
 from llama.storage.files import Folder
 
 # Formats that Llama.build runs a model in: bytes of a number, of weights and KV cache alike.
@@ -135,7 +135,7 @@ def this_machine(parameters: int) -> list[Device]:
     if torch.cuda.is_available():
         gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         name = f"{len(gpus)} GPUs" if len(gpus) > 1 else "GPU"
-        new = all((gpu.major, gpu.minor) >= OLDEST for gpu in gpus)
+        new = all((gpu.major, gpu.minor) >= MIN_CAPABILITY for gpu in gpus)
         least = min(gpu.total_memory for gpu in gpus)
         devices.append(device("cuda", name, least, len(gpus), new))
     if torch.backends.mps.is_available():

@@ -92,7 +92,7 @@ def shards_expected(files: list[TensorFile], args: ModelArgs) -> int:
     """How many shards there should be, by the part of a feed-forward layer that one holds."""
     name = "layers.0.feed_forward.w1.weight"
     rows = 0
-    for key, unit in ((name, 1), (packed_formats.parts(name)[0], packed_formats.TILE)):
+    for key, unit in ((name, 1), (packed_formats.tensor_names(name)[0], packed_formats.TILE)):
         stored = files[0].tensors.get(key)
         if stored and stored.shape:
             rows = stored.shape[0] * unit

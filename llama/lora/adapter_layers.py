@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fairscale.nn.model_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor, nn
 
 from llama import console, distributed, kernels
@@ -82,11 +81,9 @@ class LoRALinear(nn.Module):
     ) -> None:
         super().__init__()
         self.base = base
-        if isinstance(base, ColumnParallelLinear | RowParallelLinear):
-            self.reduces = isinstance(base, RowParallelLinear)
-            self.gathers = not self.reduces and base.gather_output
-        else:
-            self.reduces, self.gathers = base.reduces, base.gathers
+        # fairscale's layers have the one or the other.
+        self.input_is_parallel = getattr(base, "input_is_parallel", False)
+        self.gather_output = getattr(base, "gather_output", False)
         self.lora_A, self.lora_B = nn.Parameter(a), nn.Parameter(b)
         self.scale = scale
 
@@ -94,12 +91,12 @@ class LoRALinear(nn.Module):
         """(..., inputs) -> (..., outputs), in the dtype that the base gives."""
         y = self.base(x)
         low = _times(x, self.lora_A)  # (..., r)
-        if self.reduces:
+        if self.input_is_parallel:
             low = reduce_from_model_parallel_region(low)
         else:
             low = copy_to_model_parallel_region(low)  # its gradient is the sum of the ranks'
         change = _times(low, self.lora_B)
-        if self.gathers:
+        if self.gather_output:
             change = gather_from_model_parallel_region(change)
         return torch.add(y, change, alpha=self.scale)
 
@@ -109,7 +106,7 @@ def _times(x: Tensor, weight: Tensor) -> Tensor:
     weight = weight.to(x.dtype)
     is_native = (x.device.type, x.dtype) == ("cpu", torch.bfloat16) and not torch.is_grad_enabled()
     # Of a few rows torch makes slow products in bfloat16, above all where there is no AVX-512.
-    if is_native and x.numel() <= kernels.MOST_ROWS * x.shape[-1] and kernels.available():
+    if is_native and x.numel() <= kernels.MAX_ROWS * x.shape[-1] and kernels.available():
         return kernels.linear(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
     return F.linear(x, weight)
 

@@ -1,9 +1,9 @@
 """A transformer block whose few rows go through native kernels, for inference on a CPU.
 
 Decoding multiplies one row, or one for each request, by every weight. What lies between the
-products is little work, but dozens of operators; `InferenceBlock` runs each half of a block as one
-kernel. A prompt of many rows, another dtype, another cache or a machine without a compiler takes
-the block's own way, which computes the same.
+products is little work, but dozens of operators; `InferenceBlock` runs attention and feed-forward
+layer as one kernel each. A prompt of many rows, another dtype, another cache or a machine without a
+compiler takes the forward pass of `TransformerBlock`, which computes the same.
 """
 
 import torch
@@ -11,23 +11,27 @@ from torch import Tensor, nn
 
 from llama import distributed, kernels
 from llama.cache import KVCache
-from llama.model import DocumentMask, RMSNorm, TransformerBlock
+from llama.kernels import AttentionBlock, FeedForwardBlock
+from llama.model import DocumentMask, TransformerBlock
 
-# What lies between two products is made anew for each: 16 MB of it are taken from memory that was
-# used before, while larger pieces come from the system, which fills them with zeros first.
-_ROWS_AT_ONCE = 1024
+# Intermediate results take 16 MB or less: allocators reuse so much, while the system hands out
+# larger memory anew, and zeroes it first.
+_MICRO_BATCH_ROWS = 1024
 
 
 class InferenceBlock(TransformerBlock):
-    """Takes the place of a block, whose layers (with a `matrix` each) and parameters it keeps."""
+    """Takes the place of a block, whose layers (an `InferenceLinear` each) and names it keeps."""
 
     def __init__(self, block: TransformerBlock) -> None:
         nn.Module.__init__(self)
         self.layer_id = block.layer_id
         self.attention, self.attention_norm = block.attention, block.attention_norm
         self.feed_forward, self.ffn_norm = block.feed_forward, block.ffn_norm
-        self.is_adapted = False  # where layers are more than a matrix (`llama.lora`)
-        self._halves: tuple[kernels.AttentionHalf, kernels.FeedForwardHalf] | None = None
+        self.is_adapted = (
+            False  # whether layers have LoRA adapters, which these kernels do not know
+        )
+        self._native: tuple[AttentionBlock, FeedForwardBlock] | None = None
+        self._weights_of_native: list[object] = []
 
     def forward(
         self,
@@ -40,9 +44,10 @@ class InferenceBlock(TransformerBlock):
         """As `TransformerBlock.forward`."""
         if cache is None or not self._is_native(x, cache):
             return super().forward(x, start_pos, freqs_cis, mask, cache)
-        if x.shape[0] * x.shape[1] <= kernels.MOST_ROWS and not self.is_adapted:
-            return self._few_rows(x, start_pos, freqs_cis, cache)
-        if kernels.attends(self.attention.head_dim):
+        is_few = x.shape[0] * x.shape[1] <= kernels.MAX_ROWS and not self.is_adapted
+        if is_few and (native := self._native_blocks()):
+            return self._few_rows(*native, x, start_pos, freqs_cis, cache)
+        if kernels.supports_head_dim(self.attention.head_dim):
             return self._many_rows(x, start_pos, freqs_cis, cache)
         return super().forward(x, start_pos, freqs_cis, mask, cache)
 
@@ -57,48 +62,88 @@ class InferenceBlock(TransformerBlock):
         )
 
     def _few_rows(
-        self, x: Tensor, start_pos: int | Tensor, freqs_cis: Tensor, cache: KVCache
+        self,
+        attention: AttentionBlock,
+        feed_forward: FeedForwardBlock,
+        x: Tensor,
+        start_pos: int | Tensor,
+        freqs_cis: Tensor,
+        cache: KVCache,
     ) -> Tensor:
-        if self._halves is None:
-            self._halves = self._native_halves()
-        attention, feed_forward = self._halves
-        is_partial = distributed.model_parallel_size() > 1
-        y = attention(x, start_pos, freqs_cis, cache, is_partial)
-        if is_partial:
-            y = x = (x + distributed.add_up(y)).bfloat16()
-        z = feed_forward(y, is_partial)
-        return (x + distributed.add_up(z)).bfloat16() if is_partial else z
+        if distributed.model_parallel_size() == 1:
+            return feed_forward(attention(x, start_pos, freqs_cis, cache, False), False)
+        y = attention(x, start_pos, freqs_cis, cache, True)
+        h = (x + distributed.add_up(y)).bfloat16()
+        return (h + distributed.add_up(feed_forward(h, True))).bfloat16()
 
     def _many_rows(
         self, x: Tensor, start_pos: int | Tensor, freqs_cis: Tensor, cache: KVCache
     ) -> Tensor:
         a, f, norm = self.attention, self.feed_forward, self.attention_norm
-        n = kernels.normalize(x, norm.weight, norm.eps)
+        n = kernels.rms_norm(x, norm.weight, norm.eps)
         q, k, v = (layer(n) for layer in (a.wq, a.wk, a.wv))
         h = x + a.wo(kernels.attend(q, k, v, start_pos, freqs_cis, cache))
-        rows, norm = h.flatten(0, 1), self.ffn_norm
-        for part in rows.split(_ROWS_AT_ONCE):
-            n = kernels.normalize(part, norm.weight, norm.eps)
-            part += f.w2(kernels.gate(f.w1(n), f.w3(n)))
+        norm = self.ffn_norm
+        for rows in h.flatten(0, 1).split(_MICRO_BATCH_ROWS):
+            n = kernels.rms_norm(rows, norm.weight, norm.eps)
+            rows += f.w2(kernels.silu_mul(f.w1(n), f.w3(n)))
         return h
 
-    def _native_halves(self) -> tuple[kernels.AttentionHalf, kernels.FeedForwardHalf]:
-        def matrices(module: nn.Module, names: str) -> list[Tensor | kernels.Packed]:
-            return [getattr(module, name).matrix for name in names.split()]
+    def _native_blocks(self) -> tuple[AttentionBlock, FeedForwardBlock] | None:
+        """Kernels that hold the addresses of the layers' weights; None where these do not fit.
 
-        def scale(norm: RMSNorm) -> tuple[Tensor, float]:
-            return norm.weight.detach(), norm.eps
+        Weights may have moved since the last call, or be others: each call compares all addresses.
+        The dictionaries of modules are read directly, since attributes of modules take ten times
+        as long.
+        """
+        modules = self._modules
+        layers = [
+            modules["attention_norm"],
+            modules["ffn_norm"],
+            *modules["attention"]._modules.values(),  # type: ignore[union-attr]
+            *modules["feed_forward"]._modules.values(),  # type: ignore[union-attr]
+        ]
+        weights: list[object] = [
+            weight.data_ptr() if weight.is_contiguous() else None
+            for layer in layers
+            for weight in layer._parameters.values()
+        ]
+        weights += layers
+        if weights != self._weights_of_native:
+            self._native, self._weights_of_native = self._make_native(), weights
+        return self._native
 
-        head_dim = self.attention.head_dim
-        weights, parts = matrices(self.attention, "wq wk wv wo"), self.attention.wo.parts
-        attention = kernels.AttentionHalf(*scale(self.attention_norm), head_dim, weights, parts)
-        weights, parts = matrices(self.feed_forward, "w1 w2 w3"), self.feed_forward.w2.parts
-        return attention, kernels.FeedForwardHalf(*scale(self.ffn_norm), weights, parts)
+    def _make_native(self) -> tuple[AttentionBlock, FeedForwardBlock] | None:
+        a, f = self.attention, self.feed_forward
+        norm_a, norm_f = (
+            (norm.weight.detach(), norm.eps) for norm in (self.attention_norm, self.ffn_norm)
+        )
+        wq, wk, wv, wo, w1, w2, w3 = matrices = [
+            layer.matrix for layer in (a.wq, a.wk, a.wv, a.wo, f.w1, f.w2, f.w3)
+        ]
+        dim, q, kv, hidden = len(norm_a[0]), wq.shape[0], wk.shape[0], w1.shape[0]
+        shapes = (
+            (q, dim),
+            (kv, dim),
+            (kv, dim),
+            (dim, q),
+            (hidden, dim),
+            (dim, hidden),
+            (hidden, dim),
+        )
+        tensors = [norm_a[0], norm_f[0], *(m for m in matrices if isinstance(m, Tensor))]
+        if (
+            any(m.shape != shape for m, shape in zip(matrices, shapes, strict=True))
+            or len(norm_f[0]) != dim
+            or not all(t.dtype == torch.bfloat16 and t.is_contiguous() for t in tensors)
+        ):
+            return None  # the layers say what is wrong, or compute it
+        return (
+            AttentionBlock(*norm_a, a.head_dim, (wq, wk, wv, wo), a.wo.partial_sums),
+            FeedForwardBlock(*norm_f, (w1, w2, w3), f.w2.partial_sums),
+        )
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        self._halves = None  # the parameters are about to move
+        self._native = None  # it would keep the memory of parameters that move
+        self._weights_of_native = []
         return super()._apply(fn, recurse)
-
-    def _load_from_state_dict(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-        self._halves = None
-        super()._load_from_state_dict(*args, **kwargs)

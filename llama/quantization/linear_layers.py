@@ -1,25 +1,25 @@
-"""Weight formats: what takes the place of a model's linear layers once its weights are there.
+"""Weight formats: the layers that take the place of a model's linear layers for inference.
 
     model = load_model(checkpoint, torch.device("cpu"), torch.bfloat16)
     use_format(model, "int4")
 
 `bfloat16` keeps the weights as they lie in the file and multiplies a few rows by the native kernel,
-many by torch: in float32 on a CPU that has no products of bfloat16.
+many by torch: in float32 on a CPU without products of bfloat16.
 `int8` and `int4` pack them in groups of 32 inputs with a float16 scale each (8.5 and 4.5 bits a
-weight): decoding reads as many bytes less. In int4 the output layer is int8: what goes wrong there
-nothing after it can mend. The embedding stays as it is, for only a row of it is read. A layer stays
+weight), so that decoding reads fewer bytes. In int4 the output layer is int8: no later layer
+corrects its errors. The embedding is not packed, for only one row of it is read. A layer stays
 column or row parallel; groups lie along the inputs, so that ranks cut between them and compute
 what one rank does, to the last bit on 2, 4 or 8 of them. A prompt's many rows are multiplied by the
 same kernel as one; without native kernels, by unpacked weights in bfloat16.
 All this is for a CPU; on an NVIDIA GPU packed weights are repacked (see `cuda_packed.py`).
 
 With `convert_layer=packed_layers(checkpoint, "int4")` `load_model` packs each weight as it is read,
-or takes it from a folder that holds it packed, and the bfloat16 model never is in memory whole;
+or takes it from a folder that holds it packed, and the bfloat16 model is never in memory whole;
 `use_format` then finds nothing left to pack.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -35,108 +35,155 @@ from llama.distributed import (
 from llama.errors import InputError
 from llama.model import Transformer, TransformerBlock
 from llama.quantization import packed_formats
-from llama.quantization.cuda_packed import OLDEST, CudaPacked, repack
+from llama.quantization.cuda_packed import MIN_CAPABILITY, CudaPacked, repack
 from llama.quantization.inference_block import InferenceBlock
 
 FORMATS = ("bfloat16", *packed_formats.PACKED)
-_WIDE_AT_ONCE = 512  # outputs
+ParallelLinear: TypeAlias = ColumnParallelLinear | RowParallelLinear
+_FLOAT32_OUTPUTS = 512  # rows of a weight that are float32 at a time
 
 
 class InferenceLinear(nn.Module):
-    """A column or row parallel layer whose weights are in a format, for inference.
+    """A column- or row-parallel layer for inference; its classes differ in how weights are stored.
 
-    In bfloat16 `weight` is the layer's own parameter, so that the model can still be saved, moved
-    and trained; `packed` takes its place otherwise.
+    `gather_output` and `input_is_parallel` are those of fairscale's layer: the first of a column-
+    parallel one, the second True of a row-parallel one.
     """
 
-    weight: nn.Parameter | None
-
-    def __init__(
-        self,
-        layer: ColumnParallelLinear | RowParallelLinear,
-        bits: int,
-        packed: kernels.Packed | CudaPacked | None = None,
-    ) -> None:
+    def __init__(self, layer: ParallelLinear) -> None:
         super().__init__()
-        self.reduces = isinstance(layer, RowParallelLinear)
-        self.gathers = not self.reduces and layer.gather_output
-        if bits < 16 and packed is None:
-            packed = kernels.pack(layer.weight.detach().cpu(), bits)
-            if layer.weight.is_cuda:
-                packed = repack(packed, layer.weight.device)
-        self.packed = packed
-        self.weight = layer.weight if bits == 16 else None
+        # fairscale's layers have the one or the other.
+        self.input_is_parallel: bool = getattr(layer, "input_is_parallel", False)
+        self.gather_output: bool = getattr(layer, "gather_output", False)
 
     @property
-    def parts(self) -> int:
-        """In how many parts sums over the inputs are made: those of all ranks are `PARTS`."""
-        return max(1, kernels.PARTS // distributed.model_parallel_size()) if self.reduces else 1
-
-    @property
-    def matrix(self) -> Tensor | kernels.Packed:
-        """The weights, as `kernels` takes them."""
-        if self.packed is not None:
-            assert isinstance(self.packed, kernels.Packed)
-            return self.packed
-        assert self.weight is not None
-        return self.weight.detach()
+    def partial_sums(self) -> int:
+        """In how many partial sums this rank adds up its inputs: `PARTIAL_SUMS` on all ranks."""
+        if not self.input_is_parallel:
+            return 1
+        return max(1, kernels.PARTIAL_SUMS // distributed.model_parallel_size())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., inputs) -> (..., outputs); of few rows logits, and sums over ranks, in float32."""
-        if torch.is_grad_enabled() and not self.reduces:
-            x = copy_to_model_parallel_region(x)  # the ranks' gradients add up to its own
-        rows = x.flatten(0, -2)
-        as_float = self.gathers or (self.reduces and distributed.model_parallel_size() > 1)
-        plain = torch.is_grad_enabled() or (x.device.type, x.dtype) != ("cpu", torch.bfloat16)
-        fits = self.packed is not None or len(rows) <= kernels.MOST_ROWS
-        if self.packed is not None and rows.requires_grad:
-            y = _Unpacked.apply(rows, self.packed)
-        elif isinstance(self.packed, CudaPacked):
-            y = self.packed.times(rows)
-        elif fits and not plain and kernels.available():
-            y = kernels.linear(rows, self.matrix, as_float, self.parts)
-        elif self.packed is not None:
-            y = F.linear(rows, _unpacked(self.packed))
-        else:
-            assert self.weight is not None
-            widens = not plain and not distributed.cpu_multiplies_bfloat16()
-            y = (_wide_product if widens else F.linear)(rows, self.weight)
-        y = y.unflatten(0, x.shape[:-1])
-        if self.gathers:
+        """(..., inputs) -> (..., outputs), in the dtype of `x`; logits of few rows in float32."""
+        if torch.is_grad_enabled() and not self.input_is_parallel:
+            x = copy_to_model_parallel_region(x)  # its gradient is the sum of the ranks'
+        y = self.multiply(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        if self.gather_output:
             return gather_from_model_parallel_region(y)
-        if self.reduces:
-            add_up = reduce_from_model_parallel_region if plain else distributed.add_up
+        if self.input_is_parallel:
+            # The first has a gradient; the second adds in an order that is that of one rank.
+            is_plain = torch.is_grad_enabled() or not _is_cpu_bfloat16(x)
+            add_up = reduce_from_model_parallel_region if is_plain else distributed.add_up
             return add_up(y).to(x.dtype)
         return y
 
+    @property
+    def matrix(self) -> Tensor | kernels.Packed:
+        """The weights as `kernels` takes them."""
+        raise NotImplementedError
 
-def _wide_product(rows: Tensor, weight: Tensor) -> Tensor:
-    """rows @ weight.T in bfloat16, made in float32, a part of the weights at a time."""
+    def multiply(self, rows: Tensor) -> Tensor:
+        """rows (n, inputs) times this rank's weights, (n, outputs)."""
+        raise NotImplementedError
+
+    def _native_product(self, rows: Tensor) -> Tensor:
+        """By the native kernel: in float32 where results are logits, or added up over ranks."""
+        sums_over_ranks = self.input_is_parallel and distributed.model_parallel_size() > 1
+        as_float = self.gather_output or sums_over_ranks
+        return kernels.linear(rows, self.matrix, as_float, self.partial_sums)
+
+
+class BFloat16Linear(InferenceLinear):
+    """Keeps the layer's own parameter: the model can still be saved, moved, cast and trained."""
+
+    def __init__(self, layer: ParallelLinear) -> None:
+        super().__init__(layer)
+        self.weight = layer.weight
+
+    @property
+    def matrix(self) -> Tensor:
+        return self.weight.detach()
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or not _is_cpu_bfloat16(rows):
+            return F.linear(rows, self.weight)
+        if len(rows) <= kernels.MAX_ROWS and kernels.available():
+            return self._native_product(rows)
+        if distributed.cpu_multiplies_bfloat16():
+            return F.linear(rows, self.weight)
+        return _float32_product(rows, self.matrix)
+
+
+class PackedLinear(InferenceLinear):
+    """int8 or int4 weights on a CPU."""
+
+    def __init__(self, layer: ParallelLinear, packed: kernels.Packed) -> None:
+        super().__init__(layer)
+        self.packed = packed
+
+    @property
+    def matrix(self) -> kernels.Packed:
+        return self.packed
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or not (_is_cpu_bfloat16(rows) and kernels.available()):
+            return _UnpackedProduct.apply(rows, self.packed)
+        return self._native_product(rows)
+
+
+class PackedCudaLinear(InferenceLinear):
+    """int8 or int4 weights on an NVIDIA GPU."""
+
+    def __init__(self, layer: ParallelLinear, packed: CudaPacked) -> None:
+        super().__init__(layer)
+        self.packed = packed
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return _UnpackedProduct.apply(rows, self.packed)
+        return self.packed.times(rows)
+
+
+def packed_linear(
+    layer: ParallelLinear, packed: kernels.Packed, device: torch.device
+) -> InferenceLinear:
+    """The layer with packed weights, for a CPU or an NVIDIA GPU."""
+    if device.type == "cuda":
+        return PackedCudaLinear(layer, repack(packed, device))
+    return PackedLinear(layer, packed)
+
+
+def _is_cpu_bfloat16(x: Tensor) -> bool:
+    return (x.device.type, x.dtype) == ("cpu", torch.bfloat16)
+
+
+def _float32_product(rows: Tensor, weight: Tensor) -> Tensor:
+    """rows @ weight.T in bfloat16, computed in float32, some rows of the weight at a time."""
     y, wide = rows.new_empty(len(rows), len(weight)), rows.float()
-    for start in range(0, len(weight), _WIDE_AT_ONCE):
-        part = slice(start, start + _WIDE_AT_ONCE)
-        y[:, part] = wide @ weight[part].float().T
+    for start in range(0, len(weight), _FLOAT32_OUTPUTS):
+        outputs = slice(start, start + _FLOAT32_OUTPUTS)
+        y[:, outputs] = wide @ weight[outputs].float().T
     return y
 
 
-class _Unpacked(torch.autograd.Function):
-    """Rows times packed weights, for what is trained around them.
+class _UnpackedProduct(torch.autograd.Function):
+    """Rows times packed weights, unpacked, with the gradient of the rows (to train adapters).
 
-    Weights are unpacked once more for the gradient: kept for it, those of all layers would stand in
-    memory as if they had never been packed.
+    Weights are unpacked again for the gradient: kept for it, those of all layers would take the
+    memory of an unpacked model.
     """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, packed: kernels.Packed | CudaPacked) -> Tensor:
         ctx.packed = packed
-        return F.linear(rows, _unpacked(packed))
+        return F.linear(rows, _unpack(packed))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient @ _unpacked(ctx.packed), None
+        return gradient @ _unpack(ctx.packed), None
 
 
-def _unpacked(packed: kernels.Packed | CudaPacked) -> Tensor:
+def _unpack(packed: kernels.Packed | CudaPacked) -> Tensor:
     return packed.unpack() if isinstance(packed, CudaPacked) else kernels.unpack(packed)
 
 
@@ -151,7 +198,7 @@ def check_format(name: str, device: torch.device, dtype: torch.dtype) -> None:
         )
     if device.type == "cuda" and name in packed_formats.PACKED:
         capability = torch.cuda.get_device_capability(device)
-        if capability < OLDEST:
+        if capability < MIN_CAPABILITY:
             raise InputError(
                 f"{name} weights need a GPU of compute capability 8.0 or more; "
                 f"{device} has {capability[0]}.{capability[1]}"
@@ -159,30 +206,36 @@ def check_format(name: str, device: torch.device, dtype: torch.dtype) -> None:
 
 
 def use_format(model: Transformer, name: str) -> None:
-    """Replaces the linear layers of a bfloat16 model, on a CPU its blocks too, one after the other.
+    """Replaces the linear layers of a bfloat16 model, and on a CPU its blocks, one by one.
 
-    Raises ValueError for another format than `FORMATS`, a model of another dtype or device, and
-    layers that do not divide into groups.
+    Raises ValueError for a format that is none of `FORMATS`, a model of another dtype or device,
+    and layers that do not divide into groups.
     """
-    check_format(name, model.norm.weight.device, model.norm.weight.dtype)
+    device = model.norm.weight.device
+    check_format(name, device, model.norm.weight.dtype)
     for module in list(model.modules()):
         for child_name, child in list(module.named_children()):
-            if isinstance(child, (ColumnParallelLinear, RowParallelLinear)):
-                packs = name in packed_formats.PACKED
-                bits = packed_formats.bits(name, f"{child_name}.weight") if packs else 16
+            if not isinstance(child, ParallelLinear):
+                continue
+            layer: InferenceLinear
+            if name == "bfloat16":
+                layer = BFloat16Linear(child)
+            else:
+                bits = packed_formats.bits(name, f"{child_name}.weight")
                 try:
-                    layer = InferenceLinear(child, bits)
-                except ValueError as error:
+                    packed = kernels.pack(child.weight.detach().cpu(), bits)
+                except InputError as error:
                     raise InputError(f"{name}: {child_name}: {error}") from error
-                setattr(module, child_name, layer)
-    if model.norm.weight.device.type == "cpu":
+                layer = packed_linear(child, packed, device)
+            setattr(module, child_name, layer)
+    if device.type == "cpu":
         for i, block in enumerate(model.layers):
             assert isinstance(block, TransformerBlock)
             model.layers[i] = InferenceBlock(block)
 
 
 def pack_blocks(blocks: Iterable[Tensor], bits: int, name: str) -> Iterator[kernels.Packed]:
-    """Packs a matrix by blocks of its rows, multiples of 16, in bfloat16.
+    """Packs a bfloat16 matrix by blocks of its rows; each block has a multiple of 16.
 
     Raises ValueError where a scale would be no finite float16.
     """
@@ -196,9 +249,9 @@ def pack_blocks(blocks: Iterable[Tensor], bits: int, name: str) -> Iterator[kern
 class Divergence(NamedTuple):
     """How two models predict the same text, in nats a token.
 
-    reference   mean negative log-likelihood of the text by the one model
-    packed      and by the other
-    kl          Kullback-Leibler divergence of the other's predictions from those of the one
+    reference   mean negative log-likelihood of the text by the reference model
+    packed      and by the packed model
+    kl          Kullback-Leibler divergence of the packed model's predictions from the reference's
     tokens      how many were predicted
     """
 
@@ -213,20 +266,20 @@ def divergence(
 ) -> Divergence:
     """Compares the predictions of two models of one vocabulary on text that neither has seen.
 
-    Each window is a list of token ids, of at most the models' context; from its second on each
-    token is predicted, so that windows better begin with begin_of_text. Perplexity is e to the
-    nats a token. The arithmetic is that of decoding, which also rounds a packed layer's inputs to
-    int8: tokens go through the models at most 16 at a time, as many as the native kernels take,
-    with a cache for what came before. Logits are compared in float32, and no more than those of
-    16 tokens are in memory. Raises ValueError where no window has two tokens.
+    Each window is a list of token ids, no longer than the models' context; every token but the
+    first is predicted, so windows should begin with begin_of_text. Perplexity is e to the nats a
+    token. The arithmetic is that of decoding, which rounds a packed layer's inputs to int8: tokens
+    go through the models 16 at a time, as many as the native kernels take, with a cache of earlier
+    ones. Logits are compared in float32, and only those of 16 tokens are in memory. Raises
+    ValueError where no window has two tokens.
     """
     sums, count = torch.zeros(3, dtype=torch.float64), 0
     with torch.no_grad():
         for window in windows:
             ids = torch.tensor([list(window)])
             caches = [model.new_cache(1, len(window)) for model in (reference, packed)]
-            for start in range(0, len(window) - 1, kernels.MOST_ROWS):
-                end = min(start + kernels.MOST_ROWS, len(window) - 1)
+            for start in range(0, len(window) - 1, kernels.MAX_ROWS):
+                end = min(start + kernels.MAX_ROWS, len(window) - 1)
                 ours, theirs = (
                     model(ids[:, start:end], start, cache=cache)[0].log_softmax(-1)
                     for model, cache in zip((reference, packed), caches, strict=True)

@@ -1,14 +1,14 @@
-"""Packed weights in files: the two tensors that stand for a matrix in int8 or int4.
+"""Packed weights in files: the two tensors that hold a matrix in int8 or int4.
 
-A folder whose `params.json` says "quantize": "int4" has Meta's layout, but for linear layers:
+A folder with "quantize": "int4" in its `params.json` has Meta's layout, but for linear layers:
 
     layers.0.attention.wq.weight         (n, k)   becomes
     layers.0.attention.wq.weight.data    (n / 16, k / 32, 256), uint8; 512 for int8
     layers.0.attention.wq.weight.scales  (n / 16, k / 32, 16), float16
 
-That is what `kernels.Packed` holds, tile by tile. A part of a matrix is packed as a part of these:
-outputs are cut along their first dimension, inputs along the second, so that shards and ranks
-follow from shapes here too. In int4 the output layer is int8. Norms and embedding stay as they are.
+These are the two of `kernels.Packed`, tile by tile. A shard of a matrix is packed as a shard of
+these: outputs are cut along their first dimension, inputs along the second, so that resharding
+follows from shapes here too. In int4 the output layer is int8. Norms and embedding are not packed.
 """
 
 from collections.abc import Mapping
@@ -25,19 +25,19 @@ DTYPES = {"data": torch.uint8, "scales": torch.float16}
 
 
 def bits(quantize: str, name: str) -> int:
-    """Of a number of the weight `name`, without its scale: an error in logits stays."""
+    """Bits of each number of the weight `name`, without scales: at least 8 of the output layer."""
     return max(_BITS[quantize], 8 if name == "output.weight" else 0)
 
 
-def parts(name: str) -> list[str]:
-    """The names of the tensors that a packed weight consists of."""
-    return [f"{name}.{part}" for part in DTYPES]
+def tensor_names(name: str) -> list[str]:
+    """The names of the two tensors of a packed weight."""
+    return [f"{name}.{tensor}" for tensor in DTYPES]
 
 
 def packed_shapes(
     name: str, shape: tuple[int, ...], quantize: str
 ) -> dict[str, tuple[int, int, int]]:
-    """The shapes of the two tensors. Raises ValueError where a matrix is no number of tiles."""
+    """Shapes of the two tensors. Raises ValueError for a matrix that does not divide into tiles."""
     n, k = shape
     if n % TILE or k % GROUP:
         raise InputError(
@@ -46,7 +46,7 @@ def packed_shapes(
         )
     tiles = n // TILE, k // GROUP
     last = GROUP * TILE * bits(quantize, name) // 8, TILE
-    return {part: (*tiles, size) for part, size in zip(parts(name), last, strict=True)}
+    return {key: (*tiles, size) for key, size in zip(tensor_names(name), last, strict=True)}
 
 
 def stored_shapes(
@@ -54,7 +54,7 @@ def stored_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """As `weight_shapes`, of the tensors that one of `ranks` holds in that format.
 
-    Raises ValueError where the ranks can't share the model, or its layers cut so are no tiles.
+    Raises ValueError where the ranks can't share the model, or layers do not divide into tiles.
     """
     shapes: Mapping[str, tuple[int, ...]] = weight_shapes(args, ranks)
     stored: dict[str, tuple[int, ...]] = {}
@@ -62,8 +62,8 @@ def stored_shapes(
         if quantize and is_linear(name, shape):
             try:
                 stored |= packed_shapes(name, shape, quantize)
-            except ValueError as error:
-                where = f", in {ranks} parts" if ranks > 1 else ""
+            except InputError as error:
+                where = f", on each of {ranks} ranks" if ranks > 1 else ""
                 raise InputError(f"{error}{where}") from error
         else:
             stored[name] = shape

@@ -1,4 +1,4 @@
-"""A transformer block whose norms, attention and gate are native kernels, for training on a CPU.
+"""A transformer block whose norm, attention and gate are native kernels, for training on a CPU.
 
 The matrix products stay with the block's own layers, called as modules: parallel, packed, or with
 an adapter around them. In float16, with a cache, on another device, while it is compiled or where
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llama.cache import KVCache
-from llama.kernels.training import add_rms_norm, attend, gate, trains
+from llama.kernels.training_ops import add_rms_norm, packed_attention, silu_mul, trains_head_dim
 from llama.model import DocumentMask, Transformer, TransformerBlock
 
 
@@ -38,10 +38,11 @@ class TrainingBlock(TransformerBlock):
             return super().forward(x, start_pos, freqs_cis, mask, cache)
         a, f, norm = self.attention, self.feed_forward, self.attention_norm
         x, *n = add_rms_norm(x, None, norm.weight, norm.eps, dtype, 3)
-        y = attend(a.wq(n[0]), a.wk(n[1]), a.wv(n[2]), positions, freqs_cis, a.head_dim)
+        q, k, v = a.wq(n[0]), a.wk(n[1]), a.wv(n[2])
+        y = packed_attention(q, k, v, positions, freqs_cis, a.head_dim)
         norm = self.ffn_norm
         h, *n = add_rms_norm(x, a.wo(y), norm.weight, norm.eps, dtype, 2)
-        return h + f.w2(gate(f.w1(n[0]), f.w3(n[1])))
+        return h + f.w2(silu_mul(f.w1(n[0]), f.w3(n[1])))
 
     def _is_native(self, x: Tensor, dtype: torch.dtype) -> bool:
         return (
@@ -49,7 +50,7 @@ class TrainingBlock(TransformerBlock):
             and x.dtype in (torch.float32, dtype)
             and dtype in (torch.float32, torch.bfloat16)
             and not torch.compiler.is_compiling()
-            and trains(self.attention.head_dim)
+            and trains_head_dim(self.attention.head_dim)
         )
 
 

@@ -13,7 +13,7 @@ from fairscale.nn.model_parallel.layers import ColumnParallelLinear
 from torch import Tensor, nn
 
 from llama import distributed
-from llama.kernels.training import available, loss_rows_
+from llama.kernels.training_ops import available, cross_entropy_
 from llama.model import Transformer
 from llama.training.packing import IGNORED
 
@@ -102,7 +102,7 @@ def _losses_to_gradients(logits: Tensor, targets: Tensor) -> Tensor:
     ranks = distributed.model_parallel_size()
     is_plain = logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.bfloat16)
     if ranks == 1 and is_plain and available():
-        return loss_rows_(logits, targets, 1.0)
+        return cross_entropy_(logits, targets, 1.0)
     counted = targets != IGNORED
     local = targets - distributed.model_parallel_rank() * logits.shape[1]
     mine = counted & (local >= 0) & (local < logits.shape[1])

@@ -293,7 +293,7 @@ def _cut_parameters(model: Transformer) -> set[Tensor]:
     }
     for layer in model.modules():
         if isinstance(layer, LoRALinear):
-            cut.add(layer.lora_A if layer.reduces else layer.lora_B)
+            cut.add(layer.lora_A if layer.input_is_parallel else layer.lora_B)
     return cut
 
 

@@ -190,7 +190,7 @@ def test_a_cache_in_int8_needs_what_it_takes() -> None:
     distributed.initialize(1)
     model = Transformer(args)
     model.cache_type = Int8KVCache
-    parts = model.new_cache(4, 32).parts
+    parts = model.new_cache(4, 32).tensors
     assert int8_cache(facts, 1, 4, 32) == sum(part.nbytes for part in parts)
     plain = need(released("Llama-3.1-8B"), "bfloat16", 2, 1, 8192).cache
     assert int8_cache(released("Llama-3.1-8B"), 2, 1, 8192) == plain * (128 + 4) / (128 * 2)

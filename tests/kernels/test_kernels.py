@@ -1,19 +1,12 @@
 """Native kernels beside plain torch, in float64 where that is the judge."""
 
-import ctypes
-import shutil
-
 import pytest
 import torch
 from fixtures import KERNEL_TARGETS, difference, needs_compiler, use_kernels
 
-from llama import kernels
-from llama.kernels import Packed, compiler, linear, pack, unpack
+from llama.kernels import Packed, bindings, linear, pack, unpack
 
 MATRICES = [(16, 32), (48, 96), (256, 768), (4096, 64)]
-NO_KERNELS = (
-    "no native kernels, decoding takes 2.5 times as long, of int8 and int4 weights over 100 times: "
-)
 RAGGED = [(1, 1), (3, 7), (5, 33), (18, 100)]
 
 
@@ -35,12 +28,6 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
     most = groups.abs().amax(-1, keepdim=True)
     inverse = torch.tensor(127.0) / most  # torch takes 127 / most for two roundings
     return ((groups * inverse).round().double() * (most / 127)).flatten(-2)
-
-
-@needs_compiler
-@pytest.mark.parametrize("part", ["inference", "training"])
-def test_there_is_a_library_where_there_is_a_compiler(part: str) -> None:
-    assert isinstance(kernels.library(part), ctypes.CDLL)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8, 13])
@@ -75,11 +62,13 @@ def test_rounding_errs_by_so_much(kind: str, bits: int, error: float) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("bits", [8, 4])
-def test_the_twin_packs_alike(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reference_implementation_packs_alike(
+    bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weight = numbers(64, 512)
     weight[3, 32:64] = 0
     ours = pack(weight, bits)
-    monkeypatch.setattr(kernels, "library", lambda part: None)
+    monkeypatch.setattr(bindings, "library", lambda part: None)
     twin = pack(weight, bits)
     # Of two int4 scales that err alike, sums in another order may choose the other.
     same = (ours.scales == twin.scales).float().mean()
@@ -143,58 +132,6 @@ def test_zeros(kind: str) -> None:
 def test_what_fills_no_tile_is_refused(n: int, k: int) -> None:
     with pytest.raises(ValueError, match=rf"a matrix of {n} x {k} can't be packed"):
         pack(numbers(n, k), 8)
-
-
-@pytest.mark.parametrize("compiler", ["", "false", "no-such-compiler"])
-def test_without_a_compiler_one_line_says_so(
-    compiler: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setenv("CC", compiler)
-    monkeypatch.setattr(kernels, "library", kernels.functools.cache(kernels.library.__wrapped__))
-    x, weight = numbers(2, 32), numbers(16, 32)
-    for _ in range(2):
-        assert difference(linear(x, weight), x.double() @ weight.double().T) < 4e-3
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err.startswith(NO_KERNELS)
-    assert err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("target", "notice"),
-    [
-        ("off", NO_KERNELS + "LLAMA_KERNELS=off"),
-        pytest.param(
-            "x86-64-v3",
-            "native kernels for x86-64-v3, where this processor may be faster (LLAMA_KERNELS)",
-            marks=pytest.mark.skipif("avx2" not in compiler.processor(), reason="needs AVX2"),
-        ),
-        ("no-such-processor", NO_KERNELS),
-    ],
-)
-def test_kernels_can_be_chosen(
-    target: str, notice: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setenv("LLAMA_KERNELS", target)
-    monkeypatch.setattr(kernels, "library", kernels.functools.cache(kernels.library.__wrapped__))
-    x, weight = numbers(2, 32), numbers(16, 32)
-    assert difference(linear(x, weight), x.double() @ weight.double().T) < 4e-3
-    assert kernels.available() == (target == "x86-64-v3")
-    assert capfd.readouterr().err.startswith(notice)
-
-
-@needs_compiler
-@pytest.mark.parametrize("part", ["inference", "training"])
-def test_a_library_is_compiled_once(part: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLAMA_CACHE", str(tmp_path))
-    path = compiler.compiled(part)
-    made = path.stat().st_mtime_ns
-    assert compiler.compiled(part) == path
-    assert path.stat().st_mtime_ns == made
-    assert [other.name for other in path.parent.iterdir()] == [path.name]
-    monkeypatch.setattr(compiler, "processor", lambda: "another one")
-    assert compiler.compiled(part) != path
 
 
 def test_packed_is_made_of_what_it_says() -> None:

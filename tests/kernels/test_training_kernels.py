@@ -10,9 +10,16 @@ from fixtures import KERNEL_TARGETS, difference, needs_compiler, use_kernels
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from llama.kernels import training as kernels
 from llama.kernels.compiler import processor
-from llama.kernels.training import add_rms_norm, attend, gate, loss_rows_, rms_norm, trains
+from llama.kernels.training_ops import (
+    add_rms_norm,
+    available,
+    cross_entropy_,
+    packed_attention,
+    rms_norm,
+    silu_mul,
+    trains_head_dim,
+)
 from llama.model import DocumentMask, freqs_cis_at, rotary_frequencies
 
 # heads, KV heads, size of a head
@@ -52,7 +59,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     """The library for this processor, or those for lesser ones."""
     if request.param != "native":
         use_kernels(request.param, monkeypatch)
-    elif not kernels.available():
+    elif not available():
         pytest.skip("needs a C compiler")
     return request.param
 
@@ -199,7 +206,7 @@ def test_gate(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     gates, ups, dy = (numbers(*shape, seed=i, dtype=dtype) for i in range(3))
     inputs = gates * 4, ups
     exact = results(lambda a, b: F.silu(a) * b, leaves(*inputs, dtype=torch.float64), dy)
-    for found, expected in zip(results(gate, leaves(*inputs), dy), exact, strict=True):
+    for found, expected in zip(results(silu_mul, leaves(*inputs), dy), exact, strict=True):
         assert found.dtype == dtype
         assert is_rounded(found, expected)
 
@@ -207,7 +214,7 @@ def test_gate(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
 def test_a_gate_far_from_zero(kind: str) -> None:
     gates = torch.tensor([-1e30, -3e4, -100.0, 100.0, 3e4]).bfloat16()
     ones = torch.ones_like(gates)
-    y, d_gates, d_ups = results(gate, leaves(gates, ones), ones)
+    y, d_gates, d_ups = results(silu_mul, leaves(gates, ones), ones)
     for found, expected in ((y, gates), (d_gates, ones), (d_ups, gates)):
         assert torch.equal(found[3:], expected[3:])
         assert (found[:3].abs() < 1e-6).all()
@@ -225,7 +232,7 @@ def test_attend(
     *inputs, dy = projections(*positions.shape, heads, kv_heads, head_dim, dtype)
     places = positions, turns_of(positions, head_dim), head_dim
     exact = results(lambda *a: plain_attend(*a, *places), leaves(*inputs, dtype=torch.float64), dy)
-    ours = results(lambda *a: attend(*a, *places), leaves(*inputs), dy)
+    ours = results(lambda *a: packed_attention(*a, *places), leaves(*inputs), dy)
     in_pairs = kind == "native" and "avx512_bf16" in processor() and dtype == torch.bfloat16
     of_y, of_gradients = ERRORS["pairs" if in_pairs else str(dtype).removeprefix("torch.")]
     for found, expected, errors in zip(ours, exact, (of_y, *[of_gradients] * 3), strict=True):
@@ -242,8 +249,8 @@ def test_rows_of_one_document_need_no_positions(kind: str, seq: int, dtype: torc
     *inputs, dy = projections(3, seq, 4, 2, 32, dtype)
     positions = torch.arange(seq).repeat(3, 1)
     turns = turns_of(positions, 32)
-    expected = results(lambda *a: attend(*a, positions, turns, 32), leaves(*inputs), dy)
-    found = results(lambda *a: attend(*a, None, turns[0], 32), leaves(*inputs), dy)
+    expected = results(lambda *a: packed_attention(*a, positions, turns, 32), leaves(*inputs), dy)
+    found = results(lambda *a: packed_attention(*a, None, turns[0], 32), leaves(*inputs), dy)
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
 
@@ -253,7 +260,7 @@ def test_rows_may_begin_within_a_document(kind: str) -> None:
     *inputs, dy = projections(2, 7, 4, 2, 32)
     places = positions, turns_of(positions, 32), 32
     exact = results(lambda *a: plain_attend(*a, *places), leaves(*inputs, dtype=torch.float64), dy)
-    ours = results(lambda *a: attend(*a, *places), leaves(*inputs), dy)
+    ours = results(lambda *a: packed_attention(*a, *places), leaves(*inputs), dy)
     for found, expected in zip(ours, exact, strict=True):
         assert difference(found, expected) < 1e-2
 
@@ -263,14 +270,16 @@ def test_a_document_is_what_it_is_alone(kind: str, dtype: torch.dtype) -> None:
     positions = packed(documents)
     *inputs, dy = projections(2, 131, 4, 2, 32, dtype)
     places = positions, turns_of(positions, 32), 32
-    together = results(lambda *a: attend(*a, *places), leaves(*inputs), dy)
+    together = results(lambda *a: packed_attention(*a, *places), leaves(*inputs), dy)
     for row, lengths in enumerate(documents):
         for i, length in enumerate(lengths):
             start = sum(lengths[:i])
             here = slice(row, row + 1), slice(start, start + length)
             places = None, turns_of(torch.arange(length), 32), 32
             alone = results(
-                lambda *a, p=places: attend(*a, *p), leaves(*(t[here] for t in inputs)), dy[here]
+                lambda *a, p=places: packed_attention(*a, *p),
+                leaves(*(t[here] for t in inputs)),
+                dy[here],
             )
             for a, b in zip(together, alone, strict=True):
                 assert torch.equal(a[here], b)
@@ -283,7 +292,7 @@ def test_scores_far_from_each_other(kind: str, chosen: str) -> None:
     k.zero_()[0, :, 0] = torch.arange(200) * 16.0 if chosen == "last" else 0
     k[0, 0, 0] = 340 if chosen == "first" else 0
     turns = torch.ones(200, 16, dtype=torch.complex64)
-    y, dq, dk, dv = results(lambda *a: attend(*a, None, turns, 32), leaves(q, k, v), dy)
+    y, dq, dk, dv = results(lambda *a: packed_attention(*a, None, turns, 32), leaves(q, k, v), dy)
     values = v if chosen == "last" else v[:, :1].expand(1, 200, 32)
     assert torch.equal(y, values.repeat(1, 1, 2))
     assert dq.abs().max() < 1e-3
@@ -300,7 +309,7 @@ def test_a_token_alone_attends_to_itself(kind: str) -> None:
     positions = torch.zeros(2, 9, dtype=torch.long)
     *inputs, dy = projections(2, 9, 4, 2, 32)
     places = positions, turns_of(positions, 32), 32
-    y, dq, dk, dv = results(lambda *a: attend(*a, *places), leaves(*inputs), dy)
+    y, dq, dk, dv = results(lambda *a: packed_attention(*a, *places), leaves(*inputs), dy)
     values = inputs[2].unflatten(-1, (2, 1, 32)).expand(-1, -1, -1, 2, -1).flatten(2)
     assert torch.equal(y, values)
     assert dq.abs().max() < 1e-4
@@ -315,7 +324,7 @@ def test_what_is_not_finite_stays_in_its_document(kind: str, at: int, wrong: flo
     *inputs, dy = projections(2, 200, 2, 1, 32)
     inputs[at][0, 140] = wrong  # in the second block of the second document
     places = positions, turns_of(positions, 32), 32
-    y, *gradients = results(lambda *a: attend(*a, *places), leaves(*inputs), dy)
+    y, *gradients = results(lambda *a: packed_attention(*a, *places), leaves(*inputs), dy)
     ill = slice(140, 141) if at == 0 else slice(140, 190)
     assert not y[0, ill].isfinite().any()
     assert y[0, :104].isfinite().all()
@@ -331,7 +340,7 @@ def test_a_long_document(kind: str) -> None:
     dy[:, : last.start] = 0
     positions = torch.arange(seq).unsqueeze(0)
     places = positions, turns_of(positions, head_dim), head_dim
-    y, dq, dk, dv = results(lambda *a: attend(*a, *places), leaves(q, k, v), dy)
+    y, dq, dk, dv = results(lambda *a: packed_attention(*a, *places), leaves(q, k, v), dy)
     inputs = leaves(q[:, last], k, v, dtype=torch.float64)
     exact = results(lambda *a: plain_attend(*a, *places), inputs, dy[:, last])
     assert not dq[:, : last.start].any()
@@ -349,7 +358,7 @@ def test_loss_rows(kind: str, rows: int, vocab: int, dtype: torch.dtype) -> None
         leaves(logits, dtype=torch.float64),
         torch.full((rows,), 0.125),
     )
-    losses = loss_rows_(logits, targets, 0.125)
+    losses = cross_entropy_(logits, targets, 0.125)
     assert (losses.dtype, losses.shape) == (torch.float32, (rows,))
     assert (losses - expected).abs().max() < 1e-5
     if dtype == torch.float32:  # of a target that is all but certain it is what 1 leaves
@@ -363,7 +372,7 @@ def test_losses_far_from_zero(kind: str) -> None:
     logits = torch.tensor([[3e4, -3e4, 0.0], [-3e4, -3e4, -3e4], [1.0, -math.inf, 1.0]]).bfloat16()
     targets = torch.tensor([1, 2, 0])
     expected = F.cross_entropy(logits.double(), targets, reduction="none")
-    losses = loss_rows_(logits, targets, 1.0)
+    losses = cross_entropy_(logits, targets, 1.0)
     assert difference(losses, expected) < 1e-6
     exact = torch.tensor([[1, -1, 0], [1 / 3, 1 / 3, -2 / 3], [-0.5, 0, 0.5]]).double()
     assert is_rounded(logits, exact)
@@ -373,7 +382,7 @@ def test_losses_far_from_zero(kind: str) -> None:
 def test_a_loss_that_is_not_finite_stays_in_its_row(kind: str, wrong: float) -> None:
     logits = numbers(3, 50)
     logits[1, 7] = wrong
-    losses = loss_rows_(logits, torch.tensor([4, 5, 6]), 1.0)
+    losses = cross_entropy_(logits, torch.tensor([4, 5, 6]), 1.0)
     assert losses.isfinite().tolist() == [True, False, True]
     assert logits[[0, 2]].isfinite().all()
     assert not logits[1].isfinite().all()
@@ -384,7 +393,7 @@ def test_a_target_that_is_no_token_is_an_error_not_a_write(kind: str, target: in
     logits = numbers(2, 50)
     before = logits.clone()
     with pytest.raises(IndexError, match="none of the 50 tokens, nor -100"):
-        loss_rows_(logits, torch.tensor([3, target]), 1.0)
+        cross_entropy_(logits, torch.tensor([3, target]), 1.0)
     assert torch.equal(logits, before)
 
 
@@ -396,7 +405,7 @@ def runs(dtype: torch.dtype = torch.bfloat16) -> dict[str, Callable[[], list[Ten
 
     def losses() -> list[Tensor]:
         logits = numbers(77, 333, dtype=dtype)
-        return [loss_rows_(logits, torch.arange(77), 1.0), logits]
+        return [cross_entropy_(logits, torch.arange(77), 1.0), logits]
 
     wide, narrow = numbers(777, 96, dtype=torch.float32), numbers(777, 96, seed=1, dtype=dtype)
     weight = numbers(96, seed=2, dtype=torch.float32)
@@ -404,9 +413,11 @@ def runs(dtype: torch.dtype = torch.bfloat16) -> dict[str, Callable[[], list[Ten
         "rms_norm": lambda: results(
             lambda *a: rms_norm(*a, 1e-5, dtype), leaves(wide, weight), narrow
         ),
-        "gate": lambda: results(gate, leaves(wide.to(dtype), narrow), narrow),
-        "attend": lambda: results(lambda *a: attend(*a, positions, turns, 32), leaves(*heads), dy),
-        "loss_rows_": losses,
+        "silu_mul": lambda: results(silu_mul, leaves(wide.to(dtype), narrow), narrow),
+        "packed_attention": lambda: results(
+            lambda *a: packed_attention(*a, positions, turns, 32), leaves(*heads), dy
+        ),
+        "cross_entropy_": losses,
     }
 
 
@@ -438,10 +449,10 @@ def test_tensors_that_are_not_contiguous() -> None:
         return x.repeat_interleave(2, -1)[..., ::2]
 
     for function, tensors, places in (
-        (attend, inputs, (positions, turns, 32)),
+        (packed_attention, inputs, (positions, turns, 32)),
         (rms_norm, [wide, weight], (1e-5, torch.bfloat16)),
         (lambda *a: sum(add_rms_norm(*a, 1e-5, dy.dtype, 2)), [wide, dy, weight], ()),
-        (gate, [inputs[0], dy], ()),
+        (silu_mul, [inputs[0], dy], ()),
     ):
         strided = [spread(p) if isinstance(p, Tensor) else p for p in places]
         expected = results(lambda *a, f=function, p=places: f(*a, *p), leaves(*tensors), dy)
@@ -460,8 +471,8 @@ def test_what_is_computed_again_is_the_same(reentrant: bool) -> None:
     weight, turns = numbers(128, dtype=torch.float32), turns_of(positions, 32)
 
     def layers(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> Tensor:
-        y = attend(rms_norm(q, weight, 1e-5, q.dtype), k, v, positions, turns, 32)
-        return gate(y, rms_norm(v, weight, 1e-5, v.dtype))
+        y = packed_attention(rms_norm(q, weight, 1e-5, q.dtype), k, v, positions, turns, 32)
+        return silu_mul(y, rms_norm(v, weight, 1e-5, v.dtype))
 
     plain, again = leaves(*inputs, weight), leaves(*inputs, weight)
     y, other = layers(*plain), checkpoint(layers, *again, use_reentrant=reentrant)
@@ -479,9 +490,9 @@ def test_some_inputs_may_be_frozen(frozen: tuple[int, ...]) -> None:
     inputs = projections(2, 50, 4, 2, 32)[:3]
     turns, weight = turns_of(positions, 32), numbers(64, dtype=torch.float32)
     for function, tensors in (
-        (lambda *a: attend(*a, positions, turns, 32), inputs),
+        (lambda *a: packed_attention(*a, positions, turns, 32), inputs),
         (lambda *a: rms_norm(*a, 1e-5, torch.bfloat16), [inputs[1], weight]),
-        (gate, [inputs[1], inputs[2]]),
+        (silu_mul, [inputs[1], inputs[2]]),
     ):
         all_learn, some_learn = leaves(*tensors), leaves(*tensors)
         for i in frozen:
@@ -501,13 +512,13 @@ def test_nothing_is_kept_without_gradients() -> None:
     x = numbers(4, 32)
     assert rms_norm(x, torch.ones(32), 1e-5, x.dtype).grad_fn is None
     with torch.no_grad():
-        assert not gate(*leaves(x, x)).requires_grad
+        assert not silu_mul(*leaves(x, x)).requires_grad
 
 
 @needs_compiler
 def test_a_gradient_of_a_gradient_is_refused() -> None:
     (x,) = leaves(numbers(4, 32))
-    (dx,) = torch.autograd.grad(gate(x, x).square().sum(), [x], create_graph=True)
+    (dx,) = torch.autograd.grad(silu_mul(x, x).square().sum(), [x], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dx.sum().backward()
 
@@ -540,16 +551,16 @@ def test_what_does_not_fit_is_refused(changed: int) -> None:
         (q, k, v, positions, turns, 24),
     ]
     with pytest.raises(ValueError, match=r"do not fit together|no kernel for heads of 24"):
-        attend(*wrong[changed])
+        packed_attention(*wrong[changed])
 
 
 @needs_compiler
 def test_other_dtypes_and_shapes_are_refused() -> None:
     x = numbers(4, 32)
     with pytest.raises(TypeError, match=r"ups is torch\.float32 where torch\.bfloat16"):
-        gate(x, x.float())
+        silu_mul(x, x.float())
     with pytest.raises(TypeError, match=r"v is torch\.float16"):
-        attend(x, x, x.half(), None, turns_of(torch.arange(4), 32), 32)
+        packed_attention(x, x, x.half(), None, turns_of(torch.arange(4), 32), 32)
     with pytest.raises(TypeError, match=r"x is torch\.float16"):
         rms_norm(x.half(), torch.ones(32), 1e-5, torch.float16)
     with pytest.raises(TypeError, match="on meta"):
@@ -559,9 +570,9 @@ def test_other_dtypes_and_shapes_are_refused() -> None:
     with pytest.raises(TypeError, match=r"norm of x in torch\.float32 .* not in torch\.float16"):
         rms_norm(x.float(), torch.ones(32), 1e-5, torch.float16)
     with pytest.raises(TypeError, match=r"logits is torch\.float64"):
-        loss_rows_(x.double(), torch.zeros(4, dtype=torch.long), 1.0)
+        cross_entropy_(x.double(), torch.zeros(4, dtype=torch.long), 1.0)
     with pytest.raises(ValueError, match=r"gates \(4, 32\) and ups \(4, 16\)"):
-        gate(x, x[:, :16])
+        silu_mul(x, x[:, :16])
     with pytest.raises(TypeError, match=r"branch is torch\.float32"):
         add_rms_norm(x, x.float(), torch.ones(32), 1e-5, x.dtype, 1)
     for weight, branch in ((16, None), (32, x[:3])):
@@ -574,15 +585,15 @@ def test_other_dtypes_and_shapes_are_refused() -> None:
             add_rms_norm(x, None, torch.ones(32), 1e-5, x.dtype, uses)
     for logits, rows in ((x, 3), (x[:, ::2], 4), (x[0], 4)):
         with pytest.raises(ValueError, match="should be"):
-            loss_rows_(logits, torch.zeros(rows, dtype=torch.long), 1.0)
+            cross_entropy_(logits, torch.zeros(rows, dtype=torch.long), 1.0)
 
 
 @needs_compiler
 def test_which_heads_it_trains() -> None:
-    assert [n for n in range(1, 300) if trains(n)] == [16, 32, 48, 64, 80, 96, 112, 128]
+    assert [n for n in range(1, 300) if trains_head_dim(n)] == [16, 32, 48, 64, 80, 96, 112, 128]
 
 
 def test_without_kernels_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     use_kernels("off", monkeypatch)
-    assert not kernels.available()
-    assert not trains(64)
+    assert not available()
+    assert not trains_head_dim(64)

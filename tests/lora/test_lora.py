@@ -30,7 +30,7 @@ from llama.lora.adapter_layers import (
     save_adapter,
 )
 from llama.quantization.inference_block import InferenceBlock
-from llama.quantization.linear_layers import InferenceLinear, use_format
+from llama.quantization.linear_layers import InferenceLinear, PackedLinear, use_format
 from llama.storage import sharding as weights_module
 from llama.storage import tensor_files
 
@@ -269,8 +269,7 @@ def test_packed_weights_are_not_kept_unpacked_for_the_gradient(name: str) -> Non
     with torch.no_grad():
         for path, parameter in plain.named_parameters():
             layer = model.get_submodule(path.rpartition(".")[0])
-            if isinstance(layer, InferenceLinear):
-                assert layer.packed is not None
+            if isinstance(layer, PackedLinear):
                 parameter.copy_(kernels.unpack(layer.packed))
     kept = set()
 
@@ -293,7 +292,7 @@ def test_training_leaves_the_base_as_it_was_bit_for_bit(name: str | None) -> Non
         use_format(model, name)
     tensors = {path: t for path, t in model.named_parameters()}
     for path, module in model.named_modules():
-        if isinstance(module, InferenceLinear) and module.packed is not None:
+        if isinstance(module, PackedLinear):
             tensors |= {f"{path}.data": module.packed[0], f"{path}.scales": module.packed[1]}
     before = {path: tensor.detach().clone() for path, tensor in tensors.items()}
     add_lora(model, LoraConfig(r=4, targets=TARGETS))
@@ -814,7 +813,7 @@ def test_a_model_is_built_with_its_adapter(
     llama = build(of_tiny, quantize, dtype)
     with torch.no_grad():
         for name, layer in llama.model.named_modules():
-            if isinstance(layer, InferenceLinear) and layer.packed is not None:
+            if isinstance(layer, PackedLinear):
                 rounded = kernels.unpack(layer.matrix, torch.float32)
                 exact.get_submodule(name).weight.copy_(rounded)
     expected = logits(exact)

@@ -1,5 +1,5 @@
-"""Packed weights for a GPU. Here torch's kernel is stood for by its twin for CPUs, and the layout
-of its weights is written out number by number."""
+"""Packed weights for a GPU, by torch's kernel for CPUs; the layout of the weights for GPUs is
+written out number by number."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from llama.checkpoint.loading import load_model, packed_layers
 from llama.checkpoint.opening import open_checkpoint
 from llama.quantization import cuda_packed
 from llama.quantization.cuda_packed import CudaPacked, repack
-from llama.quantization.linear_layers import InferenceLinear, check_format
+from llama.quantization.linear_layers import PackedCudaLinear, PackedLinear, check_format
 
 CPU = torch.device("cpu")
 TINY = Path(__file__).parents[2] / "params" / "tiny"
@@ -49,7 +49,7 @@ def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_repacked_weights_are_the_same(
     n: int, k: int, bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda_packed, "_AT_ONCE", 2)
+    monkeypatch.setattr(cuda_packed, "_BLOCK_TILES", 2)
     weight = packed(n, k, bits)
     found = repack(weight, CPU)
     rounded = weight._replace(scales=weight.scales.bfloat16())
@@ -63,7 +63,7 @@ def test_repacked_weights_are_the_same(
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_kernel_is_given_what_multiplies_to_the_same(bits: int) -> None:
     weight = packed(64, 256, bits)
-    halves, scales = cuda_packed._halves(weight), repack(weight, CPU).scales
+    halves, scales = cuda_packed._nibbles(weight), repack(weight, CPU).scales
     for_cpu = torch.ops.aten._convert_weight_to_int4pack_for_cpu(halves.int(), 1)
     x = torch.randn(5, 256, generator=torch.Generator().manual_seed(1))
     for dtype, most in ((torch.float32, 2e-3), (torch.bfloat16, 8e-3)):
@@ -98,10 +98,9 @@ def test_a_model_of_repacked_layers(
     expected, found = (
         load_model(checkpoint, CPU, torch.bfloat16, convert_layer=convert_layer) for _ in "ab"
     )
-    for layer in found.modules():
-        if isinstance(layer, InferenceLinear):
-            assert isinstance(layer.packed, kernels.Packed)
-            layer.packed = repack(layer.packed, CPU)
+    for name, layer in list(found.named_modules()):
+        if isinstance(layer, PackedLinear):
+            found.set_submodule(name, PackedCudaLinear(layer, repack(layer.packed, CPU)))
     tokens = torch.arange(60).view(3, 20) * 7
     with torch.no_grad():
         ours, theirs = (model(tokens).log_softmax(-1) for model in (found, expected))

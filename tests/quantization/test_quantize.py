@@ -21,7 +21,7 @@ from llama.checkpoint.memory import packed_weights
 from llama.checkpoint.opening import open_checkpoint
 from llama.checkpoint.saving import save_model
 from llama.quantization import linear_layers as quantize_source
-from llama.quantization.linear_layers import InferenceLinear, divergence, use_format
+from llama.quantization.linear_layers import BFloat16Linear, PackedLinear, divergence, use_format
 from llama.storage import sharding as weights_module
 
 TINY = Path(__file__).parents[2] / "params" / "tiny"
@@ -102,7 +102,7 @@ def test_what_is_refused() -> None:
 def test_a_bfloat16_model_is_still_a_model(tmp_path: Path) -> None:
     llama = build()
     layer = llama.model.layers[0].attention.wq
-    assert isinstance(layer, InferenceLinear)
+    assert isinstance(layer, BFloat16Linear)
     assert "layers.0.attention.wq.weight" in llama.model.state_dict()
     save_model(llama.model, tmp_path, llama.tokenizer.model_path, torch.bfloat16)
     with pytest.raises(ValueError, match="is quantized or has an adapter; save the model"):
@@ -156,14 +156,14 @@ def test_many_rows_are_multiplied_in_float32_where_bfloat16_is_not(
 ) -> None:
     monkeypatch.setattr(distributed, "cpu_multiplies_bfloat16", lambda: multiplies)
     widened: list[torch.Tensor] = []
-    plain = quantize_source._wide_product
-    monkeypatch.setattr(quantize_source, "_WIDE_AT_ONCE", 300)
+    plain = quantize_source._float32_product
+    monkeypatch.setattr(quantize_source, "_FLOAT32_OUTPUTS", 300)
 
     def spy(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         widened.append(x)
         return plain(x, weight)
 
-    monkeypatch.setattr(quantize_source, "_wide_product", spy)
+    monkeypatch.setattr(quantize_source, "_float32_product", spy)
     layer = build().model.layers[0].feed_forward.w1
     assert layer.weight is not None
     x = torch.randn(2, rows, layer.weight.shape[1]).bfloat16()
@@ -177,8 +177,7 @@ def test_many_rows_are_multiplied_in_float32_where_bfloat16_is_not(
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
 def test_info_tells_the_bytes_of_packed_weights(quantize: str) -> None:
     model = build(quantize).model
-    layers = [layer for layer in model.modules() if isinstance(layer, InferenceLinear)]
-    packed = sum(part.nbytes for layer in layers for part in layer.packed or ())
+    packed = sum(tensor.nbytes for each in packed_of(model) for tensor in each)
     others = sum(weight.nbytes for weight in model.parameters())  # the embedding and the norms
     assert packed_weights(read_facts(str(TINY)), quantize, 1) == packed + others
 
@@ -205,9 +204,7 @@ def build_from(folder: Path, quantize: str | None = None) -> Llama:
 
 def packed_of(model: Transformer) -> Iterator[kernels.Packed]:
     for layer in model.modules():
-        if isinstance(layer, InferenceLinear):
-            assert layer.packed is not None
-            assert layer.weight is None
+        if isinstance(layer, PackedLinear):
             yield layer.packed
 
 
@@ -239,9 +236,8 @@ def test_packed_afterwards_while_read_and_before_are_the_same(
 
 
 def test_bfloat16_is_a_format_too(folders: Path) -> None:
-    layers = [m for m in build("bfloat16").model.modules() if isinstance(m, InferenceLinear)]
+    layers = [m for m in build("bfloat16").model.modules() if isinstance(m, BFloat16Linear)]
     assert len(layers) == 6 * 7 + 1
-    assert all(layer.packed is None for layer in layers)
     with pytest.raises(ValueError, match=r"quantize='bfloat16', but .* holds int4 weights"):
         build_from(folders / "int4-1", "bfloat16")
 
@@ -327,8 +323,8 @@ def test_packing_while_reading_takes_little_memory(
 import re, torch
 from pathlib import Path
 from llama import kernels
-from llama.checkpoint import load_model, open_checkpoint
-from llama.quantize import packed_layers
+from llama.checkpoint.loading import load_model, packed_layers
+from llama.checkpoint.opening import open_checkpoint
 def peak():
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 kernels.pack(torch.zeros(16, 32, dtype=torch.bfloat16), 4)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llama import Transformer, distributed
-from llama.kernels import training as kernels
+from llama.kernels import training_ops as kernels
 from llama.model import DocumentMask, ModelArgs, TransformerBlock
 from llama.training import block as block_module
 from llama.training.block import TrainingBlock, use_training_blocks
@@ -74,12 +74,12 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return function(*args)
 
     with monkeypatch.context() as patch:
-        for name in ("add_rms_norm", "attend", "gate"):
+        for name in ("add_rms_norm", "packed_attention", "silu_mul"):
             patch.setattr(block_module, name, partial(spy, name, getattr(kernels, name)))
         yield calls
 
 
-ONE_BLOCK = ["add_rms_norm", "attend", "add_rms_norm", "gate"]
+ONE_BLOCK = ["add_rms_norm", "packed_attention", "add_rms_norm", "silu_mul"]
 
 
 @needs_compiler

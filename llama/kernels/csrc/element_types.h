@@ -1,15 +1,15 @@
 /* What the sources for training share. They are compiled twice, for what lies in bfloat16 and, with
    IN_FLOAT32, in float32. */
 
-#ifndef TRAINING_H
-#define TRAINING_H
+#ifndef ELEMENT_TYPES_H
+#define ELEMENT_TYPES_H
 
-#include "block.h"
+#include "transformer_ops.h"
 
 #define LOG2_E 1.44269504f
 
 /* 2^x to 1e-7, for x up to 126; less than -126 counts as that. Shorter than `exponential`. */
-INLINE float power_of_two(float x) {
+INLINE float fast_exp2(float x) {
     x = x < -126.0f ? -126.0f : x; /* NaN stays */
     const float shifted = x + 12582912.0f; /* 1.5 * 2^23: its last bit is worth 1 */
     const float part = x - (shifted - 12582912.0f);
@@ -30,13 +30,13 @@ INLINE float power_of_two(float x) {
 #ifdef IN_FLOAT32
 #define NAMED(name) name##_float32
 typedef float element;
-INLINE float number_of(element x) { return x; }
-INLINE element element_of(float f) { return f; }
+INLINE float to_float(element x) { return x; }
+INLINE element from_float(float f) { return f; }
 #else
 #define NAMED(name) name##_bfloat16
 typedef uint16_t element;
-INLINE float number_of(element x) { return from_bf16(x); }
-INLINE element element_of(float f) { return rounded(f); }
+INLINE float to_float(element x) { return from_bf16(x); }
+INLINE element from_float(float f) { return round_to_bf16(f); }
 #endif
 
 #endif

@@ -1,20 +1,20 @@
 /* What the sources here share: numbers, matrices in each format, and their product with few rows. */
 
-#ifndef LINEAR_H
-#define LINEAR_H
+#ifndef MATMUL_H
+#define MATMUL_H
 
-#include "vectors.h"
+#include "simd.h"
 
 #define TILE 16  /* outputs that are computed together */
 #define GROUP 32 /* inputs that share a scale in packed weights */
-#define MOST_ROWS 16
+#define MAX_ROWS 16
 
 /* A layer's weights (n, k). 16 bits: bfloat16, row after row; 8 and 4: packed as linear.c says. */
 typedef struct {
     const void *data;
     const _Float16 *scales; /* of packed weights */
     int64_t n, k, bits;
-    int64_t parts; /* a power of two: in how many the sums over k are made */
+    int64_t partial_sums; /* a power of two: in how many the sums over k are made */
 } matrix;
 
 /* Rows that are multiplied: bfloat16 (rows, k), and what `prepare` makes of them. */
@@ -36,7 +36,7 @@ INLINE int64_t outputs_of(const matrix *m, int64_t tile) {
 
 /* Bytes that `rows` rows take when they are prepared, and where each part of that begins. */
 int64_t prepared_size(int64_t rows, int64_t k);
-void place_prepared(inputs *in, char *memory);
+void assign_prepared(inputs *in, char *memory);
 
 /* Makes of all rows what they are multiplied as, with weights of so many bits; called by every thread
    of a parallel region, which share the work. */

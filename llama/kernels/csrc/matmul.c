@@ -15,7 +15,7 @@
    scale, 16 of them side by side. Inputs are rounded to int8 with a scale for each group of 32 too,
    which is why results do not depend on how inputs are divided among processes. */
 
-#include "linear.h"
+#include "matmul.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -27,7 +27,7 @@
     case rows: call(rows); break;
 #define UP_TO_4_ROWS(rows, call)                                                                   \
     switch (rows) { CASE(1, call) CASE(2, call) CASE(3, call) default: call(4); }
-#ifdef PLAIN_LOOPS /* unrolled, they would take minutes to compile */
+#ifdef NO_SIMD /* unrolled, they would take minutes to compile */
 #define BF16_ROWS 1
 #define BF16_OUTPUTS 1
 #define PACKED_ROWS 1
@@ -67,7 +67,7 @@ int64_t prepared_size(int64_t rows, int64_t k) {
     return integers > factors ? integers : factors;
 }
 
-void place_prepared(inputs *in, char *memory) {
+void assign_prepared(inputs *in, char *memory) {
     int64_t groups = in->rows * (in->k / GROUP);
     in->factors = PREPARES_BF16 ? (factor *)memory : (factor *)in->x;
     in->scales = (float *)memory;
@@ -77,28 +77,28 @@ void place_prepared(inputs *in, char *memory) {
 
 /* Group g of row b to int8 with a scale and what the rounded add up to, times -8. What is not finite
    makes the scale NaN, and with it the results. */
-static void round_group(const inputs *in, int64_t b, int64_t g) {
+static void quantize_group(const inputs *in, int64_t b, int64_t g) {
     const int64_t at = g * in->rows + b;
     const uint16_t *x = in->x + b * in->k + g * GROUP;
     int8_t *q = in->q + at * GROUP;
-    float values[GROUP], most = 0;
-    int broken = 0;
-#pragma omp simd reduction(max : most) reduction(| : broken)
+    float values[GROUP], max_abs = 0;
+    int has_nonfinite = 0;
+#pragma omp simd reduction(max : max_abs) reduction(| : has_nonfinite)
     for (int j = 0; j < GROUP; j++) {
         values[j] = from_bf16(x[j]);
         float size = fabsf(values[j]);
-        most = size > most ? size : most;
-        broken |= !(size <= 3.4e38f);
+        max_abs = size > max_abs ? size : max_abs;
+        has_nonfinite |= !(size <= 3.4e38f);
     }
-    float inverse = most > 0 && !broken ? 127.0f / most : 0;
+    float inverse = max_abs > 0 && !has_nonfinite ? 127.0f / max_abs : 0;
     int32_t sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int j = 0; j < GROUP; j++) {
-        int32_t v = broken ? 0 : (int32_t)rintf(values[j] * inverse);
+        int32_t v = has_nonfinite ? 0 : (int32_t)rintf(values[j] * inverse);
         q[j] = (int8_t)v;
         sum += v;
     }
-    in->scales[at] = broken ? NAN : most / 127.0f;
+    in->scales[at] = has_nonfinite ? NAN : max_abs / 127.0f;
     in->bias[at] = -8 * sum;
 }
 
@@ -106,14 +106,14 @@ void prepare(const inputs *in, int64_t bits) {
     if (bits != 16) {
 #pragma omp for schedule(static)
         for (int64_t g = 0; g < in->k / GROUP; g++)
-            for (int64_t b = 0; b < in->rows; b++) round_group(in, b, g);
+            for (int64_t b = 0; b < in->rows; b++) quantize_group(in, b, g);
     } else if (PREPARES_BF16) {
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < in->k / STEP; i++)
             for (int64_t b = 0; b < in->rows; b++) {
                 const int64_t first = b / BF16_ROWS * BF16_ROWS, left = in->rows - first;
                 const int64_t rows = left < BF16_ROWS ? left : BF16_ROWS;
-                make_factors(in->x + b * in->k + i * STEP,
+                load_factors(in->x + b * in->k + i * STEP,
                              in->factors + first * in->k + (i * rows + b - first) * STEP);
             }
     }
@@ -130,7 +130,7 @@ INLINE void bf16_block(const int rows, const int outputs, const uint16_t *x, con
 #pragma GCC unroll 4
     for (int r = 0; r < outputs; r++)
 #pragma GCC unroll 4
-        for (int b = 0; b < rows; b++) sums[r][b] = spread_lanes(0);
+        for (int b = 0; b < rows; b++) sums[r][b] = broadcast_lanes(0);
     int64_t i = 0;
     for (; i + STEP <= k; i += STEP) {
         pairs v[BF16_OUTPUTS];
@@ -150,7 +150,7 @@ INLINE void bf16_block(const int rows, const int outputs, const uint16_t *x, con
     for (int r = 0; r < outputs; r++)
 #pragma GCC unroll 4
         for (int b = 0; b < rows; b++) {
-            float sum = total(sums[r][b]);
+            float sum = reduce_add(sums[r][b]);
             for (int64_t j = i; j < k; j++) sum += from_bf16(x[b * k + j]) * from_bf16(w[r * k + j]);
             y[b * stride + r] = sum;
         }
@@ -195,11 +195,11 @@ INLINE void add_group(const int rows, const int bits, const uint8_t *w, const _F
     const int32_t *bias = in->bias + at;
     ints sums[PACKED_ROWS];
 #pragma GCC unroll 8
-    for (int b = 0; b < rows; b++) sums[b] = sums_from(bias[b], bits);
+    for (int b = 0; b < rows; b++) sums[b] = init_sums(bias[b], bits);
 #pragma GCC unroll 8
     for (int i = 0; i < bits; i++, w += 64) { /* 8 vectors of int8, or 4 of int4 */
         __builtin_prefetch(w + 4096);
-        bytes v = load_bytes(w), low = bits == 8 ? v : low_halves(v), high = high_halves(v);
+        bytes v = load_bytes(w), low = bits == 8 ? v : low_nibbles(v), high = high_nibbles(v);
 #pragma GCC unroll 8
         for (int b = 0; b < rows; b++) {
             const int8_t *row = q + b * GROUP + 4 * i;
@@ -214,7 +214,7 @@ INLINE void add_group(const int rows, const int bits, const uint8_t *w, const _F
     }
 #pragma GCC unroll 8
     for (int b = 0; b < rows; b++)
-        out[b] = add_scaled(out[b], sums_of(sums[b], bias[b], bits), scales, in->scales[at + b]);
+        out[b] = add_scaled(out[b], finish_sums(sums[b], bias[b], bits), scales, in->scales[at + b]);
 }
 
 /* The sum over inputs is made in `parts` of a matrix, which are added up in pairs, as in a knockout: of
@@ -226,15 +226,15 @@ INLINE void add_group(const int rows, const int bits, const uint8_t *w, const _F
 INLINE void packed_rows(const int rows, const int bits, const matrix *m, const inputs *in,
                         int64_t first, int64_t tile, float *y, int64_t stride) {
     const int64_t groups = m->k / GROUP;
-    const int64_t leaf = groups % m->parts ? groups : groups / m->parts;
+    const int64_t leaf = groups % m->partial_sums ? groups : groups / m->partial_sums;
     int64_t level = 0;
     const uint8_t *w = (const uint8_t *)m->data + tile * m->k * TILE * bits / 8;
     const _Float16 *scales = m->scales + tile * groups * TILE;
-    floats parts[LEVELS][PACKED_ROWS]; /* the sums that wait for their partner */
+    floats waiting[LEVELS][PACKED_ROWS]; /* the sums that wait for their partner */
     for (int64_t begin = 0; begin < groups; begin += leaf) {
         floats out[PACKED_ROWS];
 #pragma GCC unroll 8
-        for (int b = 0; b < rows; b++) out[b] = spread(0);
+        for (int b = 0; b < rows; b++) out[b] = broadcast(0);
         for (int64_t g = begin; g < begin + leaf; g++) {
             add_group(rows, bits, w, scales, in, g * in->rows + first, out);
             w += bits * 64;
@@ -242,12 +242,12 @@ INLINE void packed_rows(const int rows, const int bits, const matrix *m, const i
         }
         for (level = 0; (begin / leaf) >> level & 1; level++)
 #pragma GCC unroll 8
-            for (int b = 0; b < rows; b++) out[b] = add(parts[level][b], out[b]);
+            for (int b = 0; b < rows; b++) out[b] = add(waiting[level][b], out[b]);
 #pragma GCC unroll 8
-        for (int b = 0; b < rows; b++) parts[level][b] = out[b];
+        for (int b = 0; b < rows; b++) waiting[level][b] = out[b];
     }
 #pragma GCC unroll 8
-    for (int b = 0; b < rows; b++) store(y + b * stride, parts[level][b]);
+    for (int b = 0; b < rows; b++) store(y + b * stride, waiting[level][b]);
 }
 
 static void packed_tile(const matrix *m, const inputs *in, int64_t tile, float *y, int64_t stride) {
@@ -275,14 +275,14 @@ void multiply_tile(const matrix *m, const inputs *in, int64_t tile, float *y, in
 /* x (rows, k) bfloat16, y (rows, n) float32, or bfloat16 where the layer's result is wanted as it
    is. Packed weights have n a multiple of 16 and k of 32. 1 without memory. */
 int linear(const matrix *m, const uint16_t *x, void *y, int64_t rows, int as_float) {
-    const int64_t blocks = (rows + MOST_ROWS - 1) / MOST_ROWS, size = prepared_size(MOST_ROWS, m->k);
+    const int64_t blocks = (rows + MAX_ROWS - 1) / MAX_ROWS, size = prepared_size(MAX_ROWS, m->k);
     char *memory = malloc(blocks * (size + sizeof(inputs)));
     if (!memory) return 1;
     inputs *in = (inputs *)(memory + blocks * size);
     for (int64_t i = 0; i < blocks; i++) {
-        const int64_t first = i * MOST_ROWS, left = rows - first;
-        in[i] = (inputs){.x = x + first * m->k, .rows = left < MOST_ROWS ? left : MOST_ROWS, .k = m->k};
-        place_prepared(in + i, memory + i * size);
+        const int64_t first = i * MAX_ROWS, left = rows - first;
+        in[i] = (inputs){.x = x + first * m->k, .rows = left < MAX_ROWS ? left : MAX_ROWS, .k = m->k};
+        assign_prepared(in + i, memory + i * size);
     }
 #pragma omp parallel
     {
@@ -290,11 +290,11 @@ int linear(const matrix *m, const uint16_t *x, void *y, int64_t rows, int as_flo
 #pragma omp for schedule(static)
         for (int64_t tile = 0; tile < tiles_of(m); tile++)
             for (int64_t i = 0; i < blocks; i++) {
-                float part[MOST_ROWS * TILE];
+                float part[MAX_ROWS * TILE];
                 multiply_tile(m, in + i, tile, part, TILE);
                 for (int64_t b = 0; b < in[i].rows; b++)
                     for (int64_t r = 0; r < outputs_of(m, tile); r++) {
-                        int64_t at = (i * MOST_ROWS + b) * m->n + tile * TILE + r;
+                        int64_t at = (i * MAX_ROWS + b) * m->n + tile * TILE + r;
                         if (as_float)
                             ((float *)y)[at] = part[b * TILE + r];
                         else
@@ -313,12 +313,12 @@ int linear(const matrix *m, const uint16_t *x, void *y, int64_t rows, int as_flo
    whichever of four scales errs least. */
 static _Float16 pack_group(const uint16_t *w, int bits, uint8_t *out) {
     static const float reaches[4] = {8.0f, 7.6f, 7.2f, 6.8f};
-    float values[GROUP], most = 0, largest = 0, least = INFINITY;
+    float values[GROUP], max_abs = 0, largest = 0, least = INFINITY;
     _Float16 best = 0;
     for (int j = 0; j < GROUP; j++) values[j] = from_bf16(w[j]);
-#pragma omp simd reduction(max : most)
-    for (int j = 0; j < GROUP; j++) most = fabsf(values[j]) > most ? fabsf(values[j]) : most;
-    for (int j = GROUP - 1; j >= 0; j--) largest = fabsf(values[j]) == most ? values[j] : largest;
+#pragma omp simd reduction(max : max_abs)
+    for (int j = 0; j < GROUP; j++) max_abs = fabsf(values[j]) > max_abs ? fabsf(values[j]) : max_abs;
+    for (int j = GROUP - 1; j >= 0; j--) largest = fabsf(values[j]) == max_abs ? values[j] : largest;
     float lowest = bits == 8 ? -127 : -8, highest = bits == 8 ? 127 : 7;
     for (int c = 0; c < (bits == 8 ? 1 : 4); c++) {
         _Float16 scale = (_Float16)(bits == 8 ? fabsf(largest) / 127 : largest / -reaches[c]);
@@ -340,7 +340,7 @@ static _Float16 pack_group(const uint16_t *w, int bits, uint8_t *out) {
 }
 
 /* w (n, k) bfloat16 to tiles and scales; n a multiple of 16, k of 32. */
-void pack_linear(const uint16_t *w, uint8_t *data, _Float16 *scales, int64_t n, int64_t k, int bits) {
+void pack_weight(const uint16_t *w, uint8_t *data, _Float16 *scales, int64_t n, int64_t k, int bits) {
     int64_t groups = k / GROUP;
 #pragma omp parallel for schedule(static)
     for (int64_t tile = 0; tile < n / TILE; tile++)

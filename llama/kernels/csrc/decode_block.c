@@ -9,7 +9,7 @@
    the last. Sums are float32 and what one product hands the next is bfloat16, as in plain torch. How
    a row is computed depends on no other row and not on the number of threads. */
 
-#include "block.h"
+#include "transformer_ops.h"
 
 #include <stdlib.h>
 
@@ -21,19 +21,19 @@ typedef struct {
     double eps;
     int64_t heads, kv_heads, head_dim;
     matrix wq, wk, wv, wo;
-} attention_layer;
+} attention_weights;
 
 typedef struct {
     const uint16_t *norm;
     double eps;
     matrix w1, w2, w3;
-} feed_forward_layer;
+} feed_forward_weights;
 
 /* A tile of m's product with `in`, to y: with x added and rounded, or the plain float32 sums where
    other ranks' are to be added first. */
-static void finish_tile(const matrix *m, const inputs *in, int64_t tile, const uint16_t *x, void *y,
+static void output_tile(const matrix *m, const inputs *in, int64_t tile, const uint16_t *x, void *y,
                         int is_partial) {
-    float part[MOST_ROWS * TILE];
+    float part[MAX_ROWS * TILE];
     multiply_tile(m, in, tile, part, TILE);
     for (int64_t b = 0; b < in->rows; b++)
         for (int64_t r = 0; r < outputs_of(m, tile); r++) {
@@ -47,14 +47,14 @@ static void finish_tile(const matrix *m, const inputs *in, int64_t tile, const u
 
 /* Attention reads the cache twice: keys for scores, and values that scores then weigh. Heads of 64 and
    128 are read for up to HEADS query heads at a time, and values are fetched while keys are scored. */
-#ifndef PLAIN_LOOPS
-#define HEADS 4
-INLINE void score(const int head_dim, const int heads, const uint16_t *q, const uint16_t *keys,
+#ifndef NO_SIMD
+#define MAX_HEADS 4
+INLINE void attention_scores(const int head_dim, const int heads, const uint16_t *q, const uint16_t *keys,
                   const uint16_t *values, int64_t count, float *scores) {
-    enum { AT_ONCE = SUMS / HEADS };
+    enum { AT_ONCE = SUMS / MAX_HEADS };
     const float scale = 1.0f / sqrtf((float)head_dim);
-    factor factors[HEADS * 128];
-    for (int i = 0; i < heads * head_dim; i += STEP) make_factors(q + i, factors + i);
+    factor factors[MAX_HEADS * 128];
+    for (int i = 0; i < heads * head_dim; i += STEP) load_factors(q + i, factors + i);
     for (int64_t p = 0; p < count; p += AT_ONCE) {
         lanes sums[SUMS];
 #pragma GCC unroll 16
@@ -63,7 +63,7 @@ INLINE void score(const int head_dim, const int heads, const uint16_t *q, const 
             __builtin_prefetch(values + p * head_dim + i);
         }
 #pragma GCC unroll 16
-        for (int i = 0; i < SUMS; i++) sums[i] = spread_lanes(0);
+        for (int i = 0; i < SUMS; i++) sums[i] = broadcast_lanes(0);
 #pragma GCC unroll 1
         for (int d = 0; d < head_dim; d += STEP)
 #pragma GCC unroll 4
@@ -74,29 +74,29 @@ INLINE void score(const int head_dim, const int heads, const uint16_t *q, const 
                     sums[AT_ONCE * h + i] =
                         add_pairs(sums[AT_ONCE * h + i], factors + h * head_dim + d, k);
             }
-        float found[SUMS];
-        store_totals(found, sums);
+        float reduced[SUMS];
+        store_reduced(reduced, sums);
         for (int h = 0; h < heads; h++)
             for (int i = 0; i < AT_ONCE; i++)
-                scores[h * CHUNK + p + i] = found[AT_ONCE * h + i] * scale;
+                scores[h * CHUNK + p + i] = reduced[AT_ONCE * h + i] * scale;
     }
 }
 
-INLINE void weigh(const int head_dim, const int heads, const float *scores, const uint16_t *values,
+INLINE void weighted_sum(const int head_dim, const int heads, const float *scores, const uint16_t *values,
                   int64_t count, float *y, int64_t stride) {
-    const int most = SUMS / (heads == 3 ? 4 : heads); /* a power of two, which divides head_dim */
-    const int across = most * LANES < head_dim ? most : head_dim / LANES;
+    const int max_score = SUMS / (heads == 3 ? 4 : heads); /* a power of two, which divides head_dim */
+    const int across = max_score * LANES < head_dim ? max_score : head_dim / LANES;
     for (int d = 0; d < head_dim; d += across * LANES) {
         lanes sums[SUMS];
 #pragma GCC unroll 16
-        for (int i = 0; i < heads * across; i++) sums[i] = spread_lanes(0);
+        for (int i = 0; i < heads * across; i++) sums[i] = broadcast_lanes(0);
         for (int64_t p = 0; p < count; p++)
 #pragma GCC unroll 16
             for (int j = 0; j < across; j++) {
-                const lanes v = widen_lanes(values + p * head_dim + d + LANES * j);
+                const lanes v = load_bf16_lanes(values + p * head_dim + d + LANES * j);
 #pragma GCC unroll 4
                 for (int h = 0; h < heads; h++)
-                    sums[h * across + j] = multiply_add_lanes(spread_lanes(scores[h * CHUNK + p]), v,
+                    sums[h * across + j] = multiply_add_lanes(broadcast_lanes(scores[h * CHUNK + p]), v,
                                                               sums[h * across + j]);
             }
 #pragma GCC unroll 4
@@ -109,7 +109,7 @@ INLINE void weigh(const int head_dim, const int heads, const float *scores, cons
 #endif
 
 /* The same for one query head of any size. */
-static void score_any(int64_t head_dim, const uint16_t *q, const uint16_t *keys,
+static void attention_scores_any(int64_t head_dim, const uint16_t *q, const uint16_t *keys,
                       const uint16_t *values, int64_t count, float *scores) {
     (void)values;
     for (int64_t p = 0; p < count; p++) {
@@ -120,7 +120,7 @@ static void score_any(int64_t head_dim, const uint16_t *q, const uint16_t *keys,
     }
 }
 
-static void weigh_any(int64_t head_dim, const float *scores, const uint16_t *values, int64_t count,
+static void weighted_sum_any(int64_t head_dim, const float *scores, const uint16_t *values, int64_t count,
                       float *y, int64_t stride) {
     (void)stride;
     memset(y, 0, head_dim * sizeof(float));
@@ -132,12 +132,12 @@ static void weigh_any(int64_t head_dim, const float *scores, const uint16_t *val
 /* Attention of `group` query heads to `count` positions of the head of keys that they share. Of each
    head `out` gets head_dim values weighted by the exponentials of its scores, taken below the
    largest, then the largest score and the sum of the exponentials. */
-#ifdef PLAIN_LOOPS
-#define HEADS 1
+#ifdef NO_SIMD
+#define MAX_HEADS 1
 #define BY_SIZE(name, ...) name##_any(head_dim, __VA_ARGS__);
 #else
 #define BY_SIZE(name, ...)                                                                         \
-    switch (head_dim == 64 ? heads : head_dim == 128 ? HEADS + heads : 0) {                        \
+    switch (head_dim == 64 ? heads : head_dim == 128 ? MAX_HEADS + heads : 0) {                        \
         case 1: name(64, 1, __VA_ARGS__); break;                                                   \
         case 2: name(64, 2, __VA_ARGS__); break;                                                   \
         case 3: name(64, 3, __VA_ARGS__); break;                                                   \
@@ -152,76 +152,76 @@ static void weigh_any(int64_t head_dim, const float *scores, const uint16_t *val
 static void attend(int64_t head_dim, const uint16_t *q, const uint16_t *keys, const uint16_t *values,
                    int64_t group, int64_t count, float *scores, float *out) {
     const int64_t stride = head_dim + 2;
-    const int64_t step = head_dim == 64 || head_dim == 128 ? HEADS : 1;
+    const int64_t step = head_dim == 64 || head_dim == 128 ? MAX_HEADS : 1;
     for (int64_t h = 0; h < group; h += step) {
         const int64_t heads = group - h < step ? group - h : step;
         (void)heads;
-        BY_SIZE(score, q + h * head_dim, keys, values, count, scores + h * CHUNK)
+        BY_SIZE(attention_scores, q + h * head_dim, keys, values, count, scores + h * CHUNK)
     }
     for (int64_t h = 0; h < group; h++) {
-        float *row = scores + h * CHUNK, most = row[0], sum = 0;
-#pragma omp simd reduction(max : most)
-        for (int64_t p = 0; p < count; p++) most = row[p] > most ? row[p] : most;
+        float *row = scores + h * CHUNK, max_score = row[0], sum = 0;
+#pragma omp simd reduction(max : max_score)
+        for (int64_t p = 0; p < count; p++) max_score = row[p] > max_score ? row[p] : max_score;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t p = 0; p < count; p++) sum += row[p] = exponential(row[p] - most);
-        out[h * stride + head_dim] = most;
+        for (int64_t p = 0; p < count; p++) sum += row[p] = fast_exp(row[p] - max_score);
+        out[h * stride + head_dim] = max_score;
         out[h * stride + head_dim + 1] = sum;
     }
     for (int64_t h = 0; h < group; h += step) {
         const int64_t heads = group - h < step ? group - h : step;
         (void)heads;
-        BY_SIZE(weigh, scores + h * CHUNK, values, count, out + h * stride, stride)
+        BY_SIZE(weighted_sum, scores + h * CHUNK, values, count, out + h * stride, stride)
     }
 }
 
 /* The parts of one head's attention, `stride` apart, brought to one scale and added up. */
 static void combine(const float *parts, int64_t count, int64_t stride, int64_t head_dim, float *sums,
                     uint16_t *y) {
-    float most = parts[head_dim], total = 0;
+    float max_score = parts[head_dim], sum_exp = 0;
     for (int64_t c = 1; c < count; c++)
-        most = parts[c * stride + head_dim] > most ? parts[c * stride + head_dim] : most;
+        max_score = parts[c * stride + head_dim] > max_score ? parts[c * stride + head_dim] : max_score;
     memset(sums, 0, head_dim * sizeof(float));
     for (int64_t c = 0; c < count; c++) {
         const float *part = parts + c * stride;
-        float weight = exponential(part[head_dim] - most);
-        total += weight * part[head_dim + 1];
+        float weight = fast_exp(part[head_dim] - max_score);
+        sum_exp += weight * part[head_dim + 1];
         for (int64_t i = 0; i < head_dim; i++) sums[i] += weight * part[i];
     }
-    for (int64_t i = 0; i < head_dim; i++) y[i] = to_bf16(sums[i] / total);
+    for (int64_t i = 0; i < head_dim; i++) y[i] = to_bf16(sums[i] / sum_exp);
 }
 
 /* x (rows, dim) bfloat16, at most MOST_ROWS rows. Their keys and values are stored in the cache, then
    each attends to all positions up to its own. y (rows, dim): bfloat16 x + the result, or with
    `is_partial` the float32 result. Returns 1 without memory, 2 for a position outside the cache. */
-int attention(const attention_layer *l, const cache_layer *cache, const places *at, const uint16_t *x,
+int attention_block(const attention_weights *l, const cache_layer *cache, const token_positions *at, const uint16_t *x,
               void *y, int is_partial) {
     const int64_t rows = at->rows;
-    int64_t positions[MOST_ROWS], last = 0;
+    int64_t positions[MAX_ROWS], last = 0;
     for (int64_t b = 0; b < rows; b++) {
         positions[b] = position_of(at, b);
-        if (positions[b] < 0 || positions[b] >= cache->positions) return 2;
+        if (positions[b] < 0 || positions[b] >= cache->seq_len) return 2;
         last = positions[b] > last ? positions[b] : last;
     }
     const int64_t dim = l->wq.k, hd = l->head_dim, kv = l->kv_heads, group = l->heads / kv;
     const int64_t q_dim = l->heads * hd, kv_dim = kv * hd, width = q_dim + 2 * kv_dim;
     const int64_t chunks = last / CHUNK + 1, part = group * (hd + 2);
-    const int64_t most = dim > q_dim ? dim : q_dim;
+    const int64_t max_score = dim > q_dim ? dim : q_dim;
     /* float32 first, so that all of it is aligned */
     const int64_t floats = rows * width + rows * kv * chunks * part;
-    const int64_t halves = rows * (dim + 2 * q_dim);
-    char *memory = malloc(4 * floats + prepared_size(rows, most) + 2 * halves);
+    const int64_t num_bf16 = rows * (dim + 2 * q_dim);
+    char *memory = malloc(4 * floats + prepared_size(rows, max_score) + 2 * num_bf16);
     if (!memory) return 1;
     float *qkv = (float *)memory, *parts = qkv + rows * width;
-    uint16_t *normed = (uint16_t *)(memory + 4 * floats + prepared_size(rows, most));
-    uint16_t *turned = normed + rows * dim, *attended = turned + rows * q_dim;
+    uint16_t *normed = (uint16_t *)(memory + 4 * floats + prepared_size(rows, max_score));
+    uint16_t *q_rotated = normed + rows * dim, *attended = q_rotated + rows * q_dim;
     inputs in = {.x = normed, .rows = rows, .k = dim};
     inputs heads = {.x = attended, .rows = rows, .k = q_dim};
-    place_prepared(&in, memory + 4 * floats);
-    place_prepared(&heads, memory + 4 * floats);
+    assign_prepared(&in, memory + 4 * floats);
+    assign_prepared(&heads, memory + 4 * floats);
 #pragma omp parallel
     {
         float scratch[group * CHUNK + hd];
-        uint16_t recalled[cache->key_scales ? 2 * CHUNK * hd : 1];
+        uint16_t dequantized[cache->key_scales ? 2 * CHUNK * hd : 1];
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < rows; b++)
             rms_norm(x + b * dim, l->norm, l->eps, dim, normed + b * dim);
@@ -242,16 +242,16 @@ int attention(const attention_layer *l, const cache_layer *cache, const places *
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < rows * kv; i++) {
             int64_t b = i / kv, h = i % kv;
-            int64_t slot = slot_of(cache, at, b, h, positions[b], hd);
-            const float *turn = turns_of(at, b, hd);
+            int64_t offset = cache_offset(cache, at, b, h, positions[b], hd);
+            const float *freqs = freqs_cis_of(at, b, hd);
             const float *from = qkv + b * width;
             for (int64_t g = h * group; g < (h + 1) * group; g++)
-                rotate(from + g * hd, turn, hd, turned + b * q_dim + g * hd);
+                apply_rope(from + g * hd, freqs, hd, q_rotated + b * q_dim + g * hd);
             uint16_t row[hd];
-            rotate(from + q_dim + h * hd, turn, hd, row);
-            keep(cache->keys, cache->key_scales, slot, hd, row);
+            apply_rope(from + q_dim + h * hd, freqs, hd, row);
+            store_head(cache->keys, cache->key_scales, offset, hd, row);
             for (int64_t d = 0; d < hd; d++) row[d] = to_bf16(from[q_dim + kv_dim + h * hd + d]);
-            keep(cache->values, cache->value_scales, slot, hd, row);
+            store_head(cache->values, cache->value_scales, offset, hd, row);
         }
 
 #pragma omp for schedule(dynamic)
@@ -260,12 +260,12 @@ int attention(const attention_layer *l, const cache_layer *cache, const places *
             int64_t count = positions[b] + 1 - first;
             if (count <= 0) continue;
             count = count < CHUNK ? count : CHUNK;
-            int64_t slot = slot_of(cache, at, b, h, first, hd);
-            const uint16_t *q = turned + b * q_dim + h * group * hd;
+            int64_t offset = cache_offset(cache, at, b, h, first, hd);
+            const uint16_t *q = q_rotated + b * q_dim + h * group * hd;
             const uint16_t *keys =
-                recall(cache->keys, cache->key_scales, slot, hd, count, recalled);
-            const uint16_t *values = recall(cache->values, cache->value_scales, slot, hd, count,
-                                            recalled + CHUNK * hd);
+                load_heads(cache->keys, cache->key_scales, offset, hd, count, dequantized);
+            const uint16_t *values = load_heads(cache->values, cache->value_scales, offset, hd, count,
+                                            dequantized + CHUNK * hd);
             attend(hd, q, keys, values, group, count, scratch, parts + i * part);
         }
 
@@ -279,24 +279,24 @@ int attention(const attention_layer *l, const cache_layer *cache, const places *
 
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < tiles_of(&l->wo); t++)
-            finish_tile(&l->wo, &heads, t, x, y, is_partial);
+            output_tile(&l->wo, &heads, t, x, y, is_partial);
     }
     free(memory);
     return 0;
 }
 
 /* x and y as in `attention`. */
-int feed_forward(const feed_forward_layer *l, const uint16_t *x, void *y, int64_t rows,
+int feed_forward_block(const feed_forward_weights *l, const uint16_t *x, void *y, int64_t rows,
                  int is_partial) {
-    const int64_t dim = l->w1.k, hidden = l->w2.k, most = dim > hidden ? dim : hidden;
-    char *memory = malloc(prepared_size(rows, most) + 2 * rows * (dim + hidden));
+    const int64_t dim = l->w1.k, hidden = l->w2.k, max_score = dim > hidden ? dim : hidden;
+    char *memory = malloc(prepared_size(rows, max_score) + 2 * rows * (dim + hidden));
     if (!memory) return 1;
-    uint16_t *normed = (uint16_t *)(memory + prepared_size(rows, most));
+    uint16_t *normed = (uint16_t *)(memory + prepared_size(rows, max_score));
     uint16_t *between = normed + rows * dim;
     inputs in = {.x = normed, .rows = rows, .k = dim};
     inputs inner = {.x = between, .rows = rows, .k = hidden};
-    place_prepared(&in, memory);
-    place_prepared(&inner, memory);
+    assign_prepared(&in, memory);
+    assign_prepared(&inner, memory);
 #pragma omp parallel
     {
 #pragma omp for schedule(static)
@@ -306,19 +306,19 @@ int feed_forward(const feed_forward_layer *l, const uint16_t *x, void *y, int64_
 
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < tiles_of(&l->w1); t++) {
-            float gates[MOST_ROWS * TILE], ups[MOST_ROWS * TILE];
+            float gates[MAX_ROWS * TILE], ups[MAX_ROWS * TILE];
             multiply_tile(&l->w1, &in, t, gates, TILE);
             multiply_tile(&l->w3, &in, t, ups, TILE);
             for (int64_t b = 0; b < rows; b++)
                 for (int64_t r = 0; r < outputs_of(&l->w1, t); r++)
                     between[b * hidden + t * TILE + r] =
-                        gated(gates[b * TILE + r], ups[b * TILE + r]);
+                        silu_mul(gates[b * TILE + r], ups[b * TILE + r]);
         }
         prepare(&inner, l->w2.bits);
 
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < tiles_of(&l->w2); t++)
-            finish_tile(&l->w2, &inner, t, x, y, is_partial);
+            output_tile(&l->w2, &inner, t, x, y, is_partial);
     }
     free(memory);
     return 0;

@@ -1,48 +1,48 @@
 /* What a prompt's many rows need between matrix products: the norm, rotation into the cache, attention
    and the gate, each in one pass over memory. Products of so many rows are left to torch. */
 
-#include "block.h"
+#include "transformer_ops.h"
 
 #include <stdlib.h>
 
 /* x, y (rows, dim) bfloat16. */
-void normalize_rows(const uint16_t *x, const uint16_t *weight, double eps, uint16_t *y, int64_t rows,
+void rms_norm_rows(const uint16_t *x, const uint16_t *weight, double eps, uint16_t *y, int64_t rows,
                     int64_t dim) {
 #pragma omp parallel for schedule(static)
     for (int64_t b = 0; b < rows; b++) rms_norm(x + b * dim, weight, eps, dim, y + b * dim);
 }
 
 /* gates = silu(gates) * ups, over `count` numbers. */
-void gate_rows(uint16_t *gates, const uint16_t *ups, int64_t count) {
+void silu_mul_rows(uint16_t *gates, const uint16_t *ups, int64_t count) {
 #pragma omp parallel for simd schedule(static)
-    for (int64_t i = 0; i < count; i++) gates[i] = gated(from_bf16(gates[i]), from_bf16(ups[i]));
+    for (int64_t i = 0; i < count; i++) gates[i] = silu_mul(from_bf16(gates[i]), from_bf16(ups[i]));
 }
 
 /* Turns q (rows, heads, head_dim) in place; k, turned, and v (rows, kv_heads, head_dim) go to the
    cache. 2 for a position outside of it. */
-int store_rows(const cache_layer *cache, const places *at, uint16_t *q, const uint16_t *k,
+int rope_and_store(const cache_layer *cache, const token_positions *at, uint16_t *q, const uint16_t *k,
                const uint16_t *v, int64_t heads, int64_t kv_heads, int64_t head_dim) {
     for (int64_t b = 0; b < at->rows; b += at->seq)
-        if (position_of(at, b) < 0 || position_of(at, b) + at->seq > cache->positions) return 2;
+        if (position_of(at, b) < 0 || position_of(at, b) + at->seq > cache->seq_len) return 2;
 #pragma omp parallel
     {
         float wide[head_dim];
-        uint16_t turned[head_dim];
+        uint16_t rotated[head_dim];
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < at->rows; b++) {
-            const float *turn = turns_of(at, b, head_dim);
+            const float *freqs = freqs_cis_of(at, b, head_dim);
             for (int64_t h = 0; h < heads; h++) {
                 uint16_t *row = q + (b * heads + h) * head_dim;
                 for (int64_t d = 0; d < head_dim; d++) wide[d] = from_bf16(row[d]);
-                rotate(wide, turn, head_dim, row);
+                apply_rope(wide, freqs, head_dim, row);
             }
             for (int64_t h = 0; h < kv_heads; h++) {
                 int64_t from = (b * kv_heads + h) * head_dim;
-                int64_t slot = slot_of(cache, at, b, h, position_of(at, b), head_dim);
+                int64_t offset = cache_offset(cache, at, b, h, position_of(at, b), head_dim);
                 for (int64_t d = 0; d < head_dim; d++) wide[d] = from_bf16(k[from + d]);
-                rotate(wide, turn, head_dim, turned);
-                keep(cache->keys, cache->key_scales, slot, head_dim, turned);
-                keep(cache->values, cache->value_scales, slot, head_dim, v + from);
+                apply_rope(wide, freqs, head_dim, rotated);
+                store_head(cache->keys, cache->key_scales, offset, head_dim, rotated);
+                store_head(cache->values, cache->value_scales, offset, head_dim, v + from);
             }
         }
     }
@@ -60,23 +60,23 @@ int store_rows(const cache_layer *cache, const places *at, uint16_t *q, const ui
        values   [pair of positions][dimension][2] */
 #define QUERIES 128
 #define POSITIONS 128
-#define PAIRS __attribute__((aligned(64)))
+#define ALIGNED __attribute__((aligned(64)))
 
 typedef struct {
-    uint16_t keys[128 * POSITIONS] PAIRS, values[128 * POSITIONS] PAIRS;
-    uint16_t recalled[2][128 * POSITIONS];
-    uint16_t q[QUERIES * 128] PAIRS, weights[QUERIES * POSITIONS] PAIRS;
-    float scores[QUERIES * POSITIONS] PAIRS, sums[QUERIES * 128] PAIRS;
-    float most[QUERIES], total[QUERIES], shrink[QUERIES];
+    uint16_t keys[128 * POSITIONS] ALIGNED, values[128 * POSITIONS] ALIGNED;
+    uint16_t dequantized[2][128 * POSITIONS];
+    uint16_t q[QUERIES * 128] ALIGNED, weights[QUERIES * POSITIONS] ALIGNED;
+    float scores[QUERIES * POSITIONS] ALIGNED, sums[QUERIES * 128] ALIGNED;
+    float max_score[QUERIES], sum_exp[QUERIES], rescale[QUERIES];
 } workspace;
 
-INLINE __m512bh pair(const uint16_t *p) {
+INLINE __m512bh broadcast_pair(const uint16_t *p) {
     int32_t both;
     memcpy(&both, p, 4);
     return (__m512bh)_mm512_set1_epi32(both);
 }
 
-INLINE void lay_out(const int head_dim, workspace *w, const uint16_t *keys, const uint16_t *values,
+INLINE void rearrange(const int head_dim, workspace *w, const uint16_t *keys, const uint16_t *values,
                     int64_t count) {
     uint32_t *k = (uint32_t *)w->keys;
     for (int64_t p = 0; p < POSITIONS; p++) {
@@ -92,7 +92,7 @@ INLINE void lay_out(const int head_dim, workspace *w, const uint16_t *keys, cons
     }
 }
 
-INLINE void score_block(const int head_dim, workspace *w, int64_t rows) {
+INLINE void block_scores(const int head_dim, workspace *w, int64_t rows) {
     for (int64_t r = 0; r < rows; r += 8)
         for (int64_t p = 0; p < POSITIONS; p += 32) {
             __m512 sums[8][2];
@@ -104,7 +104,7 @@ INLINE void score_block(const int head_dim, workspace *w, int64_t rows) {
                 __m512bh high = (__m512bh)_mm512_load_si512(k + 32);
 #pragma GCC unroll 8
                 for (int i = 0; i < 8; i++) {
-                    __m512bh q = pair(w->q + (r + i) * head_dim + 2 * d);
+                    __m512bh q = broadcast_pair(w->q + (r + i) * head_dim + 2 * d);
                     sums[i][0] = _mm512_dpbf16_ps(sums[i][0], low, q);
                     sums[i][1] = _mm512_dpbf16_ps(sums[i][1], high, q);
                 }
@@ -118,21 +118,21 @@ INLINE void score_block(const int head_dim, workspace *w, int64_t rows) {
 }
 
 /* Scores of `count` positions of row r to weights; what was added up before shrinks. */
-INLINE void weigh_row(workspace *w, int64_t r, int64_t count, float scale) {
-    float *scores = w->scores + r * POSITIONS, most = w->most[r], total = 0;
+INLINE void softmax_row(workspace *w, int64_t r, int64_t count, float scale) {
+    float *scores = w->scores + r * POSITIONS, max_score = w->max_score[r], sum_exp = 0;
     uint16_t *weights = w->weights + r * POSITIONS;
-#pragma omp simd reduction(max : most)
-    for (int64_t p = 0; p < count; p++) most = scores[p] * scale > most ? scores[p] * scale : most;
+#pragma omp simd reduction(max : max_score)
+    for (int64_t p = 0; p < count; p++) max_score = scores[p] * scale > max_score ? scores[p] * scale : max_score;
     for (int64_t p = count; p < POSITIONS; p++) scores[p] = -INFINITY;
-#pragma omp simd reduction(+ : total)
+#pragma omp simd reduction(+ : sum_exp)
     for (int64_t p = 0; p < POSITIONS; p++) {
-        float weight = scores[p] == -INFINITY ? 0 : exponential(scores[p] * scale - most);
-        total += weight;
+        float weight = scores[p] == -INFINITY ? 0 : fast_exp(scores[p] * scale - max_score);
+        sum_exp += weight;
         weights[p] = to_bf16(weight);
     }
-    w->shrink[r] = exponential(w->most[r] - most);
-    w->total[r] = w->total[r] * w->shrink[r] + total;
-    w->most[r] = most;
+    w->rescale[r] = fast_exp(w->max_score[r] - max_score);
+    w->sum_exp[r] = w->sum_exp[r] * w->rescale[r] + sum_exp;
+    w->max_score[r] = max_score;
 }
 
 INLINE void add_values(const int head_dim, workspace *w, int64_t rows) {
@@ -145,7 +145,7 @@ INLINE void add_values(const int head_dim, workspace *w, int64_t rows) {
 #pragma GCC unroll 4
                 for (int j = 0; j < 4; j++)
                     sums[i][j] = _mm512_mul_ps(_mm512_load_ps(w->sums + (r + i) * head_dim + d + 16 * j),
-                                               _mm512_set1_ps(w->shrink[r + i]));
+                                               _mm512_set1_ps(w->rescale[r + i]));
             for (int64_t p = 0; p < POSITIONS; p += 2) {
                 __m512bh v[4];
 #pragma GCC unroll 4
@@ -153,7 +153,7 @@ INLINE void add_values(const int head_dim, workspace *w, int64_t rows) {
                     v[j] = (__m512bh)_mm512_load_si512(w->values + p * head_dim + 2 * d + 32 * j);
 #pragma GCC unroll 4
                 for (int i = 0; i < AT_ONCE; i++) {
-                    __m512bh weight = pair(w->weights + (r + i) * POSITIONS + p);
+                    __m512bh weight = broadcast_pair(w->weights + (r + i) * POSITIONS + p);
 #pragma GCC unroll 4
                     for (int j = 0; j < 4; j++)
                         sums[i][j] = _mm512_dpbf16_ps(sums[i][j], v[j], weight);
@@ -168,7 +168,7 @@ INLINE void add_values(const int head_dim, workspace *w, int64_t rows) {
 }
 
 /* Queries `first` to `first` + `count` of a row of the batch, for one head of keys. */
-INLINE void attend_block(const int head_dim, workspace *w, const cache_layer *cache, const places *at,
+INLINE void attend_block(const int head_dim, workspace *w, const cache_layer *cache, const token_positions *at,
                          const uint16_t *q, uint16_t *y, int64_t first, int64_t count, int64_t h,
                          int64_t group, int64_t heads) {
     const int64_t rows = count * group, padded = (rows + 7) / 8 * 8;
@@ -179,33 +179,33 @@ INLINE void attend_block(const int head_dim, workspace *w, const cache_layer *ca
                head_dim * sizeof *q);
     memset(w->sums, 0, padded * head_dim * sizeof *w->sums);
     for (int64_t r = 0; r < padded; r++) {
-        w->most[r] = -1e30f;
-        w->total[r] = 0;
+        w->max_score[r] = -1e30f;
+        w->sum_exp[r] = 0;
     }
     const int64_t start = position_of(at, first), end = position_of(at, first + count - 1) + 1;
     for (int64_t p = 0; p < end; p += POSITIONS) {
-        const int64_t slot = slot_of(cache, at, first, h, p, head_dim);
+        const int64_t offset = cache_offset(cache, at, first, h, p, head_dim);
         const int64_t seen = end - p < POSITIONS ? end - p : POSITIONS;
-        lay_out(head_dim, w,
-                recall(cache->keys, cache->key_scales, slot, head_dim, seen, w->recalled[0]),
-                recall(cache->values, cache->value_scales, slot, head_dim, seen, w->recalled[1]),
+        rearrange(head_dim, w,
+                load_heads(cache->keys, cache->key_scales, offset, head_dim, seen, w->dequantized[0]),
+                load_heads(cache->values, cache->value_scales, offset, head_dim, seen, w->dequantized[1]),
                 end - p);
-        score_block(head_dim, w, padded);
+        block_scores(head_dim, w, padded);
         for (int64_t r = 0; r < padded; r++) {
             int64_t seen = start + (r < rows ? r / group : 0) + 1 - p;
-            weigh_row(w, r, seen < 0 ? 0 : seen < POSITIONS ? seen : POSITIONS, scale);
+            softmax_row(w, r, seen < 0 ? 0 : seen < POSITIONS ? seen : POSITIONS, scale);
         }
         add_values(head_dim, w, padded);
     }
     for (int64_t r = 0; r < rows; r++)
         for (int d = 0; d < head_dim; d++)
             y[((first + r / group) * heads + h * group + r % group) * head_dim + d] =
-                to_bf16(w->sums[r * head_dim + d] / w->total[r]);
+                to_bf16(w->sums[r * head_dim + d] / w->sum_exp[r]);
 }
 
 /* Each row of q attends to all positions up to its own: q, y (rows, heads, head_dim). Returns 1
    without memory. */
-int attend_rows(const cache_layer *cache, const places *at, const uint16_t *q, uint16_t *y,
+int attend_rows(const cache_layer *cache, const token_positions *at, const uint16_t *q, uint16_t *y,
                 int64_t heads, int64_t kv_heads, int64_t head_dim) {
     const int64_t group = heads / kv_heads, at_once = QUERIES / group;
     const int64_t blocks = (at->seq + at_once - 1) / at_once, batch = at->rows / at->seq;
@@ -233,10 +233,10 @@ int attend_rows(const cache_layer *cache, const places *at, const uint16_t *q, u
     return failed;
 }
 
-int attends(int64_t head_dim) { return head_dim == 64 || head_dim == 128; }
+int supports_head_dim(int64_t head_dim) { return head_dim == 64 || head_dim == 128; }
 
 #else /* torch's attention is as good */
-int attends(int64_t head_dim) {
+int supports_head_dim(int64_t head_dim) {
     (void)head_dim;
     return 0;
 }

@@ -2,40 +2,40 @@
    in one pass over memory, and their gradients. Every sum is float32. How a row is computed depends
    neither on other rows nor on the number of threads. */
 
-#include "training.h"
+#include "element_types.h"
 
-enum { MOST_USES = 3 };
+enum { MAX_USES = 3 };
 
 /* A norm of x (rows, dim), to which `branch` is added first where there is one. Of the gradients those
    that are NULL add nothing, or are not wanted. kernels/training.py has the same. */
 typedef struct {
-    int64_t rows, dim, is_wide; /* x, sum and their gradients are float32, else elements */
+    int64_t rows, dim, is_float; /* x, sum and their gradients are float32, else elements */
     double eps;
     const float *weight;
     const void *x;
     const element *branch;
     void *sum; /* x + branch; going back only this is read, and x where nothing was added */
     element *y;
-    const element *dy[MOST_USES]; /* of each use that was made of y */
+    const element *dy[MAX_USES]; /* of each use that was made of y */
     const void *d_sum;
     void *dx;
     element *d_branch;
     float *d_weight; /* (parts, dim): of as many stretches of rows, and at last all in the first */
-    int64_t parts;
+    int64_t partial_sums;
 } norm_pass;
 
 /* Row b of floats, or of elements in `space`. */
-INLINE const float *wide_row(const void *x, int64_t is_wide, int64_t b, int64_t dim, float *space) {
-    if (is_wide) return (const float *)x + b * dim;
-    for (int64_t i = 0; i < dim; i++) space[i] = number_of(((const element *)x)[b * dim + i]);
+INLINE const float *float_row(const void *x, int64_t is_float, int64_t b, int64_t dim, float *space) {
+    if (is_float) return (const float *)x + b * dim;
+    for (int64_t i = 0; i < dim; i++) space[i] = to_float(((const element *)x)[b * dim + i]);
     return space;
 }
 
-INLINE void store_row(const float *x, int64_t is_wide, int64_t b, int64_t dim, void *y) {
-    if (is_wide)
+INLINE void store_row(const float *x, int64_t is_float, int64_t b, int64_t dim, void *y) {
+    if (is_float)
         memcpy((float *)y + b * dim, x, dim * sizeof *x);
     else
-        for (int64_t i = 0; i < dim; i++) ((element *)y)[b * dim + i] = element_of(x[i]);
+        for (int64_t i = 0; i < dim; i++) ((element *)y)[b * dim + i] = from_float(x[i]);
 }
 
 INLINE float inverse_rms(const float *x, double eps, int64_t dim) {
@@ -46,23 +46,23 @@ INLINE float inverse_rms(const float *x, double eps, int64_t dim) {
 }
 
 /* sum = x + branch, y = sum / rms(sum) * weight. */
-void NAMED(norm_rows)(const norm_pass *p) {
+void NAMED(rms_norm_forward)(const norm_pass *p) {
     const int64_t dim = p->dim;
 #pragma omp parallel
     {
         float space[dim];
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < p->rows; b++) {
-            const float *x = wide_row(p->x, p->is_wide, b, dim, space);
+            const float *x = float_row(p->x, p->is_float, b, dim, space);
             if (p->branch) {
                 const element *branch = p->branch + b * dim;
-                for (int64_t i = 0; i < dim; i++) space[i] = x[i] + number_of(branch[i]);
-                store_row(space, p->is_wide, b, dim, p->sum);
-                x = wide_row(p->sum, p->is_wide, b, dim, space);
+                for (int64_t i = 0; i < dim; i++) space[i] = x[i] + to_float(branch[i]);
+                store_row(space, p->is_float, b, dim, p->sum);
+                x = float_row(p->sum, p->is_float, b, dim, space);
             }
             const float scale = inverse_rms(x, p->eps, dim);
             element *y = p->y + b * dim;
-            for (int64_t i = 0; i < dim; i++) y[i] = element_of(x[i] * scale * p->weight[i]);
+            for (int64_t i = 0; i < dim; i++) y[i] = from_float(x[i] * scale * p->weight[i]);
         }
     }
 }
@@ -70,14 +70,14 @@ void NAMED(norm_rows)(const norm_pass *p) {
 /* With x for the sum and r for 1 / rms(x):
 
        dx = r (dy weight - x r^2 mean(dy weight x)) + d_sum      d_weight = sum over rows of dy x r */
-INLINE void norm_row_back(const norm_pass *p, int64_t b, float *space, float *d, float *d_weight) {
+INLINE void rms_norm_row_backward(const norm_pass *p, int64_t b, float *space, float *d, float *d_weight) {
     const int64_t dim = p->dim;
-    const float *x = wide_row(p->sum, p->is_wide, b, dim, space), *weight = p->weight;
+    const float *x = float_row(p->sum, p->is_float, b, dim, space), *weight = p->weight;
     const float scale = inverse_rms(x, p->eps, dim);
     memset(d, 0, dim * sizeof *d);
-    for (int use = 0; use < MOST_USES; use++)
+    for (int use = 0; use < MAX_USES; use++)
         if (p->dy[use])
-            for (int64_t i = 0; i < dim; i++) d[i] += number_of(p->dy[use][b * dim + i]);
+            for (int64_t i = 0; i < dim; i++) d[i] += to_float(p->dy[use][b * dim + i]);
     if (d_weight)
         for (int64_t i = 0; i < dim; i++) d_weight[i] += d[i] * x[i] * scale;
     float sum = 0;
@@ -86,62 +86,62 @@ INLINE void norm_row_back(const norm_pass *p, int64_t b, float *space, float *d,
     const float shift = sum / (float)dim * scale * scale * scale;
     for (int64_t i = 0; i < dim; i++) d[i] = d[i] * weight[i] * scale - x[i] * shift;
     if (p->d_sum) {
-        const float *added = wide_row(p->d_sum, p->is_wide, b, dim, space);
+        const float *added = float_row(p->d_sum, p->is_float, b, dim, space);
         for (int64_t i = 0; i < dim; i++) d[i] += added[i];
     }
-    store_row(d, p->is_wide, b, dim, p->dx);
+    store_row(d, p->is_float, b, dim, p->dx);
     if (p->d_branch) store_row(d, 0, b, dim, p->d_branch);
 }
 
-void NAMED(norm_rows_back)(const norm_pass *p) {
-    const int64_t dim = p->dim, parts = p->parts;
+void NAMED(rms_norm_backward)(const norm_pass *p) {
+    const int64_t dim = p->dim, partial_sums = p->partial_sums;
 #pragma omp parallel
     {
         float space[dim], d[dim];
 #pragma omp for schedule(static)
-        for (int64_t part = 0; part < parts; part++) {
-            float *d_weight = p->d_weight ? p->d_weight + part * dim : NULL;
+        for (int64_t i_sum = 0; i_sum < partial_sums; i_sum++) {
+            float *d_weight = p->d_weight ? p->d_weight + i_sum * dim : NULL;
             if (d_weight) memset(d_weight, 0, dim * sizeof *d_weight);
-            for (int64_t b = part * p->rows / parts; b < (part + 1) * p->rows / parts; b++)
-                norm_row_back(p, b, space, d, d_weight);
+            for (int64_t b = i_sum * p->rows / partial_sums; b < (i_sum + 1) * p->rows / partial_sums; b++)
+                rms_norm_row_backward(p, b, space, d, d_weight);
         }
         if (p->d_weight)
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < dim; i++)
-                for (int64_t part = 1; part < parts; part++)
-                    p->d_weight[i] += p->d_weight[part * dim + i];
+                for (int64_t i_sum = 1; i_sum < partial_sums; i_sum++)
+                    p->d_weight[i] += p->d_weight[i_sum * dim + i];
     }
 }
 
 INLINE float sigmoid(float x) {
-    const float power = power_of_two(-LOG2_E * fabsf(x)), larger = 1.0f / (1.0f + power);
+    const float power = fast_exp2(-LOG2_E * fabsf(x)), larger = 1.0f / (1.0f + power);
     return x < 0 ? power * larger : larger;
 }
 
 /* y = silu(gates) * ups, over `count` numbers. */
-void NAMED(gate_numbers)(const element *gates, const element *ups, element *y, int64_t count) {
+void NAMED(silu_mul_forward)(const element *gates, const element *ups, element *y, int64_t count) {
 #pragma omp parallel for simd schedule(static)
     for (int64_t i = 0; i < count; i++) {
-        float gate = number_of(gates[i]);
-        y[i] = element_of(gate * sigmoid(gate) * number_of(ups[i]));
+        float gate = to_float(gates[i]);
+        y[i] = from_float(gate * sigmoid(gate) * to_float(ups[i]));
     }
 }
 
-void NAMED(gate_numbers_back)(const element *gates, const element *ups, const element *dy,
+void NAMED(silu_mul_backward)(const element *gates, const element *ups, const element *dy,
                               element *d_gates, element *d_ups, int64_t count) {
 #pragma omp parallel for simd schedule(static)
     for (int64_t i = 0; i < count; i++) {
-        float gate = number_of(gates[i]), up = number_of(ups[i]), d = number_of(dy[i]);
+        float gate = to_float(gates[i]), up = to_float(ups[i]), d = to_float(dy[i]);
         float open = sigmoid(gate);
-        d_ups[i] = element_of(d * gate * open);
-        d_gates[i] = element_of(d * up * open * (1.0f + gate * (1.0f - open)));
+        d_ups[i] = from_float(d * gate * open);
+        d_gates[i] = from_float(d * up * open * (1.0f + gate * (1.0f - open)));
     }
 }
 
 /* Of each row of logits (rows, vocab) the loss at its target; the logits become their gradients,
    (softmax - one at the target) * scale. Targets of -100 count for nothing: loss and gradients are 0.
    2, and nothing is written, for a target that is no token. */
-int NAMED(loss_rows)(element *logits, const int64_t *targets, float scale, float *losses,
+int NAMED(cross_entropy)(element *logits, const int64_t *targets, float scale, float *losses,
                      int64_t rows, int64_t vocab) {
     for (int64_t b = 0; b < rows; b++)
         if (targets[b] != -100 && (targets[b] < 0 || targets[b] >= vocab)) return 2;
@@ -153,19 +153,19 @@ int NAMED(loss_rows)(element *logits, const int64_t *targets, float scale, float
             losses[b] = 0;
             continue;
         }
-        float most = -INFINITY, sum = 0, at_target = number_of(x[targets[b]]);
-#pragma omp simd reduction(max : most)
-        for (int64_t i = 0; i < vocab; i++) most = number_of(x[i]) > most ? number_of(x[i]) : most;
-        float shift = most * LOG2_E;
+        float max_logit = -INFINITY, sum = 0, at_target = to_float(x[targets[b]]);
+#pragma omp simd reduction(max : max_logit)
+        for (int64_t i = 0; i < vocab; i++) max_logit = to_float(x[i]) > max_logit ? to_float(x[i]) : max_logit;
+        float shift = max_logit * LOG2_E;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < vocab; i++) sum += power_of_two(number_of(x[i]) * LOG2_E - shift);
+        for (int64_t i = 0; i < vocab; i++) sum += fast_exp2(to_float(x[i]) * LOG2_E - shift);
         float share = scale / sum;
 #pragma omp simd
         for (int64_t i = 0; i < vocab; i++)
-            x[i] = element_of(power_of_two(number_of(x[i]) * LOG2_E - shift) * share);
-        float weight = power_of_two(at_target * LOG2_E - shift) / sum;
-        x[targets[b]] = element_of((weight - 1.0f) * scale);
-        losses[b] = logf(sum) + (most - at_target);
+            x[i] = from_float(fast_exp2(to_float(x[i]) * LOG2_E - shift) * share);
+        float weight = fast_exp2(at_target * LOG2_E - shift) / sum;
+        x[targets[b]] = from_float((weight - 1.0f) * scale);
+        losses[b] = logf(sum) + (max_logit - at_target);
     }
     return 0;
 }

@@ -8,8 +8,8 @@
    `lanes` is what a single register holds, LANES float32, and SUMS is how many of them a product may
    add up at a time and leave registers for its factors. */
 
-#ifndef VECTORS_H
-#define VECTORS_H
+#ifndef SIMD_H
+#define SIMD_H
 
 #include <stdint.h>
 #include <string.h>
@@ -24,7 +24,7 @@ INLINE float from_bf16(uint16_t v) {
 }
 
 /* As `to_bf16`, for results of arithmetic: the last bits of such a NaN are 0 and carry nothing. */
-INLINE uint16_t rounded(float f) {
+INLINE uint16_t round_to_bf16(float f) {
     uint32_t bits;
     memcpy(&bits, &f, 4);
     return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
@@ -33,7 +33,7 @@ INLINE uint16_t rounded(float f) {
 INLINE uint16_t to_bf16(float f) { /* to nearest, ties to even */
     uint32_t bits;
     memcpy(&bits, &f, 4);
-    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded(f);
+    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : round_to_bf16(f);
 }
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
@@ -45,19 +45,19 @@ typedef __m512i ints, bytes;
 #define SUMS 16
 #define BIAS(bits) (bits == 8 ? 128 : 8)
 
-INLINE floats spread(float x) { return _mm512_set1_ps(x); }
-INLINE floats widen(const uint16_t *p) {
+INLINE floats broadcast(float x) { return _mm512_set1_ps(x); }
+INLINE floats load_bf16(const uint16_t *p) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 INLINE floats load(const float *p) { return _mm512_loadu_ps(p); }
 INLINE floats multiply_add(floats a, floats b, floats sum) { return _mm512_fmadd_ps(a, b, sum); }
 INLINE void store(float *p, floats x) { _mm512_storeu_ps(p, x); }
-INLINE float total(floats x) { return _mm512_reduce_add_ps(x); }
-INLINE ints spread_int(int32_t x) { return _mm512_set1_epi32(x); }
+INLINE float reduce_add(floats x) { return _mm512_reduce_add_ps(x); }
+INLINE ints broadcast_int(int32_t x) { return _mm512_set1_epi32(x); }
 INLINE bytes load_bytes(const uint8_t *p) { return _mm512_loadu_si512(p); }
-INLINE bytes low_halves(bytes x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
-INLINE bytes high_halves(bytes x) { return low_halves(_mm512_srli_epi16(x, 4)); }
+INLINE bytes low_nibbles(bytes x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+INLINE bytes high_nibbles(bytes x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
 INLINE ints add_products(ints sums, bytes w, int32_t q, int bits) {
     (void)bits;
     return _mm512_dpbusd_epi32(sums, w, _mm512_set1_epi32(q));
@@ -77,15 +77,15 @@ typedef __m256 lanes;
 #define LANES 8
 #define SUMS 8
 
-INLINE floats spread(float x) { return (floats){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
-INLINE lanes spread_lanes(float x) { return _mm256_set1_ps(x); }
-INLINE lanes widen_lanes(const uint16_t *p) {
+INLINE floats broadcast(float x) { return (floats){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+INLINE lanes broadcast_lanes(float x) { return _mm256_set1_ps(x); }
+INLINE lanes load_bf16_lanes(const uint16_t *p) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 INLINE lanes multiply_add_lanes(lanes a, lanes b, lanes sum) { return _mm256_fmadd_ps(a, b, sum); }
 INLINE void store_lanes(float *p, lanes x) { _mm256_storeu_ps(p, x); }
-INLINE floats widen(const uint16_t *p) { return (floats){widen_lanes(p), widen_lanes(p + 8)}; }
+INLINE floats load_bf16(const uint16_t *p) { return (floats){load_bf16_lanes(p), load_bf16_lanes(p + 8)}; }
 INLINE floats load(const float *p) { return (floats){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 INLINE floats multiply_add(floats a, floats b, floats sum) {
     return (floats){_mm256_fmadd_ps(a.a, b.a, sum.a), _mm256_fmadd_ps(a.b, b.b, sum.b)};
@@ -94,20 +94,20 @@ INLINE void store(float *p, floats x) {
     _mm256_storeu_ps(p, x.a);
     _mm256_storeu_ps(p + 8, x.b);
 }
-INLINE float total(lanes x) {
+INLINE float reduce_add(lanes x) {
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
-INLINE ints spread_int(int32_t x) { return (ints){_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+INLINE ints broadcast_int(int32_t x) { return (ints){_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 INLINE bytes load_bytes(const uint8_t *p) {
     const __m256i *at = (const __m256i *)p;
     return (bytes){_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)};
 }
-INLINE __m256i low_32(__m256i x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
-INLINE bytes low_halves(bytes x) { return (bytes){low_32(x.a), low_32(x.b)}; }
-INLINE bytes high_halves(bytes x) {
-    return (bytes){low_32(_mm256_srli_epi16(x.a, 4)), low_32(_mm256_srli_epi16(x.b, 4))};
+INLINE __m256i low_nibbles_32(__m256i x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+INLINE bytes low_nibbles(bytes x) { return (bytes){low_nibbles_32(x.a), low_nibbles_32(x.b)}; }
+INLINE bytes high_nibbles(bytes x) {
+    return (bytes){low_nibbles_32(_mm256_srli_epi16(x.a, 4)), low_nibbles_32(_mm256_srli_epi16(x.b, 4))};
 }
 /* Products of pairs must fit into 16 bits. Of int8 they are the size of the weight times the signed
    input; of int4 a group's 16 in a lane fit together, and are added up there. */
@@ -125,11 +125,11 @@ INLINE ints add_products(ints sums, bytes w, int32_t q, int bits) {
     __m256i four = _mm256_set1_epi32(q);
     return (ints){add_products_8(sums.a, w.a, four, bits), add_products_8(sums.b, w.b, four, bits)};
 }
-INLINE ints sums_from(int32_t bias, int bits) {
+INLINE ints init_sums(int32_t bias, int bits) {
     (void)bias, (void)bits;
-    return spread_int(0);
+    return broadcast_int(0);
 }
-INLINE ints sums_of(ints sums, int32_t bias, int bits) {
+INLINE ints finish_sums(ints sums, int32_t bias, int bits) {
     if (bits == 8) return sums;
     __m256i ones = _mm256_set1_epi16(1), more = _mm256_set1_epi32(bias);
     return (ints){_mm256_add_epi32(_mm256_madd_epi16(sums.a, ones), more),
@@ -153,59 +153,59 @@ typedef float32x4_t lanes;
 #define LANES 4
 #define SUMS 16
 #define BIAS(bits) (bits == 8 ? 0 : 8)
-#define EACH(result, value)                                                                        \
+#define FOR_EACH(result, value)                                                                        \
     for (int i = 0; i < 4; i++) result.val[i] = value;
 
-INLINE floats spread(float x) {
+INLINE floats broadcast(float x) {
     floats y;
-    EACH(y, vdupq_n_f32(x))
+    FOR_EACH(y, vdupq_n_f32(x))
     return y;
 }
-INLINE lanes spread_lanes(float x) { return vdupq_n_f32(x); }
-INLINE lanes widen_lanes(const uint16_t *p) {
+INLINE lanes broadcast_lanes(float x) { return vdupq_n_f32(x); }
+INLINE lanes load_bf16_lanes(const uint16_t *p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
 }
 INLINE lanes multiply_add_lanes(lanes a, lanes b, lanes sum) { return vfmaq_f32(sum, a, b); }
 INLINE void store_lanes(float *p, lanes x) { vst1q_f32(p, x); }
-INLINE floats widen(const uint16_t *p) {
+INLINE floats load_bf16(const uint16_t *p) {
     floats y;
-    EACH(y, widen_lanes(p + 4 * i))
+    FOR_EACH(y, load_bf16_lanes(p + 4 * i))
     return y;
 }
 INLINE floats load(const float *p) {
     floats y;
-    EACH(y, vld1q_f32(p + 4 * i))
+    FOR_EACH(y, vld1q_f32(p + 4 * i))
     return y;
 }
 INLINE floats multiply_add(floats a, floats b, floats sum) {
-    EACH(sum, vfmaq_f32(sum.val[i], a.val[i], b.val[i]))
+    FOR_EACH(sum, vfmaq_f32(sum.val[i], a.val[i], b.val[i]))
     return sum;
 }
 INLINE void store(float *p, floats x) {
     for (int i = 0; i < 4; i++) vst1q_f32(p + 4 * i, x.val[i]);
 }
-INLINE float total(lanes x) { return vaddvq_f32(x); }
-INLINE ints spread_int(int32_t x) {
+INLINE float reduce_add(lanes x) { return vaddvq_f32(x); }
+INLINE ints broadcast_int(int32_t x) {
     ints y;
-    EACH(y, vdupq_n_s32(x))
+    FOR_EACH(y, vdupq_n_s32(x))
     return y;
 }
 INLINE bytes load_bytes(const uint8_t *p) {
     bytes y;
-    EACH(y, vreinterpretq_s8_u8(vld1q_u8(p + 16 * i)))
+    FOR_EACH(y, vreinterpretq_s8_u8(vld1q_u8(p + 16 * i)))
     return y;
 }
-INLINE bytes low_halves(bytes x) {
-    EACH(x, vandq_s8(x.val[i], vdupq_n_s8(15)))
+INLINE bytes low_nibbles(bytes x) {
+    FOR_EACH(x, vandq_s8(x.val[i], vdupq_n_s8(15)))
     return x;
 }
-INLINE bytes high_halves(bytes x) {
-    EACH(x, vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(x.val[i]), 4)))
+INLINE bytes high_nibbles(bytes x) {
+    FOR_EACH(x, vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(x.val[i]), 4)))
     return x;
 }
 INLINE ints add_products(ints sums, bytes w, int32_t q, int bits) {
     int8x16_t four = vreinterpretq_s8_s32(vdupq_n_s32(q)), sign = vdupq_n_s8(bits == 8 ? -128 : 0);
-    EACH(sums, vdotq_s32(sums.val[i], veorq_s8(w.val[i], sign), four))
+    FOR_EACH(sums, vdotq_s32(sums.val[i], veorq_s8(w.val[i], sign), four))
     return sums;
 }
 INLINE floats add_scaled(floats sums, ints x, const _Float16 *scales, float scale) {
@@ -217,24 +217,24 @@ INLINE floats add_scaled(floats sums, ints x, const _Float16 *scales, float scal
 }
 
 #else
-#define PLAIN_LOOPS
+#define NO_SIMD
 typedef struct { float lane[16]; } floats, lanes;
 typedef struct { int32_t lane[16]; } ints;
 typedef struct { uint8_t lane[64]; } bytes;
 #define LANES 16
 #define SUMS 16
 #define BIAS(bits) (bits == 8 ? 128 : 8)
-#define EACH(result, value)                                                                        \
+#define FOR_EACH(result, value)                                                                        \
     for (int i = 0; i < 16; i++) result.lane[i] = value;
 
-INLINE floats spread(float x) {
+INLINE floats broadcast(float x) {
     floats y;
-    EACH(y, x)
+    FOR_EACH(y, x)
     return y;
 }
-INLINE floats widen(const uint16_t *p) {
+INLINE floats load_bf16(const uint16_t *p) {
     floats y;
-    EACH(y, from_bf16(p[i]))
+    FOR_EACH(y, from_bf16(p[i]))
     return y;
 }
 INLINE floats load(const float *p) {
@@ -243,18 +243,18 @@ INLINE floats load(const float *p) {
     return y;
 }
 INLINE floats multiply_add(floats a, floats b, floats sum) {
-    EACH(sum, sum.lane[i] + a.lane[i] * b.lane[i])
+    FOR_EACH(sum, sum.lane[i] + a.lane[i] * b.lane[i])
     return sum;
 }
 INLINE void store(float *p, floats x) { memcpy(p, x.lane, sizeof x.lane); }
-INLINE float total(floats x) {
+INLINE float reduce_add(floats x) {
     for (int width = 8; width; width /= 2)
         for (int i = 0; i < width; i++) x.lane[i] += x.lane[i + width];
     return x.lane[0];
 }
-INLINE ints spread_int(int32_t x) {
+INLINE ints broadcast_int(int32_t x) {
     ints y;
-    EACH(y, x)
+    FOR_EACH(y, x)
     return y;
 }
 INLINE bytes load_bytes(const uint8_t *p) {
@@ -262,11 +262,11 @@ INLINE bytes load_bytes(const uint8_t *p) {
     memcpy(y.lane, p, sizeof y.lane);
     return y;
 }
-INLINE bytes low_halves(bytes x) {
+INLINE bytes low_nibbles(bytes x) {
     for (int i = 0; i < 64; i++) x.lane[i] &= 15;
     return x;
 }
-INLINE bytes high_halves(bytes x) {
+INLINE bytes high_nibbles(bytes x) {
     for (int i = 0; i < 64; i++) x.lane[i] >>= 4;
     return x;
 }
@@ -274,35 +274,35 @@ INLINE ints add_products(ints sums, bytes w, int32_t q, int bits) {
     int8_t four[4];
     (void)bits;
     memcpy(four, &q, 4);
-    EACH(sums, sums.lane[i] + w.lane[4 * i] * four[0] + w.lane[4 * i + 1] * four[1] +
+    FOR_EACH(sums, sums.lane[i] + w.lane[4 * i] * four[0] + w.lane[4 * i + 1] * four[1] +
                    w.lane[4 * i + 2] * four[2] + w.lane[4 * i + 3] * four[3])
     return sums;
 }
 INLINE floats add_scaled(floats sums, ints x, const _Float16 *scales, float scale) {
-    EACH(sums, sums.lane[i] + (float)x.lane[i] * ((float)scales[i] * scale))
+    FOR_EACH(sums, sums.lane[i] + (float)x.lane[i] * ((float)scales[i] * scale))
     return sums;
 }
 #endif
 
-INLINE floats add(floats a, floats b) { return multiply_add(a, spread(1), b); }
+INLINE floats add(floats a, floats b) { return multiply_add(a, broadcast(1), b); }
 
 #if LANES == 16
-INLINE lanes spread_lanes(float x) { return spread(x); }
-INLINE lanes widen_lanes(const uint16_t *p) { return widen(p); }
+INLINE lanes broadcast_lanes(float x) { return broadcast(x); }
+INLINE lanes load_bf16_lanes(const uint16_t *p) { return load_bf16(p); }
 INLINE lanes multiply_add_lanes(lanes a, lanes b, lanes sum) { return multiply_add(a, b, sum); }
 INLINE void store_lanes(float *p, lanes x) { store(p, x); }
 #endif
 
 #ifndef HAS_AVX2
-INLINE ints sums_from(int32_t bias, int bits) { return spread_int(BIAS(bits) / 8 * bias); }
-INLINE ints sums_of(ints sums, int32_t bias, int bits) {
+INLINE ints init_sums(int32_t bias, int bits) { return broadcast_int(BIAS(bits) / 8 * bias); }
+INLINE ints finish_sums(ints sums, int32_t bias, int bits) {
     (void)bias, (void)bits;
     return sums;
 }
 #endif
 
 /* What the lanes of each of SUMS registers add up to. */
-INLINE void store_totals(float *y, const lanes v[SUMS]) {
+INLINE void store_reduced(float *y, const lanes v[SUMS]) {
 #if defined(HAS_AVX512)
     lanes pairs[8], fours[4];
 #pragma GCC unroll 8
@@ -327,7 +327,7 @@ INLINE void store_totals(float *y, const lanes v[SUMS]) {
     store_lanes(y, _mm256_add_ps(_mm256_permute2f128_ps(fours[0], fours[1], 0x20),
                                  _mm256_permute2f128_ps(fours[0], fours[1], 0x31)));
 #else
-    for (int i = 0; i < SUMS; i++) y[i] = total(v[i]);
+    for (int i = 0; i < SUMS; i++) y[i] = reduce_add(v[i]);
 #endif
 }
 
@@ -358,7 +358,7 @@ INLINE pairs load_pairs(const uint16_t *w) {
     __m256i both = _mm256_loadu_si256((const __m256i *)w);
     return (pairs){_mm256_castsi256_ps(_mm256_slli_epi32(both, 16)),
                    _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(-65536)))};
-#elif defined(PLAIN_LOOPS)
+#elif defined(NO_SIMD)
     pairs y;
     for (int i = 0; i < LANES; i++) {
         y.even.lane[i] = from_bf16(w[2 * i]);
@@ -383,7 +383,7 @@ INLINE lanes add_pairs(lanes sum, const factor *x, pairs w) {
 #endif
 
 /* STEP numbers of x. */
-INLINE void make_factors(const uint16_t *x, factor *to) {
+INLINE void load_factors(const uint16_t *x, factor *to) {
 #if defined(__AVX512BF16__)
     memcpy(to, x, STEP * sizeof *x);
 #else

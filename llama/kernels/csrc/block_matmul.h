@@ -8,10 +8,10 @@
 
    so that pairs of `b` are of neighbours in a column: (depth / 2, columns, 2). */
 
-#ifndef TILES_H
-#define TILES_H
+#ifndef BLOCK_MATMUL_H
+#define BLOCK_MATMUL_H
 
-#include "training.h"
+#include "element_types.h"
 
 #if defined(HAS_AVX512) && defined(__AVX512BF16__) && !defined(IN_FLOAT32)
 #define WORD 2 /* numbers in one */
@@ -33,7 +33,7 @@ typedef float number;
 typedef floats words;
 
 INLINE words load_words(const number *p) { return load(p); }
-INLINE words spread_word(const number *p) { return spread(*p); }
+INLINE words spread_word(const number *p) { return broadcast(*p); }
 INLINE floats add_words(floats sum, words a, words b) { return multiply_add(a, b, sum); }
 #endif
 
@@ -45,7 +45,7 @@ enum { DOWN = 8, ACROSS = 32 };
 enum { DOWN = 4, ACROSS = 16 };
 #endif
 
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t min_int(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* What is needed of a block of keys (down) and queries (across) that are of the same positions:
 
@@ -53,21 +53,21 @@ INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
        . x x x      for a key the sum over queries from its own on,
        . . x x      for a query the sum over keys up to its own.
        . . . x */
-typedef enum { ALL, SCORES, FOR_KEYS, FOR_QUERIES } needed;
+typedef enum { ALL, SCORES, FOR_KEYS, FOR_QUERIES } triangle;
 
 /* The rows of such a block that are computed in column c: whole tiles. */
 INLINE int64_t rows_in(int is_own, int64_t c, int64_t rows) {
-    return is_own ? smaller(c / ACROSS * ACROSS + ACROSS, rows) : rows;
+    return is_own ? min_int(c / ACROSS * ACROSS + ACROSS, rows) : rows;
 }
 
-INLINE void multiply_part(const int across, int is_new, float *c, int64_t c_row, const number *a,
+INLINE void multiply_tile_of(const int across, int is_new, float *c, int64_t c_row, const number *a,
                           int64_t a_row, const number *b, int64_t b_row, int64_t from, int64_t to) {
     floats sums[DOWN][2];
 #pragma GCC unroll 8
     for (int i = 0; i < DOWN; i++)
 #pragma GCC unroll 2
         for (int j = 0; j < across / 16; j++)
-            sums[i][j] = is_new ? spread(0) : load(c + i * c_row + 16 * j);
+            sums[i][j] = is_new ? broadcast(0) : load(c + i * c_row + 16 * j);
     for (int64_t k = from; k < to; k += WORD) {
         words right[2];
 #pragma GCC unroll 2
@@ -87,20 +87,20 @@ INLINE void multiply_part(const int across, int is_new, float *c, int64_t c_row,
 
 /* c (rows, columns) = a b, or += where it is not new, with sums over `depth` numbers; all three are
    multiples of 16. `_row` is how many numbers, of b how many words, a row takes. */
-static void multiply(needed what, int is_new, float *c, int64_t c_row, const number *a, int64_t a_row,
+static void multiply(triangle what, int is_new, float *c, int64_t c_row, const number *a, int64_t a_row,
                      const number *b, int64_t b_row, int64_t rows, int64_t columns, int64_t depth) {
     for (int64_t i = 0; i < rows; i += DOWN)
         for (int64_t j = 0; j < columns; j += ACROSS) {
-            const int64_t end = smaller(j + ACROSS, columns);
+            const int64_t end = min_int(j + ACROSS, columns);
             const int64_t from = what == FOR_KEYS ? i : 0;
-            const int64_t to = what == FOR_QUERIES ? smaller(end, depth) : depth;
+            const int64_t to = what == FOR_QUERIES ? min_int(end, depth) : depth;
             const number *left = a + i * a_row, *right = b + WORD * j;
             float *out = c + i * c_row + j;
             if (what == SCORES && end <= i) continue;
             if (ACROSS == 32 && end - j == 32)
-                multiply_part(32, is_new, out, c_row, left, a_row, right, b_row, from, to);
+                multiply_tile_of(32, is_new, out, c_row, left, a_row, right, b_row, from, to);
             else
-                multiply_part(16, is_new, out, c_row, left, a_row, right, b_row, from, to);
+                multiply_tile_of(16, is_new, out, c_row, left, a_row, right, b_row, from, to);
         }
 }
 
@@ -166,7 +166,7 @@ static const number *rows_as_b(const number *x, int64_t rows, int64_t columns, n
 }
 
 #if WORD == 2
-INLINE __m512i rounded_numbers(const float *low, const float *high) {
+INLINE __m512i to_bf16_pairs(const float *low, const float *high) {
     return (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(high), _mm512_loadu_ps(low));
 }
 #endif
@@ -178,7 +178,7 @@ static const number *block_as_a(int is_own, const float *x, int64_t rows, int64_
     for (int64_t c = 0; c < columns; c += 32)
         for (int64_t r = 0; r < rows_in(is_own, c, rows); r++) {
             const int64_t at = r * BLOCK + c;
-            _mm512_storeu_si512(space + at, rounded_numbers(x + at, x + at + 16));
+            _mm512_storeu_si512(space + at, to_bf16_pairs(x + at, x + at + 16));
         }
     return space;
 #else
@@ -193,11 +193,11 @@ static const number *block_as_b(int is_own, const float *x, int64_t rows, int64_
 #if WORD == 2
     uint16_t order[32]; /* 0 16 1 17 2 18 ... */
     for (int i = 0; i < 32; i++) order[i] = (uint16_t)(i / 2 + i % 2 * 16);
-    const __m512i in_turns = _mm512_loadu_si512(order);
+    const __m512i interleaved = _mm512_loadu_si512(order);
     for (int64_t c = 0; c < columns; c += 16)
         for (int64_t r = 0; r < rows_in(is_own, c, rows); r += 2) {
             const float *at = x + r * BLOCK + c;
-            __m512i both = _mm512_permutexvar_epi16(in_turns, rounded_numbers(at, at + BLOCK));
+            __m512i both = _mm512_permutexvar_epi16(interleaved, to_bf16_pairs(at, at + BLOCK));
             _mm512_storeu_si512(space + r * BLOCK + 2 * c, both);
         }
     return space;
