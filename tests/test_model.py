@@ -1,3 +1,4 @@
+import collections
 import copy
 import math
 from pathlib import Path
@@ -6,6 +7,7 @@ import pytest
 import torch
 from fixtures import difference, tiny_args
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llama.args import weight_shapes
 from llama.cache import Int8KVCache, KVCache
@@ -692,6 +694,40 @@ def test_an_int8_cache_rounds_to_steps_of_the_largest():
         assert difference(keys[..., 4, :], new[:, 0]) < 0.01
     assert cache.k.dtype == torch.int8
     assert sum(part.nbytes for part in cache.tensors) == 2 * (x.numel() + 4 * x[..., 0].numel())
+
+
+class LargestTensors(TorchDispatchMode):
+    """How many elements the largest new tensor of each dtype has."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = collections.Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result._base is None:
+            self.sizes[result.dtype] = max(self.sizes[result.dtype], result.numel())
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_int8_cache_converts_what_attention_reads(dtype):
+    cache = Int8KVCache.zeros((1, 2, 3, 2048, 8), dtype, "cpu").layer(0)
+    cache.k_scale[:, :, 600:], cache.v_scale[:, :, 600:] = math.nan, math.nan
+    x = torch.randn(2, 2, 3, 8, dtype=dtype)
+    for start in (torch.tensor([3, 598]), 598):
+        with LargestTensors() as largest:
+            keys, values = cache.update(start, x, -x)
+        if dtype == torch.bfloat16:
+            assert largest.sizes[torch.float32] < 600 * x[:, 0].numel() / 10  # scales are float32
+        for found, numbers, scales in (
+            (keys, cache.k, cache.k_scale),
+            (values, cache.v, cache.v_scale),
+        ):
+            assert found.shape == numbers.shape
+            expected = (numbers[:, :, :600] * scales[:, :, :600]).to(dtype)
+            assert torch.equal(found[:, :, :600], expected)
+            assert not found[:, :, 600:].any()
 
 
 def test_an_int8_cache_keeps_what_is_not_finite_to_its_position():

@@ -219,6 +219,48 @@ def test_parameters_that_move_are_followed() -> None:
     assert difference(few_rows(wide.bfloat16(), some_tokens()), expected) < 0.02
 
 
+def replace_data(layer: torch.nn.Module, weight: torch.Tensor) -> None:
+    layer.weight.data = weight
+
+
+def replace_parameter(layer: torch.nn.Module, weight: torch.Tensor) -> None:
+    layer.weight = torch.nn.Parameter(weight)
+
+
+def load_state(layer: torch.nn.Module, weight: torch.Tensor) -> None:
+    layer.load_state_dict({"weight": weight}, assign=True)
+
+
+@needs_compiler
+@pytest.mark.parametrize("replace", [replace_data, replace_parameter, load_state])
+@pytest.mark.parametrize("name", ["ffn_norm", "attention.wq", "attention.wo", "feed_forward.w2"])
+def test_decoding_takes_weights_that_are_replaced(name: str, replace) -> None:
+    model, tokens = model_of(4, 4, 24, layers=1), some_tokens()[:, :4]
+    use_format(model, "bfloat16")
+    cache = model.new_cache(3, 8)
+    with torch.no_grad():
+        before = model(tokens, 0, cache=cache)
+        layer = model.layers[0].get_submodule(name)
+        weight = layer.weight.detach()
+        is_square = weight.dim() == 2 and weight.shape == weight.T.shape
+        for new in (weight.neg(), weight.T if is_square else weight.flip(0)):
+            replace(layer, new)
+            found = model(tokens, 0, cache=cache)
+            assert difference(found, exactly(model)(tokens)) < 0.03
+            assert difference(found, before) > 0.03
+
+
+@needs_compiler
+def test_weights_that_do_not_fit_are_an_error_not_a_read_elsewhere() -> None:
+    model, tokens = model_of(4, 1, 64, layers=1), some_tokens()[:, :4]
+    use_format(model, "bfloat16")
+    layer = model.layers[0].feed_forward.w2
+    for wrong in (layer.weight[:-32], layer.weight.float()):
+        layer.weight = torch.nn.Parameter(wrong.detach().clone())
+        with pytest.raises((RuntimeError, ValueError)), torch.no_grad():
+            model(tokens, 0, cache=model.new_cache(3, 8))
+
+
 def decode_on_a_rank(quantize: str, ranks: int):
     distributed.initialize(ranks)
     torch.manual_seed(0)
