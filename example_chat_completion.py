@@ -26,14 +26,14 @@ def main(
     """Continues some dialogs by the assistant's next message.
 
     Args:
-        ckpt_dir: folder of the checkpoint; the bundled model's if not given.
-        tokenizer_path: the tokenizer's file; the one in ckpt_dir if not given.
+        ckpt_dir: folder of the checkpoint; the bundled model's by default.
+        tokenizer_path: the tokenizer's file; by default the one in ckpt_dir.
         temperature: 0 always takes the likeliest token, higher values vary more.
-        top_p: only the likeliest tokens that together have this probability are drawn from.
+        top_p: draws from the likeliest tokens that together have this probability.
         max_seq_len: most tokens of a dialog and its answer together.
-        max_batch_size: how many dialogs may run at a time.
-        max_gen_len: most tokens of an answer; up to max_seq_len if not given.
-        quantize: int8 or int4 weights, on a CPU; as they are stored if not given.
+        max_batch_size: most dialogs that run at a time.
+        max_gen_len: most tokens of an answer; by default up to max_seq_len.
+        quantize: int8 or int4 weights, on a CPU; by default as they are stored.
     """
     # Here, because torch takes seconds to import: Ctrl-C then ends without a traceback.
     from llama import Dialog, Llama

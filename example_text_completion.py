@@ -22,17 +22,17 @@ def main(
     max_batch_size: int = 4,
     quantize: str | None = None,
 ) -> None:
-    """Writes on where each of some prompts ends, as a model does that was not tuned to chat.
+    """Continues some prompts, as a model does that was not tuned to chat.
 
     Args:
-        ckpt_dir: folder of the checkpoint; the bundled model's if not given.
-        tokenizer_path: the tokenizer's file; the one in ckpt_dir if not given.
+        ckpt_dir: folder of the checkpoint; the bundled model's by default.
+        tokenizer_path: the tokenizer's file; by default the one in ckpt_dir.
         temperature: 0 always takes the likeliest token, higher values vary more.
-        top_p: only the likeliest tokens that together have this probability are drawn from.
+        top_p: draws from the likeliest tokens that together have this probability.
         max_seq_len: most tokens of a prompt and its answer together.
         max_gen_len: most tokens of an answer.
-        max_batch_size: how many prompts may run at a time.
-        quantize: int8 or int4 weights, on a CPU; as they are stored if not given.
+        max_batch_size: most prompts that run at a time.
+        quantize: int8 or int4 weights, on a CPU; by default as they are stored.
     """
     # Here, because torch takes seconds to import: Ctrl-C then ends without a traceback.
     from llama import Llama

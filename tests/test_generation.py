@@ -341,7 +341,7 @@ def test_an_interrupted_call_leaves_no_sequence_behind(
     assert llama.generate([[1, 2]], 5, temperature=0) == expected
 
 
-def test_broken_weights_are_told_from_bad_luck(llama: Llama) -> None:
+def test_nan_in_the_weights_raises_and_leaves_the_engine_usable(llama: Llama) -> None:
     expected = llama.generate([[1, 2], [3]], 5, temperature=0)
     weight = llama.model.tok_embeddings.weight.data
     before = weight.clone()

@@ -323,7 +323,7 @@ def test_stream_keeps_all_but_the_first_space(llama2):
     assert fed == ["", "the", " dog", " ", " dog"]
 
 
-def test_flush_gives_the_incomplete_rest_and_starts_anew(either):
+def test_flush_returns_the_incomplete_rest_and_resets(either):
     ids = either.encode("the 🎉")[:-1]
     decoder = either.stream_decoder()
     for _ in range(2):

@@ -133,7 +133,7 @@ class DecodeGraphs:
 
 
 def read_later(*tensors: Tensor) -> Callable[[], list[list[Any]]]:
-    """Returns the tensors' values of now when called; waits for nothing a GPU is given since."""
+    """Copies the tensors now; the result waits for the copy, not for work a GPU got since."""
     if not tensors[0].is_cuda:
         return lambda: [tensor.tolist() for tensor in tensors]
     copies = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in tensors]

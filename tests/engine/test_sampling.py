@@ -17,7 +17,7 @@ PLAIN = SamplingParams(temperature=1, top_p=1)
 
 
 class FixedState(SamplerState):
-    """Draws the uniform number it is told to."""
+    """Draws one fixed uniform number."""
 
     def __init__(self, params, uniform, prompt_tokens=()):
         super().__init__(params, prompt_tokens)
@@ -122,7 +122,7 @@ def scores_that_tie(vocab):
 @pytest.mark.parametrize("logits_of", [scores_in_one_bucket, scores_that_tie, torch.zeros])
 @pytest.mark.parametrize("vocab", [5, 509, 2039])
 @pytest.mark.parametrize("top_p", [0.0, 0.3, 0.77, 1 - 2**-53])
-def test_tokens_of_like_scores_are_told_apart_by_rank(logits_of, vocab, top_p):
+def test_tokens_of_similar_scores_are_ranked_exactly(logits_of, vocab, top_p):
     logits = logits_of(vocab)
     ids = sorted(range(vocab), key=lambda i: (-logits[i].item(), i))
     # So hot that all tokens weigh the same: where the nucleus ends is a matter of counting.
