@@ -28,6 +28,7 @@ from itertools import takewhile, zip_longest
 from typing import Literal, NamedTuple, TypedDict, get_args
 
 from llama.errors import InputError, InputTypeError
+from llama.storage.files import expand
 from llama.tokenization import vocabulary
 from llama.tokenization.vocabulary import SentencePieceVocabulary, open_vocabulary
 
@@ -81,7 +82,7 @@ class Tokenizer:
     """
 
     def __init__(self, model_path: str | os.PathLike[str]):
-        self.model_path = os.fspath(model_path)
+        self.model_path = expand(model_path)
         self.vocabulary = open_vocabulary(self.model_path)
         self.is_sentencepiece = isinstance(self.vocabulary, SentencePieceVocabulary)
         self.n_words = self.vocabulary.n_words

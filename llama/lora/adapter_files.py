@@ -12,7 +12,6 @@ config asks for that `llama.lora` does not compute is refused by name.
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor
 from llama.args import ModelArgs, is_linear, weight_shapes
 from llama.errors import InputError, MissingFileError
 from llama.storage import huggingface_names
-from llama.storage.files import Folder, read_json
+from llama.storage.files import Folder, atomic_write, expand, read_json
 from llama.storage.sharding import Weight
 from llama.storage.tensor_files import Entry, StoredTensor, TensorFile, open_tensors, write_tensors
 
@@ -175,7 +174,7 @@ def write_adapter(
 ) -> None:
     """Writes whole A and B of some layers (Meta's names and order of rows), all of the same r.
 
-    `base` is the path or name of the model below. Each file appears when it is whole.
+    `base` is the path or name of their model. Each file appears when it is whole.
     """
     entries = {}
     for layer, (a, b) in layers.items():
@@ -204,9 +203,8 @@ def write_adapter(
         "target_modules": ends if len(modules) == in_all else modules,
         "task_type": "CAUSAL_LM",
     }
-    target = Path(folder)
+    target = Path(expand(folder))
     target.mkdir(parents=True, exist_ok=True)
-    part = target / f"{_CONFIG}.part"
-    part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    write_tensors(target / _TENSORS[0], entries)
-    os.replace(part, target / _CONFIG)
+    with atomic_write(target / _CONFIG) as file:
+        file.write(f"{json.dumps(config, indent=2)}\n".encode())
+        write_tensors(target / _TENSORS[0], entries)

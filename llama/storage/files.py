@@ -1,12 +1,13 @@
-"""Where checkpoints and tokenizers lie: a folder on this machine, or one in a remote store.
+"""Files of checkpoints and tokenizers, in a folder on this machine or in a remote store.
 
     folder = Folder("gs://bucket/Llama3.2-1B")
     folder.names                                  # ["consolidated.00.pth", "params.json", ...]
     folder.read("params.json")                    # all of a small file
-    folder.open("consolidated.00.pth")            # a stream, to look into a large one
-    folder.local("consolidated.00.pth")           # a path here, fetched once and then kept
+    folder.open("consolidated.00.pth")            # a stream, to read parts of a large one
+    folder.local("consolidated.00.pth")           # a path here; remote files are downloaded once
 
-Remote files go through `blobfile`, which is imported when the first of them is met.
+Remote files go through `blobfile`, imported with the first of them. Files are written with
+`atomic_write` and `atomic_path`, so that nobody meets one that is half done.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 AGAIN = "download or copy it again"
 _STORES = re.compile(r"gs://[^/]+|(az://[^/]+|https://[^/]+\.blob\.core\.windows\.net)/[^/]+")
-_HEADER_BYTES = 2**20  # what a stream fetches at a time; more only when asked for more
-_CHUNK_BYTES = 2**24  # each is one request: large enough for its latency not to count
+_HEADER_BYTES = 2**20  # least that a stream requests at a time
+_CHUNK_BYTES = 2**24  # of a download; so large that the latency of a request does not matter
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -77,7 +78,7 @@ def atomic_write(target: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """All of a file, on this machine or remote (`gs://`, `az://`, `https://`).
 
-    Raises OSError where it cannot be read, and ValueError for a store of another kind.
+    Raises OSError if it can't be read, and InputError for another kind of address.
     """
     if not _is_remote(path):
         return Path(expand(path)).read_bytes()
@@ -86,7 +87,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def read_json(path: str) -> dict[str, Any]:
-    """The JSON object in a file of a checkpoint. Raises FileNotFoundError or ValueError."""
+    """The JSON object in a file of a checkpoint. Raises MissingFileError or InputError."""
     try:
         data = read_bytes(path)
     except FileNotFoundError:
@@ -96,40 +97,40 @@ def read_json(path: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} {what_it_is(data[:1000]) or f'is not JSON: {error}'}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} should hold a JSON object, not a {type(content).__name__}")
+        raise InputError(f"{path} should contain a JSON object, not a {type(content).__name__}")
     return content
 
 
 def short_size(nbytes: float) -> str:
-    """Bytes for people: `2.5 GB` (of 10^9), `11.6 MB`."""
+    """Bytes in decimal units: `2.5 GB`, `11.6 MB`."""
     return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 0.99995e9 else f"{nbytes / 1e6:.1f} MB"
 
 
 def what_it_is(head: bytes) -> str | None:
-    """What a file is whose first 1000 bytes make no sense to its reader; None if nothing known.
+    """What a file with these first 1000 bytes is instead of data; None if unknown.
 
-    The text goes on where a message has named the file.
+    The text continues a message that has named the file.
     """
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not start:
         return f"is empty: {AGAIN}"
     if not start.strip(b"\0"):
-        return f"holds nothing but zeros, of a download that was broken off perhaps: {AGAIN}"
+        return f"is all zeros, perhaps of an interrupted download: {AGAIN}"
     if start.startswith(b"version https://git-lfs"):
         return "is a git-lfs pointer, not the file itself: run `git lfs pull`"
     if start.startswith(b"<"):
-        return f"is a web page, of a failed download perhaps: {AGAIN}"
+        return f"is a web page, perhaps of a failed download: {AGAIN}"
     if re.match(rb'\{\s*"error"', start):
         return f"is the error message of a server, not the file itself: {AGAIN}"
     return None
 
 
 class Folder:
-    """The files of a checkpoint folder, wherever it is.
+    """The files of a checkpoint folder, here or remote.
 
-    `names` has them sorted, without hidden ones and folders. Raises FileNotFoundError for a folder
-    that is not there, PermissionError for one that may not be read, OSError where a store cannot
-    be reached, and ValueError for a store of another kind.
+    `names` is sorted, without hidden files and folders. Raises MissingFileError for a folder that
+    does not exist, PermissionError or another OSError for one that can't be read, and InputError
+    for another kind of address.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -146,13 +147,13 @@ class Folder:
         return os.path.join(self.path, name)
 
     def size(self, name: str) -> int:
-        """In bytes, as it was when the folder was listed."""
+        """In bytes, when the folder was listed."""
         if name not in self._sizes:
             raise MissingFileError(f"{self.where(name)} is not there")
         return self._sizes[name]
 
     def open(self, name: str) -> BinaryIO:
-        """For its header: seekable, and of a remote file only what is read gets fetched."""
+        """A seekable stream; of a remote file only what is read is downloaded."""
         if self._is_remote:
             return cast(BinaryIO, _RemoteFile(self.where(name)))
         return open(self.where(name), "rb")
@@ -161,10 +162,7 @@ class Folder:
         return read_bytes(self.where(name))
 
     def local(self, name: str) -> Path:
-        """The path on this machine: the file itself, or a copy in the cache that equals it.
-
-        The cache is in `cache_root()`.
-        """
+        """The path on this machine: the file itself, or its current copy in `cache_root()`."""
         if self._is_remote:
             return _fetch(self.where(name), _cache_folder(self.path) / _quoted(name))
         return Path(self.path, name)
@@ -175,9 +173,8 @@ def _is_remote(path: str | os.PathLike[str]) -> bool:
         return False
     if not _STORES.match(os.fspath(path)):
         raise InputError(
-            f"{path} is not an address of a kind that can be read: gs://BUCKET/..., "
-            "az://ACCOUNT/CONTAINER/... or https://ACCOUNT.blob.core.windows.net/CONTAINER/...; "
-            "download it and give its path"
+            f"{path} can't be read; addresses are gs://BUCKET/..., az://ACCOUNT/CONTAINER/... and "
+            "https://ACCOUNT.blob.core.windows.net/CONTAINER/...; download it and pass its path"
         )
     return True
 
@@ -201,38 +198,38 @@ def _list_remote(path: str) -> dict[str, int]:
 
 def _no_folder(path: str, is_file: bool) -> MissingFileError:
     what = "is a file" if is_file else "is not there"
-    return MissingFileError(f"checkpoint folder {path} {what}; give the folder that holds it")
+    return MissingFileError(f"checkpoint folder {path} {what}; pass the folder that has it")
 
 
 def _store() -> blobfile.Context:
-    """blobfile with limits: by itself it tries for ever, and speaks on standard output.
+    """blobfile with limits: its default is to retry for ever and to print on standard output.
 
-    Ten more attempts take half a minute where nothing answers at once, two where nothing answers
-    at all. Nothing is kept on disk: there, "no login needed" would outlive the next login.
+    Ten retries take half a minute if the store refuses, two minutes if it does not answer. Access
+    tokens are not stored: a stored "no login needed" would be used even after a login.
     """
     import blobfile
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         print(f"still trying: {text.partition(', request=')[0][:300]}", file=sys.stderr)
 
     return blobfile.create_context(
         retry_limit=10,
         retry_log_threshold=2,
-        log_callback=say,
+        log_callback=log,
         save_access_token_to_disk=False,
     )
 
 
 @contextlib.contextmanager
 def _errors_name(path: str) -> Iterator[None]:
-    """Turns blobfile's errors into OSErrors of one line that name the path and a way out."""
+    """Turns blobfile's errors into OSErrors of one line that name the path and a remedy."""
     import blobfile
 
     login = "gcloud auth application-default login" if path.startswith("gs:") else "az login"
     try:
         yield
     except blobfile.VersionMismatch as error:
-        raise OSError(f"{path} has changed while it was read; run it again") from error
+        raise OSError(f"{path} changed while it was read; run it again") from error
     except blobfile.RequestFailure as error:
         status = error.response_status
         if status == 404:
@@ -244,16 +241,16 @@ def _errors_name(path: str) -> Iterator[None]:
             ) from error
         reason = error.message.splitlines()[0][:300]
         raise ConnectionError(
-            f"{path}: no useful answer from its store ({reason}); check the network and the "
-            "address, then run it again"
+            f"{path}: its store did not answer ({reason}); check the network and the address, then "
+            "run it again"
         ) from error
-    except (blobfile.Error, RuntimeError) as error:  # mostly of credentials
+    except (blobfile.Error, RuntimeError) as error:  # mostly about credentials
         reason = str(error.args[0]).splitlines()[0][:300]
-        raise OSError(f"{path} cannot be read: {reason}; perhaps `{login}` helps") from error
+        raise OSError(f"{path} can't be read: {reason}; `{login}` may help") from error
 
 
 class _RemoteFile(io.RawIOBase):
-    """A stream from a store; blobfile has the buffer, this one explains the errors."""
+    """A stream from a store, with blobfile's buffer and `_errors_name`'s errors."""
 
     def __init__(self, path: str):
         self._path = path
@@ -289,22 +286,22 @@ def cache_root() -> Path:
 
 
 def _cache_folder(path: str) -> Path:
-    """Where the files of a remote folder go: `gs://b/x y/` to `<cache>/gs/b/x%20y`."""
+    """The cache of a remote folder: `<cache>/gs/b/x%20y` for `gs://b/x y/`."""
     scheme, _, rest = path.removesuffix("/").partition("://")
     return cache_root().joinpath(scheme, *(_quoted(segment) for segment in rest.split("/")))
 
 
 def _quoted(segment: str) -> str:
-    """A file name for any text, another for each; those of `.`, `..` and nothing lead nowhere."""
+    """A different, safe file name for each text, also for `.`, `..` and the empty one."""
     if segment.strip(".") == "":
         return "%" + "%2E" * len(segment)
     return quote(segment, safe="")
 
 
 def _fetch(path: str, target: Path) -> Path:
-    """Copies a remote file to `target`, unless it is there already; goes on where it broke off.
+    """Downloads a remote file to `target` unless it is there; resumes an interrupted download.
 
-    Of several processes that ask for the same file one fetches it and the others wait.
+    Of several processes that want the same file one downloads it and the others wait.
     """
     import filelock
 
@@ -317,7 +314,7 @@ def _fetch(path: str, target: Path) -> Path:
     try:
         held = lock.acquire(timeout=5)
     except filelock.Timeout:
-        console.notice(f"waiting for another process that fetches {path}")
+        console.notice(f"waiting for another process that downloads {path}")
         held = lock.acquire()
     with held:
         if not _is_copy(target, remote):
@@ -326,8 +323,8 @@ def _fetch(path: str, target: Path) -> Path:
 
 
 def _is_copy(file: Path, remote: blobfile.Stat) -> bool:
-    """By size and time: a model trained anew has the same size. Whole seconds, since neither all
-    stores nor all file systems keep parts of them.
+    """By size and time, since a retrained model has the same size. In whole seconds, since not all
+    stores and file systems keep fractions.
     """
     try:
         found = file.stat()
@@ -337,13 +334,13 @@ def _is_copy(file: Path, remote: blobfile.Stat) -> bool:
 
 
 def _download(path: str, remote: blobfile.Stat, target: Path) -> None:
-    """Appends to `<target>.<version>.part`, which takes its place when it is complete."""
+    """Appends to `<target>.<version>.part`, which is renamed when it is complete."""
     size = remote.size
     part = target.with_name(f"{target.name}.{size}-{int(remote.mtime)}.part")
     for old in target.parent.glob("*.part"):
         if old.name.rsplit(".", 2)[0] == target.name and old != part:
             old.unlink()
-    target.unlink(missing_ok=True)  # of another version: its place on the disk may be needed
+    target.unlink(missing_ok=True)  # another version: its disk space may be needed
     done = part.stat().st_size if part.exists() else 0
     free = shutil.disk_usage(target.parent).free
     if size - done > free:
@@ -359,13 +356,13 @@ def _download(path: str, remote: blobfile.Stat, target: Path) -> None:
             done += len(chunk)
             bar.update(len(chunk))
         file.flush()
-        os.fsync(file.fileno())  # once in place it is trusted, also after a power cut
+        os.fsync(file.fileno())  # a renamed file is trusted, also after a power cut
     if done != size:
         raise OSError(f"{path} ended after {done:,} of {size:,} bytes; run it again to resume")
     with _errors_name(path):
         now = _store().stat(path)
     if (now.size, now.mtime) != (size, remote.mtime):
         part.unlink()
-        raise OSError(f"{path} has changed while it was fetched; run it again")
+        raise OSError(f"{path} changed during the download; run it again")
     os.utime(part, (remote.mtime, remote.mtime))
     os.replace(part, target)

@@ -1,16 +1,16 @@
 """Tensors in files: torch's zipped `.pth` and `.bin`, and `.safetensors`.
 
-Opening a file reads its header only: names, dtypes, shapes and where the numbers lie. The numbers
-are then mapped from the disk, so that a process reads just the parts that it uses, and a file may
-be larger than the memory. (`torch.load(mmap=True)` maps all of it as memory of the process, which
-Linux refuses for a file larger than that.) Writing goes block by block in the same spirit.
+Opening a file reads its header only: names, dtypes, shapes and offsets. Tensors are then mapped
+from the disk, so that a process reads just the parts that it uses, and a file can be larger than
+the memory. (`torch.load(mmap=True)` maps the file as private memory of the process, which Linux
+refuses for a file larger than the memory.) Writing goes block by block.
 
     file = open_tensors(Folder("Llama-3.2-1B"), "consolidated.00.pth")
     file.tensors["norm.weight"].shape               # (2048,)
     file.tensors["norm.weight"].map()               # a Tensor over the file's bytes
 
-A file is data: of a pickle only what makes dictionaries of tensors is carried out, and anything
-else in it is an error (what `torch.load` calls `weights_only`, and less).
+A file is data, never code: a pickle may contain a dictionary of tensors, and anything else in it
+is an error (stricter than `weights_only` of `torch.load`).
 """
 
 import errno
@@ -35,7 +35,7 @@ from torch import Tensor
 from llama.errors import InputError
 from llama.storage.files import AGAIN, Folder, atomic_write, what_it_is
 
-# The dtypes that weights come in, by their names in safetensors and in torch's pickles.
+# The dtypes of weights, by their names in safetensors and in torch's pickles.
 _SAFETENSORS = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
@@ -51,7 +51,7 @@ _STORAGES = {
 }
 _COMPUTED = "weights should be in " + ", ".join(_SAFETENSORS)
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number, pickled
-# Linux counts a private mapping as if all of it were to be written to, unless told not to.
+# By default Linux reserves memory for all of a private mapping, as if it were written to.
 _MAP_FLAGS = mmap.MAP_PRIVATE | (0x4000 if sys.platform == "linux" else 0)  # MAP_NORESERVE
 
 
@@ -73,7 +73,7 @@ class TensorFile:
         self._mapping: mmap.mmap | None = None
 
     def offset_of(self, record: str | int) -> int:
-        """Where the bytes of a storage begin: in a zip, after a header of its own."""
+        """The offset of a storage's bytes, which in a zip follow a header of the record."""
         if isinstance(record, int):
             return record
         start = self.records[record].header_offset
@@ -81,19 +81,19 @@ class TensorFile:
             file.seek(start)
             header = file.read(30)
         if len(header) < 30 or header[:4] != b"PK\x03\x04":
-            raise InputError(f"{self.where} does not have {record} where it should be; {AGAIN}")
+            raise InputError(f"{self.where} does not have {record} at its offset; {AGAIN}")
         name_and_extra = struct.unpack("<HH", header[26:30])
         return start + 30 + sum(name_and_extra)
 
     def map(self, offset: int, nbytes: int, keep: bool) -> tuple[mmap.mmap, int]:
-        """A mapping that holds the bytes from `offset` on, and where in it they are.
+        """A mapping that contains these bytes, and their offset in it.
 
-        To `keep` is for parts that stay mapped: they share one mapping of the whole file, since
-        each would cost a file descriptor. The others let go of their memory one by one.
+        With `keep` all share one mapping of the whole file, since each mapping costs a file
+        descriptor. Without, each has its own, which is unmapped with the tensor.
         """
         if offset + nbytes > self.size:
             raise InputError(
-                f"{self.where} should have {offset + nbytes:,} bytes and more; {AGAIN}"
+                f"{self.where} should have at least {offset + nbytes:,} bytes; {AGAIN}"
             )
         if not keep:
             start = offset - offset % mmap.ALLOCATIONGRANULARITY
@@ -110,7 +110,7 @@ class TensorFile:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file. Two names for one tensor have equal records."""
+    """A tensor in a file. Tied tensors are equal."""
 
     file: TensorFile = field(repr=False)
     record: str | int  # of its storage: the name of a zip's member, else the offset of its bytes
@@ -124,7 +124,7 @@ class StoredTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def map(self, keep: bool = False) -> Tensor:
-        """The tensor over the bytes of the file. What is written to it does not reach the file."""
+        """The tensor over the bytes of the file. Changes to it do not reach the file."""
         if not math.prod(self.shape):
             return torch.empty(self.shape, dtype=self.dtype)
         count = _extent(self.shape, self.stride)
@@ -132,13 +132,13 @@ class StoredTensor:
         offset = self.file.offset_of(self.record) + self.start * size
         mapping, at = self.file.map(offset, count * size, keep)
         flat = torch.frombuffer(mapping, dtype=torch.uint8, count=count * size, offset=at)
-        if flat.data_ptr() % size:  # a safetensors file may begin anywhere
+        if flat.data_ptr() % size:  # safetensors does not align
             flat = flat.clone()
         return flat.view(self.dtype).as_strided(self.shape, self.stride)
 
 
 def open_tensors(folder: Folder, name: str) -> TensorFile:
-    """Reads the header of a file of tensors. Raises ValueError, naming it, for a damaged one."""
+    """Reads the header of a file of tensors. Raises InputError, naming it, for a damaged one."""
     file = TensorFile(folder, name)
     kind = ".safetensors" if name.endswith(".safetensors") else ".pth"
     with folder.open(name) as stream:
@@ -152,7 +152,9 @@ def open_tensors(folder: Folder, name: str) -> TensorFile:
             stream.seek(0)
             head = stream.read(1000)
             if head.startswith(b"PK\x03\x04") and str(error) == "File is not a zip file":
-                error = ValueError("it was cut off, since a .pth ends with a list of its parts")
+                error = ValueError(
+                    "it was cut off, since a .pth ends with the directory of its records"
+                )
             trouble = what_it_is(head)
             trouble = trouble or f"is no complete {kind} file: {error}; {AGAIN}"
             raise InputError(f"{file.where} ({file.size:,} bytes) {trouble}") from error
@@ -160,7 +162,7 @@ def open_tensors(folder: Folder, name: str) -> TensorFile:
 
 
 class _Refused(Exception):
-    """A file that is whole, but not what we read."""
+    """A complete file with content that is not supported."""
 
 
 _MALFORMED = (
@@ -203,7 +205,7 @@ def _read_zip(file: TensorFile, stream: BinaryIO) -> None:
         raise _Refused("is in torch's format before 1.6; load it there and save it again")
     with zipfile.ZipFile(stream) as archive:
         records = {info.filename: info for info in archive.infolist()}
-        if not any(info.CRC for info in records.values()):  # torch can be told to leave them out
+        if not any(info.CRC for info in records.values()):  # torch can omit them
             for info in records.values():
                 info.CRC = None  # type: ignore[assignment]
         (pickled,) = (name for name in records if name.endswith("/data.pkl"))
@@ -217,12 +219,12 @@ def _read_zip(file: TensorFile, stream: BinaryIO) -> None:
         isinstance(name, str) and isinstance(tensor, StoredTensor)
         for name, tensor in tensors.items()
     ):
-        raise _Refused("should hold a dictionary of tensors, and holds something else")
+        raise _Refused("should contain a dictionary of tensors, and contains something else")
     file.tensors, file.records, file.saved_as = dict(tensors), records, root.rstrip("/")
 
 
 class _Unpickler(pickle.Unpickler):
-    """Carries out what a dictionary of tensors consists of, and refuses everything else."""
+    """Executes only what a dictionary of tensors consists of."""
 
     file: TensorFile
     root: str
@@ -266,9 +268,9 @@ class _Unpickler(pickle.Unpickler):
 
 @dataclass(eq=False)
 class Entry:
-    """A tensor to be written. The same entry under two names is stored once where that is possible.
+    """A tensor to be written. An entry under two names is stored once, if the format can.
 
-    `blocks` makes its rows, from the first to the last, in tensors of any number of rows.
+    `blocks` yields its rows in order, in tensors of any number of rows.
     """
 
     dtype: torch.dtype
@@ -293,10 +295,9 @@ class Entry:
 def write_tensors(
     path: Path, entries: Mapping[str, Entry], written: Callable[[int], object] = lambda n: None
 ) -> None:
-    """Writes a `.pth` or a `.safetensors` file, as its name says, one block after another.
+    """Writes a `.pth` or a `.safetensors` file, by the suffix, block by block and atomically.
 
-    `written` is told each time how many bytes have been added. The file appears under its name when
-    it is whole and on the disk.
+    `written` gets the number of bytes of each block that was written.
     """
     with atomic_write(path) as stream:
         if path.suffix == ".safetensors":

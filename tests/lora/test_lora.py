@@ -760,7 +760,7 @@ def test_a_folder_that_is_no_adapter(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no adapter in"):
         open_adapter(tmp_path, args)
     (tmp_path / CONFIG).write_text("[]")
-    with pytest.raises(ValueError, match="should hold a JSON object"):
+    with pytest.raises(ValueError, match="should contain a JSON object"):
         open_adapter(tmp_path, args)
     (tmp_path / CONFIG).write_text(json.dumps(PEFT))
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-5])

@@ -27,9 +27,11 @@ from pathlib import Path
 import blobfile
 import filelock
 import pytest
+import torch
 
-from llama import Llama, console
+from llama import Llama, Tokenizer, console
 from llama.checkpoint.opening import open_checkpoint
+from llama.lora.adapter_files import write_adapter
 from llama.storage import files
 from llama.storage.files import Folder, atomic_path, atomic_write, read_bytes, what_it_is
 
@@ -183,11 +185,11 @@ def test_a_link_to_a_file_is_a_file_and_a_broken_one_is_not(here):
 
 
 def test_what_is_no_local_folder(here):
-    with pytest.raises(FileNotFoundError, match=r"folder .*nowhere is not there; give the folder"):
+    with pytest.raises(FileNotFoundError, match=r"folder .*nowhere is not there; pass the folder"):
         Folder(here / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"folder .*params.json is a file; give the folder"):
+    with pytest.raises(FileNotFoundError, match=r"folder .*params.json is a file; pass the folder"):
         Folder(here / "params.json")
-    with pytest.raises(FileNotFoundError, match=r"folder .*x is not there; give the folder"):
+    with pytest.raises(FileNotFoundError, match=r"folder .*x is not there; pass the folder"):
         Folder(here / "params.json" / "x")
 
 
@@ -241,10 +243,10 @@ def test_a_remote_folder(store, path):
 
 
 def test_what_is_no_remote_folder(store):
-    with pytest.raises(FileNotFoundError, match=r"gs://bucket/other is not there; give the folder"):
+    with pytest.raises(FileNotFoundError, match=r"gs://bucket/other is not there; pass the folder"):
         Folder("gs://bucket/other")
     for path in (f"{BUCKET}/params.json", f"{BUCKET}/params.json/"):
-        with pytest.raises(FileNotFoundError, match=r"params.json/? is a file; give the folder"):
+        with pytest.raises(FileNotFoundError, match=r"params.json/? is a file; pass the folder"):
             Folder(path)
 
 
@@ -308,12 +310,12 @@ def test_nothing_is_tried_for_ever_or_said_on_standard_output(store, capsys):
         (failure(404), FileNotFoundError, "is not there"),
         (failure(0, "Failed to resolve\nx"), ConnectionError, "Failed to resolve.; check the net"),
         (failure(503, "unexpected status 503"), ConnectionError, "503.*run it again"),
-        (blobfile.Error("no credentials\n\nLog in"), OSError, "no credentials; perhaps `gcloud"),
+        (blobfile.Error("no credentials\n\nLog in"), OSError, "no credentials; `gcloud"),
         (RuntimeError("install azure-identity"), OSError, "install azure-identity"),
         (
             blobfile.VersionMismatch("etag mismatch", "<Request>", 412, None, None),
             OSError,
-            "has changed while it was read; run it again",
+            "changed while it was read; run it again",
         ),
     ],
 )
@@ -419,9 +421,7 @@ def test_a_file_that_changes_meanwhile_is_not_kept(store, cache, monkeypatch):
 
     bar = console.progress
     monkeypatch.setattr(console, "progress", lambda *args, **kwargs: write(bar, *args, **kwargs))
-    with pytest.raises(
-        OSError, match=r"weights.pth has changed while it was fetched; run it again"
-    ):
+    with pytest.raises(OSError, match=r"weights.pth changed during the download; run it again"):
         Folder(BUCKET).local("weights.pth")
     assert [file.name for file in cache.iterdir()] == ["weights.pth.lock"]
 
@@ -504,7 +504,7 @@ def test_who_waits_long_says_so_and_goes_on_when_the_other_is_killed(
 
     monkeypatch.setattr(filelock.FileLock, "acquire", impatient)
     assert Folder(BUCKET).local("weights.pth").read_bytes() == WEIGHTS
-    said = f"waiting for another process that fetches {BUCKET}/weights.pth\n"
+    said = f"waiting for another process that downloads {BUCKET}/weights.pth\n"
     assert capsys.readouterr().err == said
 
 
@@ -573,8 +573,8 @@ def test_streams_of_the_real_blobfile(remote_here):
         (b"", "is empty: download or copy it again"),
         (b" \n", "is empty"),
         (b"\xef\xbb\xbf", "is empty"),
-        (bytes(1000), "holds nothing but zeros"),
-        (b"\n <!DOCTYPE html>", "is a web page, of a failed download perhaps: download or copy"),
+        (bytes(1000), "is all zeros"),
+        (b"\n <!DOCTYPE html>", "is a web page, perhaps of a failed download: download or copy"),
         (b"\xef\xbb\xbf<?xml version='1.0'?><Error>", "is a web page"),
         (b'{\n "error": {"code": 401}}', "is the error message of a server"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer.*`git lfs pull`"),
@@ -672,3 +672,9 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with atomic_write("~/b.txt") as file:
         file.write(b"b")
     assert (tmp_path / "b.txt").read_bytes() == b"b"
+    tiny = Path(__file__).parents[2] / "params" / "tiny"
+    (tmp_path / "tiny").symlink_to(tiny)
+    args, zeros = open_checkpoint("~/tiny").args, torch.zeros(2, 256)
+    write_adapter("~/lora", {"layers.0.attention.wq": (zeros, zeros.T)}, 1.0, args, "~/tiny")
+    Llama.build("~/tiny", "~/tiny/tokenizer.model", adapter="~/lora", device="cpu")
+    assert Tokenizer("~/tiny/tokenizer.model").model_path == f"{tmp_path}/tiny/tokenizer.model"
