@@ -11,7 +11,7 @@ only the headers are read.
 import json
 import os
 from dataclasses import asdict, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
@@ -19,7 +19,7 @@ from cyclopts.types import PositiveInt
 from llama import console
 from llama.args import ModelArgs
 from llama.checkpoint import huggingface_config
-from llama.checkpoint.memory import Facts, fit, int8_cache, need, this_machine
+from llama.checkpoint.memory import Device, Facts, fit, int8_cache, need, this_machine
 from llama.checkpoint.meta_layout import quantize_of, read_params
 from llama.checkpoint.opening import open_checkpoint, tokenizer_in
 from llama.errors import InputError
@@ -64,57 +64,60 @@ def info(
         as_json: Print one JSON object.
     """
     facts = read_facts(path)
-    context = max_seq_len or facts.args.max_seq_len
+    batch, context = max_batch_size, max_seq_len or facts.args.max_seq_len
     possible = [n for n in _RANKS if facts.misfit(n, facts.quantize) is None]
     if ranks and (misfit := facts.misfit(ranks, facts.quantize)):
         raise InputError(f"--ranks {ranks}: {misfit}")
     devices = this_machine(facts.parameters())
-    rows = []
-    for names in ((facts.quantize,),) if facts.quantize else _FORMATS:
-        packed = names[0] if names[0] in packed_formats.PACKED else None
-        if facts.misfit(ranks or 1, packed):
-            continue
-        needed = need(facts, names[0], ranks or 1, max_batch_size, context, devices[0].is_cuda)
-        fits = [
-            fit(facts, device, names[0], [ranks] if ranks else possible, max_batch_size, context)
-            for device in devices
-        ]
-        rows.append((", ".join(names), needed, fits))
-    token = need(facts, "bfloat16", ranks or 1, 1, 1).cache
-    int8_token = int8_cache(facts, ranks or 1, 1, 1)
+    rows = _memory(facts, devices, [ranks] if ranks else possible, batch, context)
+    token = {
+        "bfloat16": need(facts, "bfloat16", ranks or 1, 1, 1).cache,
+        "int8": int8_cache(facts, ranks or 1, 1, 1),
+    }
     if as_json:
-        found = {
-            "name": facts.name,
-            "family": _family(facts.args),
-            "parameters": facts.parameters(),
-            "tied": facts.tied,
-            "quantize": facts.quantize,
-            "args": asdict(facts.args),
-            "ranks": possible,
-            "kv_cache_bytes_per_token": {"bfloat16": token, "int8": int8_token},
-            "memory": [
-                {"format": name, "weights": n.weights, "kv_cache": n.cache, "total": n.total}
-                | {"fits": {d.name: cell for d, cell in zip(devices, fits, strict=True)}}
-                for name, n, fits in rows
-            ],
-        }
-        return console.say(json.dumps(found))
-    header = ["", "weights", "KV cache", "total"]
-    header += [f"{device.name} {short_size(device.memory)}" for device in devices]
-    sizes = [
-        ("  " + name, *map(short_size, (n.weights, n.cache, n.total)), *fits)
-        for name, n, fits in rows
-    ]
+        shape = {"name": facts.name, "family": _family(facts.args), "args": asdict(facts.args)}
+        stored = {"tied": facts.tied, "quantize": facts.quantize, "ranks": possible}
+        memory = {"kv_cache_bytes_per_token": token, "memory": rows}
+        console.say(json.dumps(shape | {"parameters": facts.parameters()} | stored | memory))
+        return
     beyond = " (beyond the model's context)" * (context > facts.args.max_seq_len)
     who = f"each of {ranks} ranks" if ranks else "one process"
-    lines = [*_describe(facts), ""]
-    lines += [f"Memory of {who} at max_batch_size={max_batch_size}, max_seq_len={context}{beyond};"]
-    lines += ["the total has 10 % and 0.5 GB for activations and torch. Does it fit here?", ""]
-    lines += [console.table([header, *sizes]), ""]
-    lines += [f"KV cache of one token: {token:,} bytes; {int8_token:,} with kv_cache_dtype=int8."]
-    lines += [f"Llama.build takes {facts.quantize or devices[0].dtype} here by default."]
-    lines += [f"Ranks that can share it: {', '.join(map(str, possible))} (see --ranks)."]
-    console.say("\n".join(lines))
+    header = ["", "weights", "KV cache", "total"]
+    header += [f"{device.name} {short_size(device.memory)}" for device in devices]
+    table = [
+        [
+            "  " + row["format"],
+            *(short_size(row[key]) for key in ("weights", "kv_cache", "total")),
+            *row["fits"].values(),
+        ]
+        for row in rows
+    ]
+    console.say(
+        f"{_describe(facts)}\n\n"
+        f"Memory of {who} at max_batch_size={batch}, max_seq_len={context}{beyond};\n"
+        "the total has 10 % and 0.5 GB for activations and torch. Does it fit here?\n\n"
+        f"{console.table([header, *table])}\n\n"
+        f"KV cache of one token: {token['bfloat16']:,} bytes; {token['int8']:,} with "
+        "kv_cache_dtype=int8.\n"
+        f"Llama.build takes {facts.quantize or devices[0].dtype} here by default.\n"
+        f"Ranks that can share it: {', '.join(map(str, possible))} (see --ranks)."
+    )
+
+
+def _memory(
+    facts: Facts, devices: list[Device], ranks: list[int], batch: int, context: int
+) -> list[dict[str, Any]]:
+    """For each format the bytes on the fewest of `ranks`, and on which devices that fits."""
+    rows = []
+    for names in ((facts.quantize,),) if facts.quantize else _FORMATS:
+        name = names[0]
+        if facts.misfit(ranks[0], name if name in packed_formats.PACKED else None):
+            continue
+        found = need(facts, name, ranks[0], batch, context, devices[0].is_cuda)
+        sizes = {"weights": found.weights, "kv_cache": found.cache, "total": found.total}
+        fits = {d.name: fit(facts, d, name, ranks, batch, context) for d in devices}
+        rows.append({"format": ", ".join(names), **sizes, "fits": fits})
+    return rows
 
 
 def read_facts(path: str) -> Facts:
@@ -167,7 +170,7 @@ def _family(args: ModelArgs) -> str | None:
     return _FAMILIES.get((args.rope_theta, factor, *shape))
 
 
-def _describe(facts: Facts) -> list[str]:
+def _describe(facts: Facts) -> str:
     args, file, checkpoint = facts.args, os.path.basename(facts.source), facts.checkpoint
     counts = [facts.parameters()]
     count, vocabulary = f"{counts[0]:,}", f"{args.vocab_size:,} tokens"
@@ -198,7 +201,7 @@ def _describe(facts: Facts) -> list[str]:
     }
     short = " or ".join(map(short_count, counts))
     head = f"{facts.name}: {_family(args) or 'Llama-shaped'}, {short} parameters"
-    return [head, "", *(f"  {key:<12}{text}" for key, text in rows.items())]
+    return "\n".join([head, "", *(f"  {key:<12}{text}" for key, text in rows.items())])
 
 
 def _weights(facts: Facts) -> str:
