@@ -35,6 +35,7 @@ from llama.checkpoint.convert import convert
 from llama.checkpoint.info import read_facts
 from llama.checkpoint.memory import Facts
 from llama.checkpoint.opening import open_checkpoint
+from llama.cli import one_line_errors
 from llama.console import table
 from llama.distributed.hardware_peak import matrix_rate, read_rate
 from llama.errors import InputError
@@ -381,4 +382,5 @@ def main(
 
 
 if __name__ == "__main__":
-    cyclopts.run(main)
+    with one_line_errors():
+        cyclopts.run(main)

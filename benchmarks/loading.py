@@ -23,6 +23,7 @@ import torch
 
 from llama import console
 from llama.checkpoint.meta_layout import read_params
+from llama.cli import one_line_errors
 from llama.evaluation.random_checkpoint import write_made_up_tokenizer, write_random_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -154,4 +155,5 @@ def main(
 
 
 if __name__ == "__main__":
-    cyclopts.run(main)
+    with one_line_errors():
+        cyclopts.run(main)

@@ -26,6 +26,7 @@ from cyclopts.types import PositiveInt
 
 from llama import distributed
 from llama.args import ModelArgs, weight_shapes
+from llama.cli import one_line_errors
 from llama.console import table
 from llama.distributed.hardware_peak import matrix_rate
 from llama.training.config import TrainConfig
@@ -189,4 +190,5 @@ def main(
 
 
 if __name__ == "__main__":
-    cyclopts.run(main)
+    with one_line_errors():
+        cyclopts.run(main)

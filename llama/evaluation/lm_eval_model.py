@@ -1,23 +1,23 @@
-"""The tasks of lm-eval, EleutherAI's evaluation harness, on any checkpoint.
+"""lm-eval's tasks (EleutherAI's evaluation harness) on a `Llama`.
 
     llama eval params/tiny --tasks hellaswag,gsm8k
     python -m llama.evaluation.lm_eval_model --model llama --model_args path=params/tiny ...
     torchrun --nproc_per_node 2 -m llama.evaluation.lm_eval_model --model llama ...
 
-The second line is lm-eval's own command with all of its flags, and the model `llama` beside its
-others: lm-eval has no flag yet that imports a model. (Releases after 0.4.13 find it by themselves,
-as `lm_eval --model llama`, where this package is installed.) In Python, with lm-eval's defaults:
+The second line is lm-eval's own command with all of its flags, and with the model `llama`. Releases
+of lm-eval after 0.4.13 find that model themselves (`lm_eval --model llama`) where this package is
+installed. In Python, with lm-eval's defaults:
 
     import llama.evaluation.lm_eval_model
     lm_eval.simple_evaluate(model="llama", model_args="path=params/tiny", tasks=["hellaswag"])
 
-Every prompt begins with begin_of_text, as the model was trained. lm-eval's `hf` does the same where
-a tokenizer's file says so, as Llama 3's does, but then also puts two of them before a text whose
-perplexity it takes, and scores the second; with `add_bos_token=False` it agrees with this there.
+Every prompt begins with begin_of_text, as in training. lm-eval's `hf` model does the same if the
+tokenizer's file says so, as Llama 3's does, but then puts two of them before a text for perplexity
+and scores the second; with `add_bos_token=False` both agree.
 
-A prompt whose text begins with the name of begin_of_text, as chat templates write it and the
-prompts of some benchmarks, is one in which all special tokens are spelled. No other text can spell
-one, and no answer that is scored.
+In a prompt that begins with the name of begin_of_text, as chat templates and the prompts of some
+benchmarks do, the names of special tokens stand for the tokens. In any other text, and in every
+continuation that is scored, they are plain text.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from itertools import groupby
 from typing import Any
 
 import lm_eval
-import lm_eval.models  # lm-eval would name its own models only as long as no other is registered
+import lm_eval.models  # registers lm-eval's own models, which it skips once another is registered
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.tasks import TaskManager
@@ -50,9 +50,9 @@ _SETTINGS = ("top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty
 
 
 def find_tasks(names: Items[str], include_path: str | None = None) -> TaskManager:
-    """lm-eval's tasks, and those in the folder `include_path`.
+    """lm-eval's tasks and those in the folder `include_path`.
 
-    Raises ValueError where one of `names`, which may have wildcards, is none of them.
+    Raises InputError for one of `names`, which may have wildcards, that matches none of them.
     """
     manager = TaskManager(include_path=include_path)
     if unknown := [name for name in names if not manager.match_tasks([name])]:
@@ -73,14 +73,13 @@ def run_tasks(
     chat: bool = False,
     batch_tokens: int = BATCH_TOKENS,
 ) -> tuple[dict[str, dict[str, Any]], str]:
-    """lm-eval's figures, task by task, and its table of them; both empty on ranks that only help.
+    """lm-eval's results by task, and its table of them; both empty on all ranks but the first.
 
-    Arguments are those of lm-eval: `limit` is how many examples of each task, or which share of
-    them. With `chat` prompts are messages in the model's chat format.
+    `limit` is the number of examples of each task, or below 1 a share of them. With `chat` prompts
+    are messages in the model's chat format.
     """
-    # There lm-eval and its libraries write, and would once for each rank.
-    nowhere = None if console.is_main() else io.StringIO()
-    with contextlib.redirect_stderr(nowhere or sys.stderr):
+    # lm-eval and its libraries print to stderr on every rank.
+    with contextlib.redirect_stderr(sys.stderr if console.is_main() else io.StringIO()):
         found = lm_eval.simple_evaluate(
             model=LlamaLM(llama, batch_tokens=batch_tokens),
             tasks=manager.match_tasks(list(names)),
@@ -98,11 +97,11 @@ def run_tasks(
 
 @register_model("llama")
 class LlamaLM(TemplateLM):
-    """What lm-eval asks of a model, answered by a `Llama`.
+    """lm-eval's interface to a model, implemented by a `Llama`.
 
-    `path` is a checkpoint folder, then the next arguments are those of `Llama.build`, or a `Llama`
-    that was built already. `batch_size` is how many answers are generated at a time; what is only
-    scored goes by `batch_tokens`. `seed` is for tasks that sample.
+    `path` is a checkpoint folder, which is built with the next arguments of `Llama.build`, or a
+    `Llama`. `batch_size` is how many answers are generated at a time; scoring is batched by
+    `batch_tokens`. `seed` is for tasks that sample.
     """
 
     def __init__(
@@ -127,7 +126,7 @@ class LlamaLM(TemplateLM):
                 tokenizer_path,
                 max_seq_len,
                 max_batch_size if is_auto else int(batch_size or 0),
-                # What lm-eval's command says where nothing is asked for, on any machine and rank.
+                # lm-eval's command passes cuda:0 if no device is given, on any machine and rank.
                 device=None if device == "cuda:0" else device,
                 dtype=dtype,
                 quantize=quantize,
@@ -142,22 +141,22 @@ class LlamaLM(TemplateLM):
 
     @property
     def max_length(self) -> int:
-        """The context: of what is longer, the oldest tokens are left out."""
+        """The context; of longer inputs the oldest tokens are left out."""
         return self.llama.engine.max_seq_len
 
     @property
     def max_gen_toks(self) -> int:
-        """How long answers may get of a task that does not say."""
+        """The longest answer of a task that sets no length."""
         return _MAX_GEN_LEN
 
     @property
     def eot_token_id(self) -> int:
-        """The end of a text."""
+        """The end-of-text token."""
         return self.llama.tokenizer.eos_id
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without a prompt."""
+        """The token before a text without a prompt."""
         return self.llama.tokenizer.bos_id
 
     @property
@@ -172,28 +171,28 @@ class LlamaLM(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[Message], add_generation_prompt: bool = True
     ) -> str:
-        """A dialog in the model's chat format, its special tokens spelled.
+        """A dialog in the model's chat format, with the names of special tokens.
 
-        Without `add_generation_prompt` the last message begins the answer. Raises ValueError for a
-        message that spells a special token itself.
+        Without `add_generation_prompt` the last message is the beginning of the answer. Raises
+        InputError for a message with the name of a special token in its text.
         """
         for message in chat_history:
-            if spelled := self._special.search(message["content"]):
+            if found := self._special.search(message["content"]):
                 raise InputError(
-                    f"a {message['role']}'s message has {spelled[0]}, the name of a special token, "
+                    f"a {message['role']}'s message has {found[0]}, the name of a special token, "
                     "in its text; lm-eval's chat prompts have no other way to write that token"
                 )
         encode = self.llama.formatter.encode_dialog_prompt
         if add_generation_prompt:
-            return self._spell(encode(chat_history))
-        prompt = self._spell(encode(chat_history[:-1]))
-        space = "" if prompt[-1].isspace() else " "  # Llama 2's answers begin after one
+            return self._text(encode(chat_history))
+        prompt = self._text(encode(chat_history[:-1]))
+        space = "" if prompt[-1].isspace() else " "  # before Llama 2's answers
         return prompt + space + chat_history[-1]["content"].strip()
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """The ids of a prompt, after begin_of_text, or without that of a plain text."""
+        """The ids of a prompt with begin_of_text, or of a plain text without."""
         if add_special_tokens is False:
             return self.llama.tokenizer.encode(string)
         return self._encode(string, "")
@@ -205,7 +204,7 @@ class LlamaLM(TemplateLM):
         return super().loglikelihood(requests, disable_tqdm or not console.is_main())
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """As `LM.loglikelihood_rolling`: of a long text the last window is a full one too."""
+        """As `LM.loglikelihood_rolling`. The last window of a long text is a full one too."""
         pairs, owners = [], []
         for owner, request in enumerate(requests):
             ids = self.llama.tokenizer.encode(request.args[0])
@@ -221,7 +220,7 @@ class LlamaLM(TemplateLM):
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """As `LM.generate_until`: an answer to each prompt, up to a string of its `until`.
 
-        Raises ValueError for settings that the engine does not have, such as num_beams=4.
+        Raises InputError for settings that the engine does not have, such as num_beams=4.
         """
         cuts: list[int] = []
         answers = []
@@ -249,11 +248,11 @@ class LlamaLM(TemplateLM):
     def _answer(
         self, prompt: str, settings: Mapping[str, Any], seed: int, cuts: list[int]
     ) -> Sequence:
-        """A request to the engine; `cuts` gets how many tokens its prompt loses."""
+        """A request to the engine; appends to `cuts` how many tokens its prompt loses."""
         options = dict(settings)
         until = options.pop("until", None) or []
         lengths = [options.pop(name, None) for name in _LENGTHS]
-        wanted = int(next((n for n in lengths if n is not None), self.max_gen_toks))
+        max_gen_len = int(next((n for n in lengths if n is not None), self.max_gen_toks))
         temperature, do_sample = options.pop("temperature", None), options.pop("do_sample", None)
         if do_sample is False or (do_sample is None and temperature is None):
             temperature = 0.0
@@ -264,20 +263,20 @@ class LlamaLM(TemplateLM):
                 f"generation_kwargs has {unknown[0]}={options[unknown[0]]!r}, which is not "
                 f"supported; besides temperature, do_sample and until there are {_SETTINGS}"
             )
-        if wanted >= self.max_length:
+        if max_gen_len >= self.max_length:
             raise InputError(
-                f"answers of {wanted} tokens leave no room for a prompt in the context of "
+                f"answers of {max_gen_len} tokens leave no room for a prompt in the context of "
                 f"{self.max_length}; ask for fewer by --gen_kwargs max_gen_toks=..."
             )
         ids = self._encode(prompt, "")
-        cuts.append(max(0, len(ids) + wanted - self.max_length))
+        cuts.append(max(0, len(ids) + max_gen_len - self.max_length))
         params = SamplingParams(
             temperature=1.0 if temperature is None else float(temperature),
             seed=seed,
             **{"top_p": 1.0, **options},
         )
         stop = [until] if isinstance(until, str) else until
-        return Sequence(ids[cuts[-1] :], wanted, params, tuple(filter(None, stop)))
+        return Sequence(ids[cuts[-1] :], max_gen_len, params, tuple(filter(None, stop)))
 
     def _loglikelihood_tokens(
         self, requests: Iterable[tuple[Any, list[int], list[int]]], **kwargs: Any
@@ -287,9 +286,9 @@ class LlamaLM(TemplateLM):
         return [(likelihood.total, likelihood.is_greedy) for likelihood in found]
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """White space at the context's end goes to the continuation, as in lm-eval.
+        """Token ids of both; as in lm-eval, the continuation gets the context's last white space.
 
-        A continuation that only ends the context's last token is encoded alone.
+        A continuation that only completes the context's last token is encoded on its own.
         """
         kept = context.rstrip()
         start = self._encode(kept, "")
@@ -297,7 +296,7 @@ class LlamaLM(TemplateLM):
         return start, whole[len(start) :] or self.llama.tokenizer.encode(continuation)
 
     def _encode(self, prompt: str, text: str) -> list[int]:
-        """begin_of_text, `prompt`, in which special tokens may be spelled, and plain `text`."""
+        """begin_of_text, `prompt`, which may have names of special tokens, and plain `text`."""
         tokenizer = self.llama.tokenizer
         if not prompt.startswith(self._bos_name):
             return tokenizer.encode(prompt + text, bos=True)
@@ -308,8 +307,8 @@ class LlamaLM(TemplateLM):
             ids += tokenizer.encode(part) if token is None else [token]
         return ids + tokenizer.encode(last + text)
 
-    def _spell(self, ids: Iterable[int]) -> str:
-        """The text of `ids`, with names of special tokens, which Llama 2's decoder leaves out."""
+    def _text(self, ids: Iterable[int]) -> str:
+        """The text of `ids` with the names of special tokens, which Llama 2's decoder drops."""
         decode, names = self.llama.tokenizer.decode, self._names
         return "".join(
             "".join(names[i] for i in run) if is_special else decode(run)

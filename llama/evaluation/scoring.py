@@ -1,8 +1,8 @@
-"""How likely a model finds what is written: perplexity, log-likelihoods, multiple choice.
+"""Log-likelihoods under a model: perplexity of texts, multiple choice.
 
     score = score_texts(model, tokenizer, ["Once upon a time ...", "One day ..."])
     score.bits_per_byte, score.perplexity
-    log_likelihoods(model, [([128000, 791], [8415])])       # token ids: a context, what follows it
+    log_likelihoods(model, [([128000, 791], [8415])])       # token ids: context, continuation
     score_choices(model, tokenizer, [Question("Cats say", ["meow", "moo"], answer=0)])
 
 A text longer than the context is read in consecutive windows. With a context of 4, and B for
@@ -10,13 +10,14 @@ begin_of_text:
 
     text    B a b c d e f g
     reads   B a b c . . . .   predicts a b c d
-            . . . . d e f .            e f g     the last token of a window begins the next one
+            . . . . d e f .            e f g
 
-Each token is predicted once, the first ones of a window from little.
+The last token of a window begins the next one: each token is predicted once, the first ones of a
+window from a short context.
 
 Rows of similar length run as a batch, padded on the right to few widths. Logits are computed only
-where a token is asked for, and only so many at a time that they stay small: at a vocabulary of
-128,256 those of 8192 tokens would take 4 GB.
+for scored tokens and only a few at a time: at a vocabulary of 128,256 those of 8192 tokens would
+take 4 GB.
 """
 
 import math
@@ -35,8 +36,8 @@ from llama.tokenizer import ChatFormat, Tokenizer
 
 BATCH_TOKENS = 4096
 
-_WIDTH = 32  # widths of batches are multiples of it, so that kernels are made for few shapes
-_LOGITS_AT_ONCE = 2**25  # 128 MB in float32, beside copies in the model's dtype and for the softmax
+_WIDTH = 32  # batches have multiples of this width: kernels are compiled for few shapes
+_MAX_LOGITS = 2**25  # at a time: 128 MB in float32, beside copies for the dtype and the softmax
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,20 @@ class TextScore:
 
     @property
     def perplexity(self) -> float:
-        """For a token: e to its mean nats. Depends on how the tokenizer cuts."""
+        """e to the mean nats of a token; depends on the tokenizer."""
         mean = self.nats / self.tokens
         return math.exp(mean) if mean < 700 else math.inf
 
     @property
     def bits_per_byte(self) -> float:
-        """Lower is better, and unlike perplexity it can be compared between tokenizers."""
+        """Lower is better. Unlike perplexity it compares models with different tokenizers."""
         return self.nats / math.log(2) / self.bytes
 
 
 class LogLikelihood(NamedTuple):
-    """Of a continuation: the natural log of its probability, and whether greedy decoding writes it.
+    """Of a continuation: its log-probability in nats, and whether greedy decoding generates it.
 
-    `cut` is how many of its context's oldest tokens did not fit and were left out.
+    `cut` is how many of the context's oldest tokens did not fit and were left out.
     """
 
     total: float
@@ -71,7 +72,7 @@ class LogLikelihood(NamedTuple):
 
 
 class Question(NamedTuple):
-    """`choices[answer]` is what should follow the prompt."""
+    """`choices[answer]` is the right continuation of the prompt."""
 
     prompt: str
     choices: Sequence[str]
@@ -80,11 +81,11 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class ChoiceScore:
-    """How many questions, and which share of them was answered right.
+    """The number of questions and the share that was answered right.
 
-    `acc` counts where the right choice has the greatest log-likelihood, `acc_norm` where it has the
-    greatest for a UTF-8 byte of the choice; of equal ones the first is taken. Standard errors are
-    those of a mean, None for a single question. `cut` tokens of prompts did not fit.
+    `acc` takes the choice with the greatest log-likelihood, `acc_norm` the one with the greatest
+    log-likelihood per UTF-8 byte; of equal ones the first. Standard errors are those of a mean,
+    None for a single question. `cut` tokens of prompts did not fit.
     """
 
     questions: int
@@ -101,25 +102,25 @@ def score_texts(
     texts: Sequence[str],
     batch_tokens: int = BATCH_TOKENS,
 ) -> TextScore:
-    """What `model` needs to predict `texts`, each alone after begin_of_text.
+    """The negative log-likelihood of `texts`, each on its own after begin_of_text.
 
-    The end token does not count. `batch_tokens`, padding included, go through the model at a time;
-    a longer window goes alone. Raises ValueError where there is nothing to score, TypeError for one
+    The end token is not scored. `batch_tokens`, padding included, go through the model at a time; a
+    longer window runs alone. Raises InputError if there is nothing to score, InputTypeError for one
     string instead of several, and NonFiniteLogitsError for a broken model.
     """
     if isinstance(texts, str):
         raise InputTypeError("texts should be a list of strings, not one string")
     context = model.params.max_seq_len
-    reads = []
+    windows = []
     for text in texts:
         ids = tokenizer.encode(text, bos=True)
         for start in range(0, len(ids) - 1, context):
-            window = ids[start : start + context + 1]
-            reads.append(_Read(window[:-1], list(range(len(window) - 1)), window[1:]))
-    if not reads:
+            part = ids[start : start + context + 1]
+            windows.append(_Window(part[:-1], list(range(len(part) - 1)), part[1:]))
+    if not windows:
         raise InputError("no text to score: give at least one that is not empty")
-    nats = -sum(float(logprobs.sum()) for logprobs, _ in _score(model, reads, batch_tokens))
-    tokens = sum(len(read.targets) for read in reads)
+    nats = -sum(float(logprobs.sum()) for logprobs, _ in _score(model, windows, batch_tokens))
+    tokens = sum(len(window.targets) for window in windows)
     return TextScore(nats, tokens, sum(map(_size, texts)))
 
 
@@ -128,16 +129,16 @@ def log_likelihoods(
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     batch_tokens: int = BATCH_TOKENS,
 ) -> list[LogLikelihood]:
-    """How likely each continuation is after its context, both as token ids.
+    """The log-likelihood of each continuation after its context, both as token ids.
 
-    Where the two are longer than the model's context, the oldest tokens of the context are left
+    If both are longer than the model's context, the oldest tokens of the context are left
     out, as in lm-eval, and a line on standard error says how many. Continuations that differ in
-    their last token only, such as A, B, C and D, are read once. Raises ValueError, naming the pair,
-    for an empty context or continuation and for a continuation that does not fit.
+    their last token only, such as A, B, C and D, run once. Raises InputError, naming the pair, for
+    an empty context or continuation and for a continuation that does not fit.
     """
     limit = model.params.max_seq_len
-    reads: dict[tuple[int, ...], _Read] = {}
-    places = []
+    windows: dict[tuple[int, ...], _Window] = {}
+    spans = []
     for i, (context, continuation) in enumerate(pairs):
         if not context or not continuation:
             name = "continuation" if context else "context"
@@ -150,19 +151,21 @@ def log_likelihoods(
         whole = [*context, *continuation]
         cut = max(0, len(whole) - 1 - limit)
         tokens = tuple(whole[cut:-1])
-        read = reads.setdefault(tokens, _Read(tokens, [], []))
-        places.append((tokens, slice(len(read.at), len(read.at) + len(continuation)), cut))
-        read.at.extend(range(len(tokens) - len(continuation), len(tokens)))
-        read.targets.extend(continuation)
-    if cuts := [cut for _, _, cut in places if cut]:
+        window = windows.setdefault(tokens, _Window(tokens, [], []))
+        spans.append(
+            (tokens, slice(len(window.positions), len(window.positions) + len(continuation)), cut)
+        )
+        window.positions.extend(range(len(tokens) - len(continuation), len(tokens)))
+        window.targets.extend(continuation)
+    if cuts := [cut for _, _, cut in spans if cut]:
         console.notice(
-            f"{len(cuts)} of {len(places)} inputs do not fit the context of {limit} tokens: their "
+            f"{len(cuts)} of {len(spans)} inputs do not fit the context of {limit} tokens: their "
             f"oldest tokens are left out, {sum(cuts)} in all and {max(cuts)} of the longest"
         )
-    scores = dict(zip(reads, _score(model, list(reads.values()), batch_tokens), strict=True))
+    scores = dict(zip(windows, _score(model, list(windows.values()), batch_tokens), strict=True))
     found = []
-    for tokens, place, cut in places:
-        logprobs, greedy = (values[place] for values in scores[tokens])
+    for tokens, span, cut in spans:
+        logprobs, greedy = (values[span] for values in scores[tokens])
         found.append(LogLikelihood(float(logprobs.sum()), bool(greedy.all()), cut))
     return found
 
@@ -174,11 +177,11 @@ def score_choices(
     batch_tokens: int = BATCH_TOKENS,
     chat: bool = False,
 ) -> ChoiceScore:
-    """Which choice `model` finds the most likely, question by question.
+    """The share of questions whose right choice is the most likely one under `model`.
 
-    A choice follows its prompt after a space, unless white space is there already. With `chat` the
+    A space separates prompt and choice unless one of them has white space there. With `chat` the
     prompt is a user's message in the model's chat format, and the choice an answer to it. Raises
-    ValueError where there is no question, and as `log_likelihoods`.
+    InputError if there is no question, and as `log_likelihoods`.
     """
     if not questions:
         raise InputError("no questions to answer: give at least one")
@@ -203,9 +206,9 @@ def score_choices(
 
 
 def _encode_pair(tokenizer: Tokenizer, prompt: str, choice: str) -> tuple[list[int], list[int]]:
-    """A prompt after begin_of_text, and the tokens that a choice adds to it.
+    """The tokens of a prompt with begin_of_text, and those that a choice adds.
 
-    White space at the prompt's end goes to the choice, since tokens begin with their space.
+    White space at the prompt's end goes to the choice: tokens begin with their space.
     """
     if prompt and not prompt[-1].isspace() and not choice[0].isspace():
         choice = f" {choice}"
@@ -215,7 +218,7 @@ def _encode_pair(tokenizer: Tokenizer, prompt: str, choice: str) -> tuple[list[i
 
 
 def _size(text: str) -> int:
-    """Its UTF-8 bytes; half a surrogate pair is read as U+FFFD, which has as many."""
+    """UTF-8 bytes; half a surrogate pair is encoded as U+FFFD, which has as many."""
     return len(text.encode("utf-8", "surrogatepass"))
 
 
@@ -227,59 +230,61 @@ def _mean(values: Sequence[bool]) -> tuple[float, float | None]:
     return mean, math.sqrt(mean * (1 - mean) / (len(values) - 1))
 
 
-class _Read(NamedTuple):
-    """Tokens to read, and after which of them (`at`) how likely which token is (`targets`)."""
+class _Window(NamedTuple):
+    """Tokens to run; the logits at `positions` of them predict `targets`."""
 
     tokens: Sequence[int]
-    at: list[int]
+    positions: list[int]
     targets: list[int]
 
 
 @torch.no_grad()
 def _score(
-    model: Transformer, reads: Sequence[_Read], batch_tokens: int
+    model: Transformer, windows: Sequence[_Window], batch_tokens: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """For each the log-probabilities of its targets, float64 (n,), and whether each is the most
-    likely token of all, bool (n,).
+    """For each window the log-probabilities of its targets, float64 (n,), and whether each target
+    is the most likely token, bool (n,).
     """
     if batch_tokens < 1:
         raise InputError(f"batch_tokens={batch_tokens} should be 1 or more")
     device = model.norm.weight.device
     scores: dict[int, tuple[Tensor, Tensor]] = {}
-    lengths = [len(read.tokens) for read in reads]
+    lengths = [len(window.tokens) for window in windows]
     with console.progress(sum(lengths), "Scoring", unit=" tokens") as bar:
         for batch in _batches(lengths, batch_tokens):
             tokens = torch.zeros(len(batch), _padded(lengths[batch[0]]), dtype=torch.long)
             for row, i in enumerate(batch):
-                tokens[row, : lengths[i]] = torch.tensor(reads[i].tokens)
+                tokens[row, : lengths[i]] = torch.tensor(windows[i].tokens)
             h = model.hidden(tokens.to(device))  # (batch, seq, dim)
-            wanted = torch.cat([h[row, reads[i].at] for row, i in enumerate(batch)])  # (n, dim)
-            targets = torch.tensor([token for i in batch for token in reads[i].targets])
-            sizes = [len(reads[i].targets) for i in batch]
+            rows = torch.cat(
+                [h[row, windows[i].positions] for row, i in enumerate(batch)]
+            )  # (n, dim)
+            targets = torch.tensor([token for i in batch for token in windows[i].targets])
+            sizes = [len(windows[i].targets) for i in batch]
             logprobs, greedy = (
-                values.split(sizes) for values in _of_targets(model, wanted, targets.to(device))
+                values.split(sizes) for values in _score_targets(model, rows, targets.to(device))
             )
             if broken := [row for row, part in enumerate(logprobs) if not part.isfinite().all()]:
                 raise NonFiniteLogitsError(broken)
             scores.update(zip(batch, zip(logprobs, greedy, strict=True), strict=True))
             bar.update(sum(lengths[i] for i in batch))
-    return [scores[i] for i in range(len(reads))]
+    return [scores[i] for i in range(len(windows))]
 
 
-def _of_targets(model: Transformer, h: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """What `_score` gives, of rows (n, dim) of the last block's output and their targets (n,)."""
-    at_once = max(1, _LOGITS_AT_ONCE // model.vocab_size)
+def _score_targets(model: Transformer, h: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """As `_score`, for rows (n, dim) of the last block's output and their targets (n,)."""
+    chunk = max(1, _MAX_LOGITS // model.vocab_size)
     logprobs, greedy = [], []
-    for rows, wanted in zip(h.split(at_once), targets.split(at_once), strict=True):
-        logits = model.output(model.norm(rows)).float()  # (at_once, vocab_size)
-        chosen = logits.gather(1, wanted.unsqueeze(1)).squeeze(1)
+    for rows, expected in zip(h.split(chunk), targets.split(chunk), strict=True):
+        logits = model.output(model.norm(rows)).float()  # (n, vocab_size)
+        chosen = logits.gather(1, expected.unsqueeze(1)).squeeze(1)
         logprobs.append((chosen - logits.logsumexp(1)).cpu())
-        greedy.append((logits.argmax(1) == wanted).cpu())
+        greedy.append((logits.argmax(1) == expected).cpu())
     return torch.cat(logprobs).double(), torch.cat(greedy)
 
 
 def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of rows that run together, the longest ones first, the longest of each first."""
+    """Indices of windows that run together, in descending order of length."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if batch and (len(batch) + 1) * _padded(lengths[batch[0]]) > batch_tokens:

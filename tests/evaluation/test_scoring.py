@@ -135,11 +135,11 @@ def test_logits_are_made_a_few_at_a_time(llama: Llama, monkeypatch: pytest.Monke
     whole = score_texts(llama.model, llama.tokenizer, TEXTS)
     rows: list[int] = []
     llama.model.output.register_forward_hook(lambda _, x, y: rows.append(len(x[0])))
-    monkeypatch.setattr(scoring, "_LOGITS_AT_ONCE", 5 * llama.model.vocab_size + 1)
+    monkeypatch.setattr(scoring, "_MAX_LOGITS", 5 * llama.model.vocab_size + 1)
     assert score_texts(llama.model, llama.tokenizer, TEXTS).nats == pytest.approx(whole.nats)
     assert max(rows) == 5
     assert sum(rows) == whole.tokens
-    monkeypatch.setattr(scoring, "_LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(scoring, "_MAX_LOGITS", 1)
     assert score_texts(llama.model, llama.tokenizer, ["ab"]).tokens == 2
 
 
