@@ -1,6 +1,6 @@
 """The shape of a model: the numbers of Meta's `params.json`, and what follows from them alone.
 
-No model has to be made, and no file read, to know how large one is and which ranks can share it:
+They show without a model or its files how large it is and which ranks can share it:
 
     args = ModelArgs(dim=4096, n_layers=32, n_heads=32, n_kv_heads=8, vocab_size=128256,
                      multiple_of=1024, ffn_dim_multiplier=1.3, rope_theta=500000.0)
@@ -10,15 +10,16 @@ No model has to be made, and no file read, to know how large one is and which ra
 """
 
 from dataclasses import dataclass
+from numbers import Real
 
-from llama.errors import InputError
+from llama.errors import InputError, InputTypeError
 
 
 @dataclass
 class ModelArgs:
-    """The shape of a model, field for field what Meta's `params.json` calls it.
+    """The shape of a model, with the names of Meta's `params.json`.
 
-    Raises ValueError where the numbers do not fit each other.
+    Raises ValueError where the numbers do not fit each other, TypeError for what is no number.
     """
 
     dim: int = 4096
@@ -30,20 +31,24 @@ class ModelArgs:
     ffn_dim_multiplier: float | None = None
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0  # Llama 2's, whose files do not state it; Llama 3 has 500000
-    use_scaled_rope: bool = False  # Llama 3.1's stretching of low rotary frequencies
+    use_scaled_rope: bool = False  # Llama 3.1's scaling of low rotary frequencies
     rope_scaling_factor: float | None = None  # None: 32 for the shapes of Llama 3.2, else 8
-    # Not in Meta's files, where they are what stands here; Hugging Face's may differ.
+    # Meta's files do not have these and mean the defaults; Hugging Face's may differ.
     rope_low_freq_factor: float = 1.0
     rope_high_freq_factor: float = 4.0
-    rope_original_seq_len: int = 8192  # what it was trained on before the stretching
+    rope_original_seq_len: int = 8192  # the context of training before the scaling
     head_dim: int = -1  # -1: dim / n_heads
     max_batch_size: int = 32
     max_seq_len: int = 2048
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            unset = value is None or (name, value) in (("vocab_size", -1), ("head_dim", -1))
-            if not unset and not isinstance(value, bool) and not 0 < value < 2**53:
+            if value is None or (name, value) in (("vocab_size", -1), ("head_dim", -1)):
+                continue
+            is_number = isinstance(value, Real)
+            if not is_number:
+                raise InputTypeError(f"{name}={value!r:.40} should be a number")
+            if not isinstance(value, bool) and not 0 < value < 2**53:
                 raise InputError(f"{name}={value!r:.40} should be greater than 0, and a sane size")
         if self.n_layers > 10_000:
             raise InputError(f"n_layers={self.n_layers} should be at most 10000")
@@ -65,7 +70,7 @@ class ModelArgs:
 
     @property
     def has_llama32_shape(self) -> bool:
-        """Whether this is Llama 3.2 1B or 3B, which only their shape tells from a 3.1."""
+        """Whether this is Llama 3.2 1B or 3B, which only the shape distinguishes from a 3.1."""
         return (self.dim, self.n_layers) in ((2048, 16), (3072, 28))
 
     @property
@@ -75,14 +80,14 @@ class ModelArgs:
 
     @property
     def kv_heads(self) -> int:
-        """`n_kv_heads`, which is never None once the arguments are made."""
+        """`n_kv_heads`, which is None only before `__post_init__`."""
         return self.n_kv_heads or self.n_heads
 
     def kv_heads_on_each_of(self, ranks: int) -> int:
-        """How many KV heads a rank holds. Of more ranks than heads, neighbours share one:
+        """How many KV heads a rank holds. With more ranks than heads, neighbours share one.
 
-        with 2 heads on 4 ranks, ranks 0 and 1 hold head 0, ranks 2 and 3 head 1, as their query
-        heads want it.
+        Of 2 heads on 4 ranks, ranks 0 and 1 hold head 0, ranks 2 and 3 head 1, which is the one
+        that their query heads read.
         """
         return max(self.kv_heads // ranks, 1)
 
@@ -108,7 +113,7 @@ class ModelArgs:
 
 
 def is_linear(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a weight is a linear layer's: any matrix but the embedding."""
+    """Whether a weight is that of a linear layer: any matrix but the embedding."""
     return len(shape) == 2 and name != "tok_embeddings.weight"
 
 

@@ -11,7 +11,6 @@ Any number of prompts may be given at once: `max_batch_size` is how many run at 
 
 import difflib
 import random
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,19 +21,13 @@ from typing import Any, NoReturn, NotRequired, TypedDict
 import torch
 from typing_extensions import Unpack
 
-from llama import distributed
-from llama.cache import Int8KVCache
-from llama.checkpoint.loading import load_model, packed_layers, stored_format
+from llama.checkpoint.loading import load
 from llama.checkpoint.opening import open_checkpoint
 from llama.engine.request import FinishReason, Sequence, token_ids
 from llama.engine.sampling_params import SamplingParams
 from llama.engine.scheduler import Engine, check_limits
-from llama.errors import InputError, InputTypeError, MissingFileError
-from llama.lora.adapter_files import open_adapter
-from llama.lora.adapter_layers import load_adapter
+from llama.errors import InputError, InputTypeError
 from llama.model import Transformer
-from llama.quantization import packed_formats
-from llama.quantization.linear_layers import check_format, use_format
 from llama.tokenizer import ChatFormat, Dialog, Message, Tokenizer
 
 
@@ -120,53 +113,25 @@ class Llama:
         for a small model on a CPU; see `select_dtype`). `quantize` is int8 or int4, on a CPU or an
         NVIDIA GPU (`llama.quantization`): weights are packed while they are read, or have been by
         `llama convert`. `adapter` is the folder of a LoRA adapter (see `llama.lora`), which is kept
-        apart from the weights. With `kv_cache_dtype` int8 the KV cache takes near half the memory
-        of bfloat16 (see `Int8KVCache`). `seed` is what the draws of all later calls follow from.
+        beside the weights. With `kv_cache_dtype` int8 the KV cache takes about half the memory of
+        bfloat16 (see `Int8KVCache`). `seed` is what the draws of all later calls follow from.
         Raises FileNotFoundError or ValueError, naming the file and the values, for what is missing,
         damaged or does not fit.
         """
         check_limits(max_batch_size, max_seq_len)
-        if kv_cache_dtype not in (None, "int8"):
-            raise InputError(f"kv_cache_dtype={kv_cache_dtype!r}: leave it out, or give int8")
-        chosen = distributed.select_device(device)
-        distributed.initialize(model_parallel_size, chosen)
         checkpoint = open_checkpoint(ckpt_dir)
-        quantize = stored_format(checkpoint, quantize)
-        if quantize and dtype is None:
-            dtype = torch.bfloat16
-        chosen_dtype = distributed.select_dtype(chosen, dtype, checkpoint.parameters)
-        if quantize:
-            check_format(quantize, chosen, chosen_dtype)
-        args = checkpoint.args
-        if max_seq_len is not None and max_seq_len > args.max_seq_len:
-            warnings.warn(
-                f"max_seq_len={max_seq_len} is more than the {args.max_seq_len} positions that "
-                f"{ckpt_dir} was trained on; expect poor text beyond those",
-                stacklevel=2,
-            )
-        if tokenizer_path is None and checkpoint.tokenizer is None:
-            raise MissingFileError(f"no tokenizer.model in {ckpt_dir}; give tokenizer_path")
-        tokenizer = Tokenizer(str(tokenizer_path or checkpoint.tokenizer))
-        checkpoint.check_tokenizer(tokenizer)
-        tokenizer.stop_tokens = tokenizer.stop_tokens | checkpoint.stop_ids
-        lora = None if adapter is None else open_adapter(adapter, args)
-        convert_layer = None
-        if quantize in packed_formats.PACKED:
-            convert_layer = packed_layers(checkpoint, quantize, chosen)
-        model = load_model(
+        tokenizer = checkpoint.open_tokenizer(tokenizer_path)
+        model = load(
             checkpoint,
-            chosen,
-            chosen_dtype,
-            max_seq_len=args.max_seq_len if max_seq_len is None else max_seq_len,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            adapter=adapter,
+            max_seq_len=max_seq_len,
             max_batch_size=8 if max_batch_size is None else max_batch_size,
-            convert_layer=convert_layer,
+            model_parallel_size=model_parallel_size,
+            kv_cache_dtype=kv_cache_dtype,
         )
-        if quantize or (chosen.type, chosen_dtype) == ("cpu", torch.bfloat16):
-            use_format(model, quantize or "bfloat16")
-        if lora:
-            load_adapter(model, lora, chosen_dtype)
-        if kv_cache_dtype:
-            model.cache_type = Int8KVCache
         return Llama(model, tokenizer, seed)
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, seed: int = 1) -> None:

@@ -1,7 +1,14 @@
-"""Checkpoint folders of any layout: open, load, save, convert, verify and describe them."""
+"""Checkpoint folders of any layout: load, save, convert, merge, verify and describe them.
 
-from llama.checkpoint.loading import load_model
+    model = load("Llama-3.2-1B", quantize="int4")
+
+`opening.py` reads headers, with what `meta_layout.py` and `huggingface_config.py` know of the two
+layouts; `loading.py` makes the model of this rank and `saving.py` writes one. The commands are in
+`convert.py`, `merge.py`, `verify.py` and `info.py`.
+"""
+
+from llama.checkpoint.loading import load
 from llama.checkpoint.opening import Checkpoint, open_checkpoint
 from llama.checkpoint.saving import save_model
 
-__all__ = ["Checkpoint", "load_model", "open_checkpoint", "save_model"]
+__all__ = ["Checkpoint", "load", "open_checkpoint", "save_model"]

@@ -22,12 +22,12 @@ from torch import Tensor
 from llama import console, distributed
 from llama.args import is_linear, weight_shapes
 from llama.checkpoint import checksums, huggingface_config
-from llama.checkpoint.loading import load_model, packed_layers
+from llama.checkpoint.loading import load
 from llama.checkpoint.meta_layout import write_params
 from llama.checkpoint.opening import Checkpoint, open_checkpoint
 from llama.errors import InputError
 from llama.quantization import packed_formats
-from llama.quantization.linear_layers import divergence, pack_blocks, use_format
+from llama.quantization.linear_layers import divergence, pack_blocks
 from llama.storage import huggingface_names
 from llama.storage.files import Folder, atomic_path, expand, read_bytes, short_size
 from llama.storage.sharding import Region, Weight, share
@@ -337,15 +337,8 @@ def _windows(path: str, checkpoint: Checkpoint) -> list[list[int]]:
 
 
 def _report_cost(checkpoint: Checkpoint, folder: Path, windows: list[list[int]]) -> None:
-    cpu, packed = torch.device("cpu"), open_checkpoint(folder)
-    assert packed.quantize is not None
-    convert_layer = packed_layers(packed, packed.quantize)
-    models = (
-        load_model(checkpoint, cpu, torch.bfloat16),
-        load_model(packed, cpu, torch.bfloat16, convert_layer=convert_layer),
-    )
-    use_format(models[0], "bfloat16")
-    use_format(models[1], packed.quantize)
+    packed = open_checkpoint(folder)
+    models = [load(opened, device="cpu", dtype="bfloat16") for opened in (checkpoint, packed)]
     with console.progress(sum(map(len, windows)), "Comparing", unit=" tokens") as bar:
 
         def counted() -> Iterator[list[int]]:
@@ -353,7 +346,7 @@ def _report_cost(checkpoint: Checkpoint, folder: Path, windows: list[list[int]])
                 yield window
                 bar.update(len(window))
 
-        found = divergence(*models, counted())
-    for name, loss in (("bfloat16", found.reference), (packed.quantize, found.packed)):
+        found = divergence(models[0], models[1], counted())
+    for name, loss in (("bfloat16", found.reference), (str(packed.quantize), found.packed)):
         console.say(f"{name:<10}{loss:.4f} nats per token, perplexity {math.exp(loss):,.3f}")
     console.say(f"KL divergence {found.kl:.5f} nats per token, over {found.tokens:,} tokens")

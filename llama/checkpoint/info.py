@@ -20,7 +20,7 @@ from llama import console
 from llama.args import ModelArgs
 from llama.checkpoint import huggingface_config
 from llama.checkpoint.memory import Device, Facts, fit, int8_cache, need, this_machine
-from llama.checkpoint.meta_layout import quantize_of, read_params
+from llama.checkpoint.meta_layout import parse_params
 from llama.checkpoint.opening import open_checkpoint, tokenizer_in
 from llama.errors import InputError
 from llama.quantization import packed_formats
@@ -137,8 +137,7 @@ def read_facts(path: str) -> Facts:
         return _read_shape(folder.where(lone[0]), name, folder)
     found = open_checkpoint(path)
     tied = None if found.quantize else found.tied  # packed, the output layer is stored separately
-    stated = read_json(found.params)
-    return Facts(name, found.params, stated, found.args, tied, folder, found, found.quantize)
+    return Facts(name, found.params, found.config, found.args, tied, folder, found, found.quantize)
 
 
 def _read_shape(path: str, name: str, folder: Folder | None) -> Facts:
@@ -146,7 +145,7 @@ def _read_shape(path: str, name: str, folder: Folder | None) -> Facts:
     if "model_type" in stated or "architectures" in stated:
         args, tied = huggingface_config.read_config(stated, path)
         return Facts(name, path, stated, args, tied, folder)
-    args, quantize = read_params(path), quantize_of(stated, path)
+    args, quantize = parse_params(stated, path)
     if args.vocab_size == -1:
         args = replace(args, vocab_size=32000)
     packed_formats.stored_shapes(args, quantize)

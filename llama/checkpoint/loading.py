@@ -1,147 +1,196 @@
-"""How an opened checkpoint becomes a model on this rank."""
+"""`load`: the one way from a checkpoint folder to a model.
+
+    model = load("Llama-3.1-8B", quantize="int4", adapter="polite", max_batch_size=4)
+
+Each rank reads its region of each weight, no more, from the mapped files. On a CPU a weight that is
+stored in the model's dtype stays mapped and is not copied. A weight to be packed is read in blocks
+of rows, so that the bfloat16 model is never in memory whole.
+"""
 
 import dataclasses
 import math
 import mmap
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
-from fairscale.nn.model_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from torch import Tensor, nn
+from torch import Tensor
 
 from llama import console, distributed, kernels
 from llama.args import ModelArgs, is_linear
-from llama.checkpoint.opening import Checkpoint
-from llama.distributed import ParallelLayersOnMeta
+from llama.cache import Int8KVCache
+from llama.checkpoint.opening import Checkpoint, open_checkpoint
 from llama.errors import InputError
+from llama.lora.adapter_files import open_adapter
+from llama.lora.adapter_layers import load_adapter
 from llama.model import Transformer
 from llama.quantization import packed_formats
-from llama.quantization.linear_layers import pack_blocks, packed_linear
-from llama.storage.sharding import Weight, share
+from llama.quantization.linear_layers import (
+    check_format,
+    pack_blocks,
+    packed_linear,
+    use_format,
+)
+from llama.storage.sharding import share
 
-# Makes what takes a linear layer's place, of its name, the layer, and its weight.
-ConvertLayer = Callable[[str, nn.Module, Iterator[Tensor]], nn.Module]
+
+def load(
+    source: str | Path | Checkpoint,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    quantize: str | None = None,
+    adapter: str | Path | None = None,
+    max_seq_len: int | None = None,
+    max_batch_size: int | None = None,
+    model_parallel_size: int | None = None,
+    kv_cache_dtype: str | None = None,
+    trainable: bool = False,
+) -> Transformer:
+    """The model in a folder of any layout, or of an opened checkpoint: this rank's shard of it.
+
+    device, dtype        by default the best ones (`select_device`, `select_dtype`)
+    quantize             int8 or int4 packs linear layers for inference; a folder that holds packed
+                         weights keeps its format
+    adapter              folder of a LoRA adapter, kept beside the weights
+    max_seq_len, max_batch_size    replace those of the checkpoint
+    model_parallel_size  how many ranks share the model; by default all that were started
+    kv_cache_dtype       int8 for a KV cache of about half the size (`Int8KVCache`)
+    trainable            keeps what is not packed as plain torch modules and an adapter in float32;
+                         otherwise a CPU gets layers and blocks for inference in bfloat16
+
+    Raises FileNotFoundError or ValueError, naming the file and the values, for what is missing,
+    damaged or does not fit, before weights are read where that is possible.
+    """
+    if kv_cache_dtype not in (None, "int8"):
+        raise InputError(f"kv_cache_dtype={kv_cache_dtype!r}: leave it out, or give int8")
+    device = distributed.select_device(device)
+    distributed.initialize(model_parallel_size, device)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+    if checkpoint.quantize and quantize not in (None, checkpoint.quantize):
+        raise InputError(
+            f"quantize={quantize!r}, but {checkpoint.folder.path} holds {checkpoint.quantize} "
+            "weights; take the model that they were made from"
+        )
+    quantize = checkpoint.quantize or quantize
+    if quantize and dtype is None:
+        dtype = torch.bfloat16
+    dtype = distributed.select_dtype(device, dtype, checkpoint.parameters)
+    if quantize:
+        check_format(quantize, device, dtype)
+    args = checkpoint.args
+    if max_seq_len is not None:
+        args = dataclasses.replace(args, max_seq_len=max_seq_len)
+    if max_batch_size is not None:
+        args = dataclasses.replace(args, max_batch_size=max_batch_size)
+    if args.max_seq_len > checkpoint.args.max_seq_len:
+        warnings.warn(
+            f"max_seq_len={max_seq_len} is more than the {checkpoint.args.max_seq_len} positions "
+            f"that {checkpoint.folder.path} was trained on; expect poor text beyond those",
+            stacklevel=3,
+        )
+    lora = None if adapter is None else open_adapter(adapter, args)
+    packed = quantize if quantize in packed_formats.PACKED else None
+    model = _read_model(checkpoint, args, device, dtype, packed)
+    if not trainable and (quantize or (device.type, dtype) == ("cpu", torch.bfloat16)):
+        use_format(model, quantize or "bfloat16")
+    if lora:
+        load_adapter(model, lora, torch.float32 if trainable else dtype)
+    if kv_cache_dtype:
+        model.cache_type = Int8KVCache
+    return model
 
 
-def load_model(
+def _read_model(
     checkpoint: Checkpoint,
+    args: ModelArgs,
     device: torch.device,
     dtype: torch.dtype,
-    *,
-    convert_layer: ConvertLayer | None = None,
-    **overrides: Any,
+    quantize: str | None,
 ) -> Transformer:
-    """The model of a checkpoint, this rank's part of it, on `device` in `dtype`.
+    """A model of fairscale's layers with its weights, linear layers packed if `quantize` says so.
 
-    `overrides` replace values of the checkpoint's ModelArgs, such as max_batch_size. On a CPU what
-    is in `dtype` already stays mapped from the file. With `convert_layer` no linear layer's weight
-    is there whole: what it is given are blocks of its rows, each a multiple of a tile, or of a
-    quantized checkpoint, which needs it, the two packed tensors. Raises ValueError where the ranks
-    can't share the model or Meta's shards do not belong together.
+    Raises ValueError where the ranks can't share the model, its layers do not divide into tiles, or
+    shards do not belong together.
     """
-    if checkpoint.quantize and convert_layer is None:
-        raise InputError(
-            f"{checkpoint.folder.path} holds {checkpoint.quantize} weights, which only "
-            "Llama.build can use; take the model that it was made from"
-        )
-    with ParallelLayersOnMeta():
-        model = Transformer(dataclasses.replace(checkpoint.args, **overrides))
-    checkpoint.check_shards()
     ranks, rank = distributed.model_parallel_size(), distributed.model_parallel_rank()
-    stored = packed_formats.stored_shapes(model.params, checkpoint.quantize, ranks)
+    with distributed.ParallelLayersOnMeta():
+        model = Transformer(args)
+    packed_formats.stored_shapes(args, quantize, ranks)  # refuses layers that are no tiles
+    checkpoint.check_shards()
+    stored = packed_formats.stored_shapes(args, checkpoint.quantize, ranks)
     regions = {
         name: share(weight.shape, stored[name], rank, ranks)
         for name, weight in checkpoint.weights.items()
     }
     dtypes = {name: packed_formats.DTYPES.get(name.rpartition(".")[2], dtype) for name in stored}
     total = sum(math.prod(shape) * dtypes[name].itemsize for name, shape in stored.items())
-    read: dict[Weight, Tensor] = {}
+    weights: dict[str, Tensor] = {}
+    bar = console.progress(total, f"Loading {checkpoint.folder.path}")
 
-    def whole(name: str) -> Tensor:
-        weight = checkpoint.weights[name]
-        if weight not in read:
-            part = weight.read(regions[name], device, dtypes[name])
-            if device.type == "cpu":
-                # Mapped, it would come from the disk at its first use: a byte of each page now.
-                part.flatten().view(torch.uint8)[:: mmap.PAGESIZE].sum()
-            read[weight] = part
-        return read[weight]
+    def read(name: str, device: torch.device = device) -> Tensor:
+        tensor = checkpoint.weights[name].read(regions[name], device, dtypes[name])
+        bar.update(tensor.nbytes)
+        return tensor
 
-    def pieces(name: str) -> Iterator[Tensor]:
-        if checkpoint.quantize:
-            # For a GPU they are mapped here and leave nothing behind: there they are repacked.
-            cpu, parts = torch.device("cpu"), packed_formats.tensor_names(name)
-            if device.type != "cpu":
-                return (checkpoint.weights[p].read(regions[p], cpu, dtypes[p]) for p in parts)
-            return map(whole, parts)
-        return checkpoint.weights[name].blocks(regions[name], dtype, packed_formats.TILE)
+    def blocks(name: str) -> Iterator[Tensor]:
+        for block in checkpoint.weights[name].blocks(regions[name], dtype, packed_formats.TILE):
+            bar.update(block.nbytes)
+            yield block
 
-    def counted(tensors: Iterator[Tensor]) -> Iterator[Tensor]:
-        for tensor in tensors:
-            yield tensor
-            bar.update(tensor.nbytes)
-
-    mine: dict[str, Tensor] = {}
-    with console.progress(total, f"Loading {checkpoint.folder.path}") as bar:
+    with bar:
         for name, weight in model.state_dict().items():
-            if convert_layer and is_linear(name, tuple(weight.shape)):
+            shape = tuple(weight.shape)
+            if quantize and is_linear(name, shape):
+                if checkpoint.quantize:
+                    names = packed_formats.tensor_names(name)
+                    tensors = [read(name, torch.device("cpu")) for name in names]
+                    packed = kernels.Packed(*(_resident(t, device) for t in tensors))
+                else:
+                    packed = _pack(blocks(name), name, shape, quantize)
                 layer_name = name.removesuffix(".weight")
-                layer = model.get_submodule(layer_name)
-                made = convert_layer(layer_name, layer, counted(pieces(name)))
-                model.set_submodule(layer_name, made)
+                layer: Any = model.get_submodule(layer_name)
+                model.set_submodule(layer_name, packed_linear(layer, packed, device))
+            elif name == "output.weight" and checkpoint.tied:
+                weights[name] = weights["tok_embeddings.weight"]
+                bar.update(weights[name].nbytes)
             else:
-                (mine[name],) = counted(iter([whole(name)]))
-    model.load_state_dict(mine, strict=True, assign=True)
+                weights[name] = _resident(read(name), device)
+    model.load_state_dict(weights, strict=True, assign=True)
     return model.eval()
 
 
-def stored_format(checkpoint: Checkpoint, name: str | None) -> str | None:
-    """The format to load a checkpoint in: of packed weights only their own is possible."""
-    if checkpoint.quantize and name not in (None, checkpoint.quantize):
-        raise InputError(
-            f"quantize={name!r}, but {checkpoint.folder.path} holds {checkpoint.quantize} weights; "
-            "take the model that they were made from"
+def _resident(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor, read from the disk now if it is mapped for a CPU: a byte of each page."""
+    if device.type == "cpu":
+        tensor.flatten().view(torch.uint8)[:: mmap.PAGESIZE].sum()
+    return tensor
+
+
+def _pack(
+    blocks: Iterator[Tensor], name: str, shape: tuple[int, ...], quantize: str
+) -> kernels.Packed:
+    """Packs a matrix of that shape, of which `blocks` are the rows."""
+    data, scales = (
+        torch.empty(packed_shape, dtype=dtype)
+        for packed_shape, dtype in zip(
+            packed_formats.packed_shapes(name, shape, quantize).values(),
+            packed_formats.DTYPES.values(),
+            strict=True,
         )
-    return checkpoint.quantize or name
-
-
-def packed_layers(
-    checkpoint: Checkpoint, name: str, device: torch.device | None = None
-) -> ConvertLayer:
-    """For `load_model`: packs each linear layer as it is read, or takes what is packed already.
-
-    What is read are blocks of rows, so that no unpacked weight ever is in memory whole. For a GPU
-    as `device` they are repacked. Raises ValueError for layers that do not divide into groups.
-    """
-    packed_formats.stored_shapes(checkpoint.args, name, distributed.model_parallel_size())
-
-    def convert(layer_name: str, layer: nn.Module, tensors: Iterator[Tensor]) -> nn.Module:
-        assert isinstance(layer, (ColumnParallelLinear, RowParallelLinear))
-        weight_name = f"{layer_name}.weight"
-        bits = packed_formats.bits(name, weight_name)
-        if checkpoint.quantize:
-            packed = kernels.Packed(*tensors)
-        else:
-            shape = tuple(layer.weight.shape)
-            shapes = packed_formats.packed_shapes(weight_name, shape, name).values()
-            data, scales = (
-                torch.empty(shape, dtype=dtype)
-                for shape, dtype in zip(shapes, packed_formats.DTYPES.values(), strict=True)
-            )
-            at = 0
-            for block in pack_blocks(tensors, bits, weight_name):
-                end = at + len(block.data)
-                data[at:end], scales[at:end] = block
-                at = end
-            packed = kernels.Packed(data, scales)
-        return packed_linear(layer, packed, device or torch.device("cpu"))
-
-    return convert
+    )
+    start = 0
+    for block in pack_blocks(blocks, packed_formats.bits(quantize, name), name):
+        end = start + len(block.data)
+        data[start:end], scales[start:end] = block
+        start = end
+    return kernels.Packed(data, scales)
 
 
 def empty_model(args: ModelArgs) -> Transformer:
-    """A model whose parameters have shapes but no memory; `to_empty` gives them some."""
-    with ParallelLayersOnMeta():
+    """A model on torch's meta device: parameters have shapes but no memory until `to_empty`."""
+    with distributed.ParallelLayersOnMeta():
         model = Transformer(args)
-    return model.to("meta")  # norms are made by plain torch
+    return model.to("meta")  # its norms are plain torch

@@ -44,7 +44,7 @@ def merge(base: str, adapter: str, destination: str, /, *, dtype: str | None = N
         name = f"{layer}.weight"
         old = checkpoint.weights[name]
         checkpoint.weights[name] = _Merged(
-            old.shape, old.pieces, old.head_dim, name=name, a=a, b=b, scale=found.scale
+            old.shape, old.shards, old.head_dim, name=name, a=a, b=b, scale=found.scale
         )
     shards = len(checkpoint.files) if checkpoint.layout == "meta" else None
     write_checkpoint(checkpoint, target, checkpoint.layout, shards, wanted)

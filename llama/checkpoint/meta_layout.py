@@ -1,9 +1,9 @@
-"""Meta's way of writing a Llama down: `params.json`, and shards that each hold a part of a weight.
+"""Meta's layout: `params.json`, and files (shards) that each hold a shard of every weight.
 
     args = read_params("params/Llama-3.2-1B/params.json", max_batch_size=4)
 
-Shard i of a checkpoint in 8 holds the i-th eighth of every matrix, along whichever dimension its
-shape says, and a copy of every norm.
+File i of 8 holds the i-th eighth of each matrix, cut along the dimension that its shape says, and a
+copy of each norm.
 """
 
 import dataclasses
@@ -23,16 +23,28 @@ from llama.storage.tensor_files import StoredTensor, TensorFile
 
 
 def read_params(path: str | Path, **overrides: Any) -> ModelArgs:
-    """Reads a `params.json`, here or remote; `overrides` win over what it says.
+    """Reads a `params.json`, here or remote; `overrides` replace its values.
+
+    Raises FileNotFoundError, and what `parse_params` raises.
+    """
+    return parse_params(read_json(str(path)), path, **overrides)[0]
+
+
+def parse_params(
+    content: Mapping[str, Any], path: str | Path, **overrides: Any
+) -> tuple[ModelArgs, str | None]:
+    """The shape that a `params.json` describes, and the format of packed weights (else None).
 
     A file without `max_seq_len`, as Meta's are, gets the context its generation was trained with:
-    4096 (Llama 2), 8192 (3) or 131072 (3.1 and later, known by their scaled rotary). Raises
-    FileNotFoundError, or ValueError for a file that is no JSON object, an unknown or missing key,
-    or a value that does not fit.
+    4096 (Llama 2), 8192 (3) or 131072 (3.1 and later, known by their scaled rotary). `path` is for
+    messages. Raises ValueError for an unknown or missing key, or a value that does not fit.
     """
-    params = read_json(str(path))
-    quantize_of(params, path)
-    params.pop("quantize", None)
+    params = dict(content)
+    quantize = params.pop("quantize", None)
+    if "quantize" in content and quantize not in packed_formats.PACKED:
+        raise InputError(
+            f"{path}: quantize is {quantize!r}, which is none of {', '.join(packed_formats.PACKED)}"
+        )
     fields = {field.name: field for field in dataclasses.fields(ModelArgs)}
     if unknown := sorted(set(params) - set(fields)):
         raise InputError(
@@ -44,32 +56,24 @@ def read_params(path: str | Path, **overrides: Any) -> ModelArgs:
         wanted = fields[key].type
         fits = isinstance(value, wanted) or (isinstance(value, int) and "float" in str(wanted))  # type: ignore[arg-type]
         if not fits or (isinstance(value, bool) and wanted is not bool):
-            raise InputError(f"{path}: {key} is {value!r}, which is not of type {wanted}")
+            kind = getattr(wanted, "__name__", wanted)  # int, or int | None
+            raise InputError(f"{path}: {key} is {value!r}; it should be of type {kind}")
     try:
-        return ModelArgs(**{"max_seq_len": _context(params), **params, **overrides})
-    except ValueError as error:
+        args = ModelArgs(**{"max_seq_len": _context(params), **params, **overrides})
+    except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    return args, quantize
 
 
-def quantize_of(params: dict[str, Any], path: str | Path) -> str | None:
-    """The format of the weights that belong to a `params.json`, None where they are not packed."""
-    quantize = params.get("quantize")
-    if "quantize" in params and quantize not in packed_formats.PACKED:
-        raise InputError(
-            f"{path}: quantize is {quantize!r}, which is none of {', '.join(packed_formats.PACKED)}"
-        )
-    return quantize
-
-
-def _context(params: dict[str, Any]) -> int:
-    """The context that a generation was trained with, which Meta's files do not state."""
+def _context(params: Mapping[str, Any]) -> int:
+    """The context that a generation was trained with, which is not in Meta's files."""
     if params.get("use_scaled_rope"):
         return 131072
     return 8192 if "rope_theta" in params else 4096
 
 
 def write_params(args: ModelArgs) -> dict[str, Any]:
-    """The `params.json` of a model: Meta's keys, and others only where they say something new."""
+    """The `params.json` of a model: Meta's keys, and others where they differ from the default."""
     derived = dataclasses.replace(args, rope_scaling_factor=None).rope_scaling_factor
     defaults = {field.name: field.default for field in dataclasses.fields(ModelArgs)}
     if args.head_dim * args.n_heads == args.dim:
@@ -82,78 +86,79 @@ def write_params(args: ModelArgs) -> dict[str, Any]:
         for key, value in dataclasses.asdict(args).items()
         if key in always or (not key.startswith("max_") and value != defaults[key])
     }
-    # Meta's package takes the context as an argument, and then no file may state it as well.
+    # Meta's package takes the context as an argument and refuses a file that has it as well.
     if args.max_seq_len != _context(params):
         params["max_seq_len"] = args.max_seq_len
     return params
 
 
 def shards_expected(files: list[TensorFile], args: ModelArgs) -> int:
-    """How many shards there should be, by the part of a feed-forward layer that one holds."""
+    """How many shards there should be, from the rows of a feed-forward layer that one holds."""
     name = "layers.0.feed_forward.w1.weight"
     rows = 0
     for key, unit in ((name, 1), (packed_formats.tensor_names(name)[0], packed_formats.TILE)):
         stored = files[0].tensors.get(key)
         if stored and stored.shape:
             rows = stored.shape[0] * unit
-    # Where the sizes make no sense, another message will say so.
+    # Sizes that make no sense get another message.
     return args.hidden_dim // rows if rows and args.hidden_dim % rows == 0 else len(files)
 
 
-def place(
+def shards_of(
     name: str, whole: tuple[int, ...], files: list[TensorFile], args: ModelArgs, params: str
 ) -> list[tuple[tuple[int, ...], StoredTensor]]:
-    """Where the parts that Meta's shards hold lie in the whole weight, or the packed tensor."""
+    """The shards of a weight, or of a packed tensor, each with the indices of its first element."""
     count, stored = len(files), [file.tensors[name] for file in files]
-    local, dtype = stored[0].shape, stored[0].dtype
+    first, local = stored[0], stored[0].shape
     for tensor in stored:
-        if (tensor.shape, tensor.dtype) != (local, dtype):
+        if (tensor.shape, tensor.dtype) != (local, first.dtype):
             raise InputError(
-                f"{name} in {tensor.file.where} is {tensor.dtype} of shape {tensor.shape}, but in "
-                f"{files[0].name} {dtype} of shape {local}: these are not shards of one checkpoint"
+                f"{name} in {tensor.where} is {tensor.dtype} of shape {tensor.shape}, but in "
+                f"{first.where} {first.dtype} of shape {local}: these are not shards of one "
+                "checkpoint"
             )
     fits = len(local) == len(whole) and all(local)
     if fits and not any(n % m for n, m in zip(whole, local, strict=True)):
-        parts = [n // m for n, m in zip(whole, local, strict=True)]
-        cut = math.prod(parts)
-        repeated = len(whole) == 1 and cut == 1
+        cuts = [n // m for n, m in zip(whole, local, strict=True)]  # of each dimension
+        total = math.prod(cuts)
+        is_copied = len(whole) == 1 and total == 1
         kv_rows = args.kv_heads * args.head_dim // (packed_formats.TILE if len(whole) == 3 else 1)
-        shared_heads = whole[0] == kv_rows and cut == parts[0] == args.kv_heads < count
-        if max(parts) == cut and (cut == count or repeated or shared_heads):
+        has_shared_heads = whole[0] == kv_rows and total == cuts[0] == args.kv_heads < count
+        if max(cuts) == total and (total == count or is_copied or has_shared_heads):
             regions = [share(whole, local, i, count) for i in range(count)]
-            starts = [tuple(part.start for part in region) for region in regions]
+            starts = [tuple(cut.start for cut in region) for region in regions]
             return list({s: t for s, t in zip(starts[::-1], stored[::-1], strict=True)}.items())
     raise InputError(
-        f"{name} in {files[0].where} has shape {local}, but {params} asks for {whole}"
+        f"{name} in {first.where} has shape {local}, but {params} asks for {whole}"
         + (f" in {count} parts" if count > 1 else "")
     )
 
 
 def check_shards(files: list[TensorFile], weights: Mapping[str, Weight], params: str) -> None:
-    """Raises ValueError where shards do not belong together, as only their numbers can tell.
+    """Raises ValueError for shards of different checkpoints, which only their values can show.
 
     Norms are the same in all shards, and so are KV heads that shards share (nearly: in released
-    ones they may differ by rounding during training); the parts of a matrix are not.
+    ones they may differ by rounding during training); shards of a matrix are not.
     """
     for name, weight in weights.items():
-        pieces = sorted(weight.pieces, key=lambda piece: piece[0])
+        shards = [stored for _, stored in sorted(weight.shards, key=lambda shard: shard[0])]
         for i, file in enumerate(files):
-            _, stored = pieces[i * len(pieces) // len(files)]
-            if stored.file is not file:
-                rows = slice(None) if len(stored.shape) == 1 else slice(8)
-                a, b = stored.map()[rows].float(), file.tensors[name].map()[rows].float()
+            one, other = shards[i * len(shards) // len(files)], file.tensors[name]
+            if one is not other:
+                rows = slice(None) if len(one.shape) == 1 else slice(8)
+                a, b = one.map()[rows].float(), other.map()[rows].float()
                 if not (a - b).norm() <= 0.1 * a.norm():
                     raise InputError(
-                        f"{file.where} is not of the same checkpoint as {stored.file.where}, "
+                        f"{other.where} is not of the same checkpoint as {one.where}, "
                         f"or {params} of another: their {name} differ; copy all of them "
                         "again from one place"
                     )
     for i, file in enumerate(files):
-        for other in files[:i]:
+        for earlier in files[:i]:
             names = [n for n in weights if n.startswith(("layers.0.attention.wq.", "output."))]
-            pairs = [(file.tensors[n].map()[:8], other.tensors[n].map()[:8]) for n in names]
+            pairs = [(file.tensors[n].map()[:8], earlier.tensors[n].map()[:8]) for n in names]
             if all(torch.equal(a, b) and a.any() for a, b in pairs):
                 raise InputError(
-                    f"{file.where} holds the same weights as {other.where}: one shard is there "
+                    f"{file.where} holds the same weights as {earlier.where}: one shard is there "
                     "twice and another is missing; copy it again"
                 )

@@ -1,16 +1,14 @@
-"""Checkpoints on disk, and how they become a model on any number of ranks.
+"""Opening a checkpoint: which layout a folder has, what model it holds, and where each weight lies.
 
-Two layouts are known by what lies in the folder: Meta's (`params.json`, `consolidated.00.pth` and
-so on, each shard holding the same part of every weight) and Hugging Face's (`config.json`,
-`.safetensors` or `.bin` files, each holding some whole weights). Opened, both are the same: Meta's
-names, and for each whole weight the places where its parts lie.
+The files in the folder show the layout: Meta's (`params.json`, `consolidated.00.pth` and so on) or
+Hugging Face's (`config.json`, `.safetensors` or `.bin` files, each with some whole weights). Once
+opened both are the same: Meta's names, and a `Weight` for each, which knows its shards.
 
     checkpoint = open_checkpoint("Llama-3.3-70B-Instruct")        # reads headers only
-    model = load_model(checkpoint, torch.device("cpu"), torch.bfloat16, max_batch_size=4)
+    checkpoint.weights["norm.weight"].shape                       # (8192,)
 
-Each rank reads its part of each weight, no more, from the mapped files; what lies there just as a
-CPU wants it is not even copied, so that nothing stands in memory twice. A checkpoint is data, never
-code, and nothing in it is skipped: every name, shape and dtype has to be what the model expects.
+A checkpoint is data, never code, and nothing in it is ignored: every name, shape and dtype has to
+be what the model expects.
 """
 
 import dataclasses
@@ -25,10 +23,9 @@ from llama.args import ModelArgs, weight_shapes
 from llama.checkpoint import huggingface_config
 from llama.checkpoint.meta_layout import (
     check_shards,
-    place,
-    quantize_of,
-    read_params,
+    parse_params,
     shards_expected,
+    shards_of,
 )
 from llama.errors import InputError, MissingFileError
 from llama.quantization import packed_formats
@@ -38,25 +35,28 @@ from llama.storage.sharding import Weight
 from llama.storage.tensor_files import StoredTensor, TensorFile, open_tensors
 from llama.tokenizer import Tokenizer
 
-# Llama 2's checkpoints store the rotary frequencies too; they follow from params.json.
+# Llama 2's checkpoints hold the rotary frequencies too, which follow from params.json.
 _DERIVED = re.compile(r"rope\.freqs")
 _SHARD = re.compile(r"consolidated\.\d+\.pth")
 
 
 @dataclasses.dataclass(eq=False)
 class Checkpoint:
-    """A checkpoint whose headers have been read and found complete.
+    """A checkpoint: its headers have been read, and nothing is missing.
 
-    weights     Meta's names, in the model's order, two for a packed weight (`packed_formats.py`).
-                An output layer that is the embedding is the same object
-    quantize    int8 or int4, where linear layers are packed
-    tokenizer   the path or address of its tokenizer, None where the folder has none
+    layout      meta or hf
+    params      the path of its params.json or config.json, for messages
+    config      the content of that file
+    weights     by Meta's names, in the model's order, two for a packed weight
+                (`packed_formats.py`). A tied output layer is the same object as the embedding
     stop_ids    tokens that its generation_config.json adds to those that end an answer
+    quantize    int8 or int4, where linear layers are packed
     """
 
     folder: Folder
-    layout: str  # meta or hf
-    params: str  # where its shape was read
+    layout: str
+    params: str
+    config: dict[str, Any]
     args: ModelArgs
     files: list[TensorFile]
     weights: dict[str, Weight]
@@ -69,7 +69,7 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """How many parameters the model has, an output layer that is the embedding counted once."""
+        """How many parameters the model has; a tied output layer counts once."""
         shapes = weight_shapes(self.args)
         if self.tied:
             del shapes["output.weight"]
@@ -77,11 +77,24 @@ class Checkpoint:
 
     @property
     def tokenizer(self) -> str | None:
+        """The path or address of its tokenizer, None where the folder has none."""
         name = tokenizer_in(self.folder)
         return self.folder.where(name) if name else None
 
+    def open_tokenizer(self, path: str | Path | None = None) -> Tokenizer:
+        """The tokenizer at `path`, else the folder's own, with all tokens that end an answer.
+
+        Raises FileNotFoundError where there is none, ValueError for one of another model.
+        """
+        if path is None and self.tokenizer is None:
+            raise MissingFileError(f"no tokenizer.model in {self.folder.path}; give tokenizer_path")
+        tokenizer = Tokenizer(str(path or self.tokenizer))
+        self.check_tokenizer(tokenizer)
+        tokenizer.stop_tokens = tokenizer.stop_tokens | self.stop_ids
+        return tokenizer
+
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Raises ValueError where it can't be this model's: it has other or more tokens."""
+        """Raises ValueError for another model's tokenizer: it has other or more tokens."""
         size, n_words = self.args.vocab_size, tokenizer.n_words
         # Others than Meta round the size of the embedding up.
         if n_words != size and not (self.layout == "hf" and n_words < size):
@@ -102,13 +115,13 @@ class Checkpoint:
 
 
 def tokenizer_in(folder: Folder) -> str | None:
-    """The name of the tokenizer in a folder: of two, the one that Meta's layout has."""
+    """The name of the tokenizer in a folder, of two that of Meta's layout; None without one."""
     names = ("tokenizer.model", "tokenizer.json")
     return next((name for name in names if name in folder.names), None)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Opens the checkpoint in a folder, here or remote, of whichever layout.
+    """Opens the checkpoint in a folder of either layout, on this machine or remote.
 
     Raises FileNotFoundError or ValueError, naming the file, for a folder without a checkpoint, a
     damaged file, one that holds anything but tensors, and missing, extra or misshapen weights.
@@ -127,28 +140,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 def _open_meta(folder: Folder) -> Checkpoint:
     params = folder.where("params.json")
-    args, quantize = read_params(params), quantize_of(read_json(params), params)
-    names = [name for name in folder.names if _SHARD.fullmatch(name)]
-    for i, name in enumerate(names):
-        if name != f"consolidated.{i:02d}.pth":
-            raise MissingFileError(
-                f"{folder.where(f'consolidated.{i:02d}.pth')} is not there, but {name} is; get all "
-                "shards of the checkpoint"
-            )
-    files = [open_tensors(folder, name) for name in names]
-    for file in files:
-        saved_as = file.saved_as or ""
-        if _SHARD.fullmatch(f"{saved_as}.pth") and f"{saved_as}.pth" != file.name:
-            raise InputError(
-                f"{file.where} was written as {saved_as}.pth: shards were renamed or copied over "
-                "each other; give each its own name again, or download them again"
-            )
-    expected = shards_expected(files, args)
-    if len(files) != expected:
-        raise InputError(
-            f"{folder.path} has {len(files)} shards, but each holds 1/{expected} of a weight of "
-            f"{params}; get all {expected} shards of the checkpoint, and no others"
-        )
+    config = read_json(params)
+    args, quantize = parse_params(config, params)
+    files = _meta_files(folder, args, params)
     if args.vocab_size == -1:
         output = files[0].tensors.get("tok_embeddings.weight" if quantize else "output.weight")
         rows = output.shape[0] if output and output.shape else 1  # of Llama 2's 32000
@@ -158,28 +152,54 @@ def _open_meta(folder: Folder) -> Checkpoint:
         _check_names(file.where, params, args, set(file.tensors), set(shapes), _DERIVED)
         _check_dtypes(file, quantize)
     weights = {
-        name: Weight(shape, place(name, shape, files, args, params))
+        name: Weight(shape, shards_of(name, shape, files, args, params))
         for name, shape in shapes.items()
     }
-    ends = ("tok_embeddings.weight", "output.weight")
-    if not quantize and all(file.tensors[ends[0]] == file.tensors[ends[1]] for file in files):
-        weights["output.weight"] = weights["tok_embeddings.weight"]
-    return Checkpoint(folder, "meta", params, args, files, weights, quantize=quantize)
+    embedding, output_layer = "tok_embeddings.weight", "output.weight"
+    if not quantize and all(f.tensors[embedding] == f.tensors[output_layer] for f in files):
+        weights[output_layer] = weights[embedding]
+    return Checkpoint(folder, "meta", params, config, args, files, weights, quantize=quantize)
+
+
+def _meta_files(folder: Folder, args: ModelArgs, params: str) -> list[TensorFile]:
+    """The shards of a folder, from the first to the last."""
+    names = [name for name in folder.names if _SHARD.fullmatch(name)]
+    for i, name in enumerate(names):
+        if name != f"consolidated.{i:02d}.pth":
+            raise MissingFileError(
+                f"{folder.where(f'consolidated.{i:02d}.pth')} is not there, but {name} is; get all "
+                "shards of the checkpoint"
+            )
+    files = [open_tensors(folder, name) for name in names]
+    for file in files:
+        saved_as = f"{file.saved_as}.pth"
+        if _SHARD.fullmatch(saved_as) and saved_as != file.name:
+            raise InputError(
+                f"{file.where} was written as {saved_as}: shards were renamed or copied over "
+                "each other; give each its own name again, or download them again"
+            )
+    expected = shards_expected(files, args)
+    if len(files) != expected:
+        raise InputError(
+            f"{folder.path} has {len(files)} shards, but each holds 1/{expected} of a weight of "
+            f"{params}; get all {expected} shards of the checkpoint, and no others"
+        )
+    return files
 
 
 def _open_hugging_face(folder: Folder) -> Checkpoint:
-    where = folder.where("config.json")
-    config = read_json(where)
-    args, tied = huggingface_config.read_config(config, where)
+    params = folder.where("config.json")
+    config = read_json(params)
+    args, tied = huggingface_config.read_config(config, params)
     index, names = _hugging_face_files(folder)
     files = [open_tensors(folder, name) for name in names]
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         for name, tensor in file.tensors.items():
             if name in tensors:
-                other = tensors[name].file.where
                 raise InputError(
-                    f"{name} is in {file.where} and in {other}; one of them is too many"
+                    f"{name} is in {file.where} and in {tensors[name].where}; one of them is too "
+                    "many"
                 )
             if index.get(name, file.name) != file.name:
                 raise InputError(
@@ -192,7 +212,7 @@ def _open_hugging_face(folder: Folder) -> Checkpoint:
     if tied:  # some write the output layer nevertheless
         expected -= {"lm_head.weight"} - set(tensors)
     at = files[0].where if len(files) == 1 else folder.path
-    _check_names(at, where, args, set(tensors), expected, huggingface_config.DERIVED)
+    _check_names(at, params, args, set(tensors), expected, huggingface_config.DERIVED)
     weights: dict[str, Weight] = {}
     for name, shape in shapes.items():
         stored = tensors.get(huggingface_names.weight_name(name))
@@ -201,16 +221,17 @@ def _open_hugging_face(folder: Folder) -> Checkpoint:
             continue
         if stored.shape != shape:
             raise InputError(
-                f"{huggingface_names.weight_name(name)} in {stored.file.where} has shape "
-                f"{stored.shape}, but {where} asks for {shape}"
+                f"{huggingface_names.weight_name(name)} in {stored.where} has shape "
+                f"{stored.shape}, but {params} asks for {shape}"
             )
-        head_dim = args.head_dim if huggingface_names.has_rotary_rows(name) else None
-        weights[name] = Weight(shape, [((0,) * len(shape), stored)], head_dim)
-    return Checkpoint(folder, "hf", where, args, files, weights, _stop_ids(folder, config))
+        has_rotary_rows = huggingface_names.has_rotary_rows(name)
+        weights[name] = Weight.whole(stored, args.head_dim if has_rotary_rows else None)
+    stop_ids = _stop_ids(folder, config)
+    return Checkpoint(folder, "hf", params, config, args, files, weights, stop_ids)
 
 
 def _hugging_face_files(folder: Folder) -> tuple[dict[str, str], list[str]]:
-    """The files that hold the weights, and which weight is in which where an index says so."""
+    """The index, which file each weight is in (empty for a single file), and the files' names."""
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         if f"{stem}{suffix}" in folder.names:
             return {}, [f"{stem}{suffix}"]
@@ -262,7 +283,7 @@ def _check_names(
 
 
 def _check_dtypes(file: TensorFile, quantize: str | None) -> None:
-    """Only packed weights are bytes, and they and their scales nothing else."""
+    """Raises ValueError unless packed weights, and only they, have the dtypes of their format."""
     for name, tensor in file.tensors.items():
         expected = packed_formats.DTYPES.get(name.rpartition(".")[2]) if quantize else None
         if tensor.dtype != expected and (expected or tensor.dtype == torch.uint8):

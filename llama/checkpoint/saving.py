@@ -1,4 +1,4 @@
-"""How a model becomes a checkpoint folder in Meta's layout."""
+"""Writing a model as a checkpoint folder in Meta's layout."""
 
 import json
 import shutil
@@ -23,11 +23,11 @@ def save_model(
     dtype: torch.dtype,
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes a model as a checkpoint folder in Meta's layout, its tokenizer with it.
+    """Writes a model in `dtype` and its tokenizer into a folder, which is made if it is missing.
 
-    Each rank that shares the model writes its shard. `weights` are this rank's, where the model's
-    own are not whole. Weights that share memory (an output layer tied to the embedding) are stored
-    once. Raises ValueError for a quantized or adapted model.
+    Each rank that shares the model writes its shard. `weights` are this rank's, if the model does
+    not hold them whole (FSDP). An output layer equal to the embedding (tied) is stored once. Raises
+    ValueError for a quantized or adapted model.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,11 +38,14 @@ def save_model(
             f"{sorted(missing)[0]} is quantized or has an adapter; save the model that it was made "
             "from"
         )
-    stored: dict[int, Entry] = {}
-    entries = {}
-    for name, weight in weights.items():
-        entry = Entry(dtype, tuple(weight.shape), lambda w=weight: [w.to("cpu", dtype)])  # type: ignore[misc]
-        entries[name] = stored.setdefault(weight.data_ptr(), entry)
+    entries = {
+        name: Entry(dtype, tuple(weight.shape), lambda w=weight: [w.to("cpu", dtype)])  # type: ignore[misc]
+        for name, weight in weights.items()
+    }
+    embedding, output_layer = "tok_embeddings.weight", "output.weight"
+    # By value: weights gathered from several processes or cast to a dtype are copies.
+    if torch.equal(weights[embedding], weights[output_layer]):
+        entries[output_layer] = entries[embedding]
     write_tensors(folder / f"consolidated.{distributed.model_parallel_rank():02d}.pth", entries)
     if distributed.model_parallel_rank() == 0:
         params = json.dumps(write_params(model.params), indent=2) + "\n"

@@ -24,7 +24,7 @@ from cyclopts import Parameter
 from cyclopts.types import NonNegativeInt, PositiveFloat, PositiveInt
 
 from llama import console, distributed
-from llama.checkpoint.loading import stored_format
+from llama.checkpoint.loading import load
 from llama.checkpoint.opening import open_checkpoint
 from llama.errors import InputError, MissingFileError
 from llama.evaluation.scoring import BATCH_TOKENS, Question, score_choices, score_texts
@@ -93,24 +93,26 @@ def evaluate(
         lm_eval_model = _import_lm_eval_model()
         manager = lm_eval_model.find_tasks(names, include_path)
 
-    llama = Llama.build(
-        path,
-        tokenizer_path,
-        max_seq_len,
+    checkpoint = open_checkpoint(path)
+    tokenizer = checkpoint.open_tokenizer(tokenizer_path)
+    model = load(
+        checkpoint,
         device=device,
         dtype=dtype,
         quantize=quantize,
         adapter=adapter,
+        max_seq_len=max_seq_len,
+        max_batch_size=8,
     )
-    weight = llama.model.norm.weight
+    llama = Llama(model, tokenizer)
     report: dict[str, Any] = {
         "path": path,
         "adapter": adapter,
-        "quantize": stored_format(open_checkpoint(path), quantize),
-        "dtype": str(weight.dtype).removeprefix("torch."),
-        "device": weight.device.type,
+        "quantize": checkpoint.quantize or quantize,
+        "dtype": str(model.norm.weight.dtype).removeprefix("torch."),
+        "device": model.norm.weight.device.type,
         "ranks": distributed.model_parallel_size(),
-        "max_seq_len": llama.model.params.max_seq_len,
+        "max_seq_len": model.params.max_seq_len,
     }
 
     def say(text: str) -> None:

@@ -1,6 +1,6 @@
 """Weight formats: the layers that take the place of a model's linear layers for inference.
 
-    model = load_model(checkpoint, torch.device("cpu"), torch.bfloat16)
+    model = Transformer(args).bfloat16()
     use_format(model, "int4")
 
 `bfloat16` keeps the weights as they lie in the file and multiplies a few rows by the native kernel,
@@ -13,9 +13,8 @@ what one rank does, to the last bit on 2, 4 or 8 of them. A prompt's many rows a
 same kernel as one; without native kernels, by unpacked weights in bfloat16.
 All this is for a CPU; on an NVIDIA GPU packed weights are repacked (see `cuda_packed.py`).
 
-With `convert_layer=packed_layers(checkpoint, "int4")` `load_model` packs each weight as it is read,
-or takes it from a folder that holds it packed, and the bfloat16 model is never in memory whole;
-`use_format` then finds nothing left to pack.
+`llama.checkpoint.load` packs each weight while it is read, or reads it packed, so that the bfloat16
+model is never in memory whole; `use_format` then replaces the blocks only.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

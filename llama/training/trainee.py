@@ -24,12 +24,11 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from llama import distributed
 from llama.args import ModelArgs, weight_shapes
-from llama.checkpoint.loading import empty_model, load_model, packed_layers
+from llama.checkpoint.loading import empty_model, load
 from llama.checkpoint.opening import Checkpoint
 from llama.errors import InputError
 from llama.lora.adapter_layers import LoRALinear, add_lora
 from llama.model import Transformer
-from llama.quantization.linear_layers import check_format, use_format
 from llama.storage.sharding import share
 from llama.training.block import use_training_blocks
 from llama.training.config import TrainConfig
@@ -98,15 +97,14 @@ class Trainee:
         config = self.config
         if base is None or config.lora is None:
             raise InputError("an adapter is trained on a model: give the checkpoint to start from")
-        convert = None
-        if self._format:
-            check_format(self._format, self.device, self.dtype)
-            convert = packed_layers(base, self._format, self.device)
-        model = load_model(
-            base, self.device, self.dtype, convert_layer=convert, max_seq_len=args.max_seq_len
+        model = load(
+            base,
+            device=self.device,
+            dtype=self.dtype,
+            quantize=self._format,
+            max_seq_len=args.max_seq_len,
+            trainable=True,
         )
-        if self._format:
-            use_format(model, self._format)
         add_lora(model, config.lora)
         return model
 

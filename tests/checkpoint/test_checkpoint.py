@@ -8,8 +8,9 @@ import pytest
 import torch
 from fixtures import is_mapped, tiny_args, write_shards
 
-from llama.checkpoint.loading import load_model
-from llama.checkpoint.opening import open_checkpoint, read_params
+from llama.checkpoint.loading import load
+from llama.checkpoint.meta_layout import read_params
+from llama.checkpoint.opening import open_checkpoint
 from llama.checkpoint.saving import save_model
 from llama.model import ModelArgs, Transformer
 
@@ -19,10 +20,6 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def folder(checkpoint: Path, tmp_path: Path) -> Path:
     return shutil.copytree(checkpoint, tmp_path / "copy")
-
-
-def load(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
-    return load_model(open_checkpoint(folder), CPU, dtype)
 
 
 def change_weights(folder: Path, **changes: torch.Tensor | None) -> None:
@@ -41,7 +38,7 @@ def test_what_was_saved_is_loaded(tokenizer, tmp_path: Path) -> None:
     args = tiny_args(vocab_size=tokenizer.n_words, rope_theta=500000.0, use_scaled_rope=True)
     model = Transformer(args)
     save_model(model, tmp_path, tokenizer.model_path, torch.float32)
-    loaded = load(tmp_path)
+    loaded = load(tmp_path, device=CPU, dtype=torch.float32)
     for key, weight in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], weight)
     assert loaded.params.max_seq_len == args.max_seq_len
@@ -65,24 +62,34 @@ def test_tied_weights_are_stored_once(tokenizer, tmp_path: Path) -> None:
         (tmp_path / name / "consolidated.00.pth").stat().st_size for name in ("untied", "tied")
     ]
     assert sizes[0] - sizes[1] > 0.9 * 2 * model.output.weight.numel()
-    loaded = load(tmp_path / "tied", torch.bfloat16)
+    # As the trainer hands them over: cast, each a copy of its own.
+    copies = {name: weight.bfloat16() for name, weight in model.state_dict().items()}
+    save_model(model, tmp_path / "cast", tokenizer.model_path, torch.bfloat16, copies)
+    cast = (tmp_path / "cast" / "consolidated.00.pth").stat().st_size
+    assert abs(cast - sizes[1]) < 1000
+    assert [open_checkpoint(tmp_path / name).tied for name in ("untied", "tied", "cast")] == [
+        False,
+        True,
+        True,
+    ]
+    loaded = load(tmp_path / "tied", device=CPU, dtype=torch.bfloat16)
     assert torch.equal(loaded.output.weight, loaded.tok_embeddings.weight)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's table of mappings")
 def test_weights_stay_mapped_and_are_never_made_a_second_time(folder: Path) -> None:
-    for weight in load(folder).state_dict().values():
+    for weight in load(folder, device=CPU, dtype=torch.float32).state_dict().values():
         assert is_mapped(weight, folder / "consolidated.00.pth")
 
 
 def test_what_is_written_to_a_weight_does_not_reach_the_file(folder: Path) -> None:
     before = (folder / "consolidated.00.pth").read_bytes()
-    load(folder).norm.weight.data += 1
+    load(folder, device=CPU, dtype=torch.float32).norm.weight.data += 1
     assert (folder / "consolidated.00.pth").read_bytes() == before
 
 
 def test_a_dtype_asked_for_is_given(folder: Path) -> None:
-    loaded = load(folder, torch.bfloat16)
+    loaded = load(folder, device=CPU, dtype=torch.bfloat16)
     assert {weight.dtype for weight in loaded.parameters()} == {torch.bfloat16}
     assert loaded.freqs.dtype == torch.float32
     assert not loaded.training
@@ -165,7 +172,7 @@ def test_a_truncated_file(folder: Path, kept: float) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
     with pytest.raises(ValueError, match=r"consolidated.00.pth.*download or copy it again"):
-        load(folder)
+        load(folder, device=CPU, dtype=torch.float32)
 
 
 def test_bytes_that_would_lie_behind_the_end(folder: Path) -> None:
@@ -176,13 +183,13 @@ def test_bytes_that_would_lie_behind_the_end(folder: Path) -> None:
     data[last + 28 : last + 30] = b"\xff\xff"  # the length of a field before the bytes
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"consolidated.00.pth should have at least .* bytes"):
-        load(folder)
+        load(folder, device=CPU, dtype=torch.float32)
 
 
 def test_a_web_page_instead_of_weights(folder: Path) -> None:
     (folder / "consolidated.00.pth").write_text("<!DOCTYPE html><html>Not found</html>")
     with pytest.raises(ValueError, match=r"consolidated.00.pth"):
-        load(folder)
+        load(folder, device=CPU, dtype=torch.float32)
 
 
 class _Runs:
@@ -205,27 +212,27 @@ def test_a_file_that_would_run_code_is_not_opened(
         path.write_bytes(pickle.dumps({"output.weight": _Runs(mark)}))
     told = "holds .*getattr beside tensors" if zipped else "is no complete .pth file"
     with pytest.raises(ValueError, match=told):
-        load(folder)
+        load(folder, device=CPU, dtype=torch.float32)
     assert not mark.exists()
 
 
 def test_a_file_of_other_things_than_tensors(folder: Path) -> None:
     torch.save({"model": {"a": torch.ones(2)}, "step": 3}, folder / "consolidated.00.pth")
     with pytest.raises(ValueError, match="should contain a dictionary of tensors"):
-        load(folder)
+        load(folder, device=CPU, dtype=torch.float32)
 
 
 def test_missing_and_extra_weights_are_named(folder: Path) -> None:
     change_weights(folder, norm__weight=None, norm__bias=torch.ones(3))
     with pytest.raises(ValueError, match=r"lacks 1 .*norm.weight; has unexpected 1 .*norm.bias"):
-        load(folder)
+        load(folder, device=CPU, dtype=torch.float32)
 
 
 def test_a_wrong_number_of_layers_is_told(folder: Path) -> None:
     params = json.loads((folder / "params.json").read_text())
     (folder / "params.json").write_text(json.dumps({**params, "n_layers": 3}))
     with pytest.raises(ValueError, match=r"n_layers=3.*lacks 9 .*layers\.2\.attention"):
-        load(folder)
+        load(folder, device=CPU, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("name", ["attention.wq.weight", "feed_forward.w2.weight"])
@@ -235,23 +242,23 @@ def test_a_matrix_in_fewer_parts_than_shards(parts: int, name: str, tmp_path: Pa
     args = tiny_args()
     keys = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of")
     params, weights = {key: getattr(args, key) for key in keys}, Transformer(args).state_dict()
-    load(write_shards(tmp_path, weights, params, 4))
+    load(write_shards(tmp_path, weights, params, 4), device=CPU, dtype=torch.float32)
     name = f"layers.1.{name}"
     for i in range(4):
         path = tmp_path / f"consolidated.{i:02d}.pth"
         part = weights[name].chunk(parts, int("w2" in name))[i * parts // 4].clone()
         torch.save({**torch.load(path), name: part}, path)
     with pytest.raises(ValueError, match=rf"{name} in .*00.pth has shape .* in 4 parts"):
-        load(tmp_path)
+        load(tmp_path, device=CPU, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("shape", [(17,), (32, 1), (64,), (0,)])
 def test_a_wrong_shape_is_told_with_both(folder: Path, shape: tuple[int, ...]) -> None:
     change_weights(folder, norm__weight=torch.ones(shape))
     with pytest.raises(ValueError, match=r"norm.weight in .*shape \(.*asks for \(32,\)"):
-        load(folder)
+        load(folder, device=CPU, dtype=torch.float32)
 
 
 def test_rotary_frequencies_in_old_checkpoints_are_known(folder: Path) -> None:
     change_weights(folder, rope__freqs=torch.ones(4))
-    load(folder)
+    load(folder, device=CPU, dtype=torch.float32)

@@ -17,7 +17,7 @@ from fixtures import tiny_args, write_sentencepiece, write_shards, write_tiktoke
 from llama import ChatFormat, Llama, Tokenizer, Transformer, kernels
 from llama.checkpoint import convert as convert_module
 from llama.checkpoint.convert import convert
-from llama.checkpoint.loading import load_model
+from llama.checkpoint.loading import load
 from llama.checkpoint.opening import open_checkpoint
 from llama.storage import sharding as weights_module
 from llama.storage import tensor_files
@@ -53,7 +53,7 @@ def make(folder: Path, shape: str, tied: bool = False, dtype: torch.dtype = torc
 
 
 def logits(folder: Path) -> torch.Tensor:
-    model = load_model(open_checkpoint(folder), CPU, torch.float32)
+    model = load(folder, device=CPU, dtype=torch.float32)
     with torch.no_grad():
         return model(torch.arange(40).view(2, 20))
 

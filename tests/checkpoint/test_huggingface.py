@@ -12,7 +12,7 @@ from fixtures import is_mapped, write_tiktoken
 from llama import Llama, Tokenizer
 from llama.checkpoint.convert import convert
 from llama.checkpoint.huggingface_config import read_config, write_config
-from llama.checkpoint.loading import load_model
+from llama.checkpoint.loading import load
 from llama.checkpoint.opening import open_checkpoint
 from llama.model import ModelArgs
 from llama.storage.huggingface_names import rows_from_meta, rows_to_meta, weight_name
@@ -80,7 +80,7 @@ def change_config(folder: Path, name: str = "config.json", **changes: Any) -> No
 def test_what_transformers_wrote_computes_the_same(name: str, tmp_path: Path) -> None:
     theirs = write_model(tmp_path, **MODELS[name])
     assert len(list(tmp_path.glob("*.safetensors"))) > (1 if "several" in name else 0)
-    ours = load_model(open_checkpoint(tmp_path), CPU, torch.float32)
+    ours = load(tmp_path, device=CPU, dtype=torch.float32)
     tokens = torch.randint(97, (2, 70), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected, found = theirs(tokens).logits, ours(tokens)
@@ -102,7 +102,7 @@ def test_what_transformers_wrote_computes_the_same(name: str, tmp_path: Path) ->
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's table of mappings")
 def test_only_rotary_rows_are_copied(tmp_path: Path) -> None:
     write_model(tmp_path)
-    model = load_model(open_checkpoint(tmp_path), CPU, torch.float32)
+    model = load(tmp_path, device=CPU, dtype=torch.float32)
     for name, weight in model.state_dict().items():
         copied = not is_mapped(weight, tmp_path / "model.safetensors")
         assert copied == name.endswith(("wq.weight", "wk.weight")), name
@@ -285,7 +285,7 @@ def test_an_output_layer_beside_a_tied_embedding_is_used(tmp_path: Path) -> None
     weights = load_file(path)
     assert "lm_head.weight" not in weights
     save_file({**weights, "lm_head.weight": weights["model.embed_tokens.weight"] * 2}, path)
-    model = load_model(open_checkpoint(tmp_path), CPU, torch.float32)
+    model = load(tmp_path, device=CPU, dtype=torch.float32)
     assert torch.equal(model.output.weight, 2 * model.tok_embeddings.weight)
 
 
@@ -305,7 +305,7 @@ def test_bin_files_and_old_rotary_buffers(tmp_path: Path) -> None:
     tokens = torch.arange(20).unsqueeze(0)
     with torch.no_grad():
         expected = theirs(tokens).logits
-        found = load_model(open_checkpoint(tmp_path), CPU, torch.float32)(tokens)
+        found = load(tmp_path, device=CPU, dtype=torch.float32)(tokens)
     assert (found - expected).norm() < 1e-4 * expected.norm()
     names = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
     half = len(weights) // 2
@@ -316,5 +316,5 @@ def test_bin_files_and_old_rotary_buffers(tmp_path: Path) -> None:
     index = {"metadata": {}, "weight_map": weight_map}
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     with torch.no_grad():
-        again = load_model(open_checkpoint(tmp_path), CPU, torch.float32)(tokens)
+        again = load(tmp_path, device=CPU, dtype=torch.float32)(tokens)
     assert torch.equal(found, again)

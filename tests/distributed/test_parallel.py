@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from llama import console, distributed
 from llama.args import ModelArgs
-from llama.checkpoint.loading import load_model
+from llama.checkpoint.loading import load
 from llama.checkpoint.opening import open_checkpoint
 from llama.checkpoint.saving import save_model
 from llama.model import Attention, FeedForward, Transformer
@@ -88,11 +88,13 @@ def logits_every_way(model, tokens):
 
 def one_of_two_ranks(folder, tokens):
     main_before = console.is_main()
-    distributed.initialize(2)
-    checkpoint = open_checkpoint(folder)
-    model = load_model(checkpoint, CPU, torch.float32, max_batch_size=3, max_seq_len=32)
+    model = load(folder, device=CPU, dtype="float32", max_batch_size=3, max_seq_len=32)
     with pytest.raises(ValueError, match="already runs models over 2 ranks"):
         distributed.initialize(1)
+    tied = Transformer(tiny_args())
+    tied.output.weight = tied.tok_embeddings.weight
+    copies = {name: weight.bfloat16() for name, weight in tied.state_dict().items()}
+    save_model(tied, folder / "tied", folder / "tokens", torch.bfloat16, copies)
     refusals = []
     three = {"n_heads": 9, "n_kv_heads": 3, "head_dim": 8}
     for wrong in (three, {"vocab_size": 65}, {"n_heads": 1, "n_kv_heads": 1}):
@@ -128,6 +130,8 @@ def test_two_ranks_compute_what_one_does(tmp_path, capfd):
     expected = logits_every_way(model, tokens)
     ranks = run_ranks(2, one_of_two_ranks, tmp_path, tokens)
     assert capfd.readouterr().out == ""
+    assert open_checkpoint(tmp_path / "tied").tied
+    assert len(open_checkpoint(tmp_path / "tied").files) == 2
     for number, rank in enumerate(ranks):
         assert rank["values"].keys() == expected.keys()
         for key, value in rank["values"].items():

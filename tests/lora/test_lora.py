@@ -16,7 +16,7 @@ from fixtures import difference, needs_compiler, run_ranks, tiny_args, use_kerne
 from llama import Llama, Transformer, cli, distributed, kernels
 from llama.args import ModelArgs, weight_shapes
 from llama.checkpoint.convert import convert
-from llama.checkpoint.loading import load_model
+from llama.checkpoint.loading import load
 from llama.checkpoint.merge import merge
 from llama.checkpoint.opening import open_checkpoint
 from llama.lora.adapter_files import open_adapter
@@ -92,7 +92,7 @@ def merged_by_hand(model: Transformer) -> Transformer:
 def of_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter of the bundled model, of rank 5, that leaves it able to speak."""
     folder = tmp_path_factory.mktemp("adapter")
-    model = load_model(open_checkpoint(TINY), CPU, torch.float32)
+    model = load(TINY, device=CPU, dtype=torch.float32)
     add_lora(model, LoraConfig(r=5, alpha=5, targets=TARGETS))
     shake(model, 0.1)
     save_adapter(model, folder, base=TINY)
@@ -345,8 +345,8 @@ SHAPE = dict(dim=128, n_layers=2, n_heads=8, n_kv_heads=2, vocab_size=64, multip
 
 
 def load_part(folder: Path, dtype: torch.dtype = torch.float32) -> Transformer:
-    distributed.initialize()
-    return load_model(open_checkpoint(folder), CPU, dtype, max_batch_size=2, max_seq_len=32)
+    lengths = {"max_batch_size": 2, "max_seq_len": 32}
+    return load(folder, device=CPU, dtype=dtype, trainable=True, **lengths)
 
 
 def on_ranks(root: Path, of_tiny: Path) -> dict[str, Any]:
@@ -362,7 +362,7 @@ def on_ranks(root: Path, of_tiny: Path) -> dict[str, Any]:
     found = {"first": first, "logits": logits(load)}
     found["gradients"] = dict(zip(names, gradients(load), strict=True))
     save_adapter(load, root / f"again on {size}")
-    packed = load_part(root / "meta", torch.bfloat16)
+    packed = load_part(root / "meta", torch.bfloat16)  # plain layers, to be packed
     use_format(packed, "int8")
     load_adapter(packed, root / "trained", torch.bfloat16)
     found["int8"] = logits(packed)
@@ -807,7 +807,7 @@ def test_a_model_is_built_with_its_adapter(
 ) -> None:
     if kernel == "off":
         use_kernels("off", monkeypatch)
-    exact = load_model(open_checkpoint(TINY), CPU, torch.float32)
+    exact = load(TINY, device=CPU, dtype=torch.float32)
     plain = logits(exact)
     load_adapter(exact, of_tiny)
     llama = build(of_tiny, quantize, dtype)
@@ -843,7 +843,9 @@ def test_an_answer_does_not_depend_on_the_batch(quantize: str | None, of_tiny: P
 def test_a_wrong_adapter_is_told_before_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llama.generation.load_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        "llama.checkpoint.loading._read_model", lambda *_, **__: pytest.fail("loaded")
+    )
     write_theirs(tmp_path, Q_AND_DOWN)
     with pytest.raises(ValueError, match=r"lacks base_model\.model\.model\.layers\.2"):
         build(tmp_path)
@@ -884,7 +886,7 @@ def test_sums_are_made_in_float32_and_stored_in_a_dtype(
     dtype: str | None, of_tiny: Path, tmp_path: Path
 ) -> None:
     merge(str(TINY), str(of_tiny), str(tmp_path / "new"), dtype=dtype)
-    model = load_model(open_checkpoint(TINY), CPU, torch.float32)
+    model = load(TINY, device=CPU, dtype=torch.float32)
     load_adapter(model, of_tiny)
     wanted = distributed.DTYPES[dtype or "bfloat16"]
     by_hand = merged_by_hand(model).state_dict()
@@ -906,7 +908,7 @@ def test_sums_are_made_in_float32_and_stored_in_a_dtype(
 
 
 def test_a_tied_model_stays_tied_and_converts_further(tmp_path: Path) -> None:
-    model = load_model(open_checkpoint(TINY), CPU, torch.float32)
+    model = load(TINY, device=CPU, dtype=torch.float32)
     save_adapter(adapted(model, targets=("wq", "wv")), tmp_path / "adapter")
     convert(str(TINY), str(tmp_path / "hf"), to="hf")
     for base in (TINY, tmp_path / "hf"):

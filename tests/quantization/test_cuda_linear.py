@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llama import Llama, kernels
-from llama.checkpoint.loading import load_model, packed_layers
-from llama.checkpoint.opening import open_checkpoint
+from llama.checkpoint.loading import load
 from llama.quantization import cuda_packed
 from llama.quantization.cuda_packed import CudaPacked, repack
 from llama.quantization.linear_layers import PackedCudaLinear, PackedLinear, check_format
@@ -93,11 +92,7 @@ def test_a_model_of_repacked_layers(
         return x @ (halves.unflatten(1, (-1, group)) * scale + offset).flatten(1).t()
 
     monkeypatch.setattr(cuda_packed, "_matmul", matmul)
-    checkpoint = open_checkpoint(TINY)
-    convert_layer = packed_layers(checkpoint, quantize)
-    expected, found = (
-        load_model(checkpoint, CPU, torch.bfloat16, convert_layer=convert_layer) for _ in "ab"
-    )
+    expected, found = (load(TINY, device=CPU, quantize=quantize, trainable=True) for _ in "ab")
     for name, layer in list(found.named_modules()):
         if isinstance(layer, PackedLinear):
             found.set_submodule(name, PackedCudaLinear(layer, repack(layer.packed, CPU)))

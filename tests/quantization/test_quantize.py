@@ -16,9 +16,8 @@ from llama import Llama, Transformer, distributed, kernels
 from llama.args import ModelArgs, weight_shapes
 from llama.checkpoint.convert import convert
 from llama.checkpoint.info import read_facts
-from llama.checkpoint.loading import load_model, packed_layers
+from llama.checkpoint.loading import load
 from llama.checkpoint.memory import packed_weights
-from llama.checkpoint.opening import open_checkpoint
 from llama.checkpoint.saving import save_model
 from llama.quantization import linear_layers as quantize_source
 from llama.quantization.linear_layers import BFloat16Linear, PackedLinear, divergence, use_format
@@ -213,7 +212,7 @@ def packed_of(model: Transformer) -> Iterator[kernels.Packed]:
 def test_packed_afterwards_while_read_and_before_are_the_same(
     quantize: str, shards: int, folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    afterwards = load_model(open_checkpoint(TINY), CPU, torch.bfloat16)
+    afterwards = load(TINY, device=CPU, dtype=torch.bfloat16, trainable=True)
     use_format(afterwards, quantize)
     monkeypatch.setattr(weights_module, "_BLOCK", 30_000)  # several blocks a weight
     models = [afterwards, build(quantize).model]
@@ -264,9 +263,7 @@ def test_packed_shards_on_any_number_of_ranks(ranks: int, folders: Path) -> None
 def logits_of_all(root: Path) -> list[torch.Tensor]:
     found = []
     for shards in ("1", "4"):
-        checkpoint = open_checkpoint(root / shards)
-        convert_layer = packed_layers(checkpoint, "int8")
-        model = load_model(checkpoint, CPU, torch.bfloat16, convert_layer=convert_layer)
+        model = load(root / shards, device=CPU)
         with torch.no_grad():
             found.append(model(torch.arange(20).view(2, 10)))
     return found
@@ -292,16 +289,14 @@ def test_what_is_refused_of_packed_folders(folders: Path) -> None:
         build_from(folder, "int8")
     with pytest.raises(ValueError, match="int4 weights are multiplied with bfloat16 on a CPU or"):
         Llama.build(folder, device="cpu", dtype="float32")
-    with pytest.raises(ValueError, match=r"int4-1 holds int4 weights, which only Llama.build can"):
-        load_model(open_checkpoint(folder), CPU, torch.bfloat16)
 
 
 def test_layers_that_are_no_tiles_are_refused_before_anything_is_read(tmp_path: Path) -> None:
     args = dict(dim=32, n_layers=1, n_heads=4, n_kv_heads=2, vocab_size=60, multiple_of=32)
     weights = {name: torch.ones(shape) for name, shape in weight_shapes(ModelArgs(**args)).items()}
-    checkpoint = open_checkpoint(write_shards(tmp_path, weights, args))
+    folder = write_shards(tmp_path, weights, args)
     with pytest.raises(ValueError, match=r"int8: output\.weight: a matrix of 60 x 32 can't be"):
-        packed_layers(checkpoint, "int8")
+        load(folder, device=CPU, quantize="int8")
 
 
 @needs_compiler
@@ -323,15 +318,12 @@ def test_packing_while_reading_takes_little_memory(
 import re, torch
 from pathlib import Path
 from llama import kernels
-from llama.checkpoint.loading import load_model, packed_layers
-from llama.checkpoint.opening import open_checkpoint
+from llama.checkpoint import load
 def peak():
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 kernels.pack(torch.zeros(16, 32, dtype=torch.bfloat16), 4)
 before = peak()
-checkpoint = open_checkpoint({str(tmp_path)!r})
-convert_layer = packed_layers(checkpoint, "int4")
-model = load_model(checkpoint, torch.device("cpu"), torch.bfloat16, convert_layer=convert_layer)
+model = load({str(tmp_path)!r}, device="cpu", quantize="int4")
 print(peak() - before)
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -8,8 +8,7 @@ from fixtures import run_ranks, write_shards
 
 from llama import distributed
 from llama.args import ModelArgs, weight_shapes
-from llama.checkpoint.loading import load_model
-from llama.checkpoint.opening import open_checkpoint
+from llama.checkpoint.loading import load
 from llama.model import Transformer
 from llama.storage.sharding import share
 
@@ -66,10 +65,11 @@ def logits_of_all(root: Path) -> dict[str, torch.Tensor | str]:
             continue
         tokens, expected = torch.load(root / f"{shape}.pt")
         for shards in SHARDS[shape]:
-            checkpoint = open_checkpoint(root / shape / str(shards))
-            model = load_model(checkpoint, CPU, torch.float32, max_batch_size=2, max_seq_len=16)
+            lengths = {"max_batch_size": 2, "max_seq_len": 16}
+            folder = root / shape / str(shards)
+            model = load(folder, device=CPU, dtype=torch.float32, **lengths)
             local = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-            assert local == weight_shapes(checkpoint.args, ranks)
+            assert local == weight_shapes(model.params, ranks)
             with torch.no_grad():
                 whole_pass = model(tokens)
                 model(tokens[:, :-1], 0)

@@ -18,8 +18,7 @@ import torch
 from fixtures import SENTENCES, run_ranks, tiny_args
 
 from llama import Llama, Tokenizer
-from llama.checkpoint.loading import load_model
-from llama.checkpoint.opening import open_checkpoint
+from llama.checkpoint.loading import load
 from llama.lora.adapter_layers import LoraConfig
 from llama.training import TrainConfig, dialog_document, text_document, train
 from llama.training.command import train_command
@@ -59,7 +58,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    model = load_model(open_checkpoint(folder), torch.device("cpu"), torch.float32)
+    model = load(folder, device="cpu", dtype=torch.float32)
     return model.state_dict()
 
 
