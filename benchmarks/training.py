@@ -31,7 +31,7 @@ from llama.console import table
 from llama.distributed.hardware_peak import matrix_rate
 from llama.training.config import TrainConfig
 from llama.training.packing import Batch
-from llama.training.trainee import Trainee, keep_freed_memory
+from llama.training.trainable_model import TrainableModel, keep_freed_memory
 
 SHAPE = ModelArgs(
     dim=512,
@@ -45,20 +45,20 @@ SHAPE = ModelArgs(
 )
 
 
-PRODUCTS = TrainConfig().products(torch.device("cpu"))  # the dtype of matrix products
+PRODUCTS = TrainConfig().compute_dtype(torch.device("cpu"))  # the dtype of matrix products
 
 
 def ours(tokens: torch.Tensor, document: int) -> Callable[[], None]:
     """A step of this project's trainer; `tokens` (rows, seq + 1) in documents of that length."""
     keep_freed_memory()
     distributed.initialize()
-    trainee = Trainee(SHAPE, None, TrainConfig(), torch.device("cpu"))
+    trainable = TrainableModel(SHAPE, None, TrainConfig(), torch.device("cpu"))
     seq = tokens.shape[1] - 1
     positions = (torch.arange(seq) % document).expand(len(tokens), seq)
     batch = Batch(tokens[:, :-1], tokens[:, 1:], positions)
 
     def step() -> None:
-        trainee.step([batch], 1e-3, tokens[:, 1:].numel())
+        trainable.step([batch], 1e-3, tokens[:, 1:].numel())
 
     return step
 

@@ -193,8 +193,8 @@ def main(data: str, out: str, seed: int = 1, share: float = 1.0) -> None:
             known += names
         skills = replace(skills, rng=rng, words=known, **stage.skills)
         documents = Documents.of(documents_of(stage, tokenizer, skills, kept(dialogs), share))
-        total, learned = documents.lengths.sum(), documents.learned.sum()
-        print(f"{name}: {len(documents):,} documents, {total:,} tokens, {learned:,} learned")
+        total, in_loss = documents.lengths.sum(), documents.num_loss_tokens.sum()
+        print(f"{name}: {len(documents):,} documents, {total:,} tokens, {in_loss:,} in the loss")
         held = measured if base else ()  # the first is to be taken as it ends
         path = folder / name
         train(path, tokenizer, documents, stage.config, args=SHAPE, base=base, held_out=held)

@@ -20,7 +20,10 @@ _COMMANDS = {
     "verify": ("llama.checkpoint.verify:verify", "Whether a checkpoint is complete and undamaged."),
     "convert": ("llama.checkpoint.convert:convert", "From one layout, dtype or format to another."),
     "merge": ("llama.checkpoint.merge:merge", "An adapter added to the weights of its model."),
-    "train": ("llama.training.command:train_command", "A model from text, or a fine-tuned one."),
+    "train": (
+        "llama.training.command:train_from_command_line",
+        "A model from text, or a fine-tuned one.",
+    ),
     "eval": ("llama.evaluation.evaluate:evaluate", "Perplexity, multiple choice, lm-eval's tasks."),
     "bench": ("llama.evaluation.speed:bench", "How fast a model is on this machine."),
 }
@@ -42,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, (function, summary) in _COMMANDS.items():
             app.command(function, name=name, help=summary)
         tokenizer = cyclopts.App("tokenizer", "A tokenizer from text.")
-        tokenizer.command("llama.training.bpe:tokenizer_command", name="train", help="Learns one.")
+        tokenizer.command(
+            "llama.training.command:tokenizer_command", name="train", help="Trains one on text."
+        )
         app.command(tokenizer)
         app(arguments, result_action="return_none")
         sys.stdout.flush()

@@ -1,6 +1,6 @@
 """Training from text and dialogs: documents in, a checkpoint folder out."""
 
-from llama.training.bpe import train_tokenizer
+from llama.tokenization.bpe import train_tokenizer
 from llama.training.config import TrainConfig
 from llama.training.documents import Document, dialog_document, find_sources, text_document
 from llama.training.loop import train

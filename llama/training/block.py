@@ -1,8 +1,8 @@
 """A transformer block whose norm, attention and gate are native kernels, for training on a CPU.
 
-The matrix products stay with the block's own layers, called as modules: parallel, packed, or with
-an adapter around them. In float16, with a cache, on another device, while it is compiled or where
-there is no compiler the block goes its own way, which computes the same.
+Matrix products stay with the block's own layers, called as modules: parallel, packed, or with an
+adapter around them. In float16, with a cache, on another device, under torch.compile or without a C
+compiler it is a plain `TransformerBlock`, which computes the same.
 """
 
 import torch
@@ -14,7 +14,7 @@ from llama.model import DocumentMask, Transformer, TransformerBlock
 
 
 class TrainingBlock(TransformerBlock):
-    """Takes the place of a block, whose layers and parameters it keeps under their names."""
+    """Replaces a block and keeps its layers and parameters under their names."""
 
     def __init__(self, block: TransformerBlock) -> None:
         nn.Module.__init__(self)
@@ -55,7 +55,7 @@ class TrainingBlock(TransformerBlock):
 
 
 def use_training_blocks(model: Transformer) -> None:
-    """Puts a `TrainingBlock` in the place of each block; the model keeps its parameters."""
+    """Replaces each block by a `TrainingBlock`; the model keeps its parameters."""
     for i, block in enumerate(model.layers):
         if isinstance(block, TransformerBlock) and not isinstance(block, TrainingBlock):
             model.layers[i] = TrainingBlock(block)

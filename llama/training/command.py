@@ -1,17 +1,21 @@
 """`llama train`: from text, or a checkpoint and text, to a folder that `Llama.build` runs.
 
-llama train --data_path stories.txt --model_path my-llama               # from nothing
+llama train --data_path stories.txt --model_path my-llama               # a new model
 llama train --data_path dialogs.jsonl --model_path mine --base Llama-3.2-1B-Instruct --lora
 torchrun --nnodes 2 ... -m llama.training --data_path ... --params params/Llama-3.2-1B ...
 """
 
+import dataclasses
+import functools
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
+from cyclopts import Parameter
 
 from llama import console, distributed
 from llama.args import ModelArgs
@@ -19,172 +23,168 @@ from llama.checkpoint.meta_layout import read_params
 from llama.checkpoint.opening import Checkpoint, open_checkpoint
 from llama.errors import InputError, MissingFileError
 from llama.lora.adapter_layers import LoraConfig
+from llama.storage.files import expand
+from llama.tokenization.bpe import SPECIAL_TOKENS, Kind, train_tokenizer
 from llama.tokenizer import Tokenizer
-from llama.training.bpe import SPECIAL_TOKENS, train_tokenizer
 from llama.training.config import TrainConfig
 from llama.training.documents import find_sources, read_texts
-from llama.training.loop import train
-from llama.training.tokenized import tokenize
+from llama.training.loop import check_folder, train
+from llama.training.state import locked
+from llama.training.tokenized import cpu_cores, tokenize
 
-# That of the bundled model, for text of some megabytes.
+# The bundled model's, for text of some megabytes.
 _SHAPE = {"dim": 256, "n_layers": 6, "n_heads": 8, "n_kv_heads": 4, "max_seq_len": 1024}
+_VOCAB_SIZE = 4096
+_DEFAULTS = TrainConfig()
+
+_NewModel = Parameter(group="New model")
+_LoRA = Parameter(group="LoRA")
 
 
 def train_command(
     data_path: str,
     model_path: str,
+    config: TrainConfig = _DEFAULTS,
+    *,
     valid_data_path: str | None = None,
     base: str | None = None,
     tokenizer_path: str | None = None,
     num_gpus: int | None = None,
-    batch_size: int = 16,
-    learning_rate: float | None = None,
-    num_epochs: float = 1,
-    steps: int | None = None,
-    params: str | None = None,
-    dim: int | None = None,
-    n_layers: int | None = None,
-    n_heads: int | None = None,
-    n_kv_heads: int | None = None,
-    max_seq_len: int | None = None,
-    vocab_size: int = 4096,
-    seq_len: int | None = None,
-    micro_batch_size: int | None = None,
-    optimizer: str = "adamw",
-    schedule: str = "cosine",
-    decay: float = 0.2,
-    warmup_steps: int | None = None,
-    final_learning_rate: float = 0.0,
-    weight_decay: float = 0.1,
-    clip: float = 1.0,
-    dtype: str | None = None,
-    tie_embeddings: bool | None = None,
-    lora: bool = False,
-    lora_r: int = 16,
-    lora_alpha: float = 32,
-    lora_targets: str | tuple[str, ...] = ("wq", "wk", "wv", "wo", "w1", "w2", "w3"),
-    quantize: str | None = None,
-    data_parallel: str | None = None,
-    model_parallel_size: int = 1,
-    activation_checkpointing: bool = False,
-    compile: bool = False,
-    eval_every: int | None = None,
-    save_every: int | None = None,
-    patience: int | None = None,
-    samples: int = 2,
-    skip_bad_lines: bool = False,
     device: str | None = None,
-    seed: int = 1,
+    skip_bad_lines: bool = False,
+    params: Annotated[str | None, _NewModel] = None,
+    dim: Annotated[int | None, _NewModel] = None,
+    n_layers: Annotated[int | None, _NewModel] = None,
+    n_heads: Annotated[int | None, _NewModel] = None,
+    n_kv_heads: Annotated[int | None, _NewModel] = None,
+    max_seq_len: Annotated[int | None, _NewModel] = None,
+    vocab_size: Annotated[int | None, _NewModel] = None,
+    lora: Annotated[bool, _LoRA] = False,
+    lora_r: Annotated[int | None, _LoRA] = None,
+    lora_alpha: Annotated[float | None, _LoRA] = None,
+    lora_targets: Annotated[str | None, _LoRA] = None,
+    torchrun_flags: Annotated[Sequence[str] | None, Parameter(parse=False)] = None,
 ) -> None:
-    """Trains a model on text or dialogs; stopped, the same command goes on.
+    """Trains a model on text or dialogs. After Ctrl-C or a crash the same command resumes.
 
     Args:
-        data_path: .txt or .jsonl files to learn from: a file, a folder, a pattern, or several. On
-            a line of .jsonl stands {"text"}, {"prompt", "response"} or {"messages"}.
-        model_path: folder that the finished model goes to.
-        valid_data_path: the same kind of files, for evaluation; the best model on them is kept.
-        base: folder of a checkpoint to start from, in either layout; from nothing if not given.
-        tokenizer_path: that of base if not given; without a base one is learned from the text.
-        num_gpus: how many processes train, on a GPU each or, without GPUs, on the cores of the CPU;
-            all GPUs if not given. Under torchrun its own number holds.
-        batch_size: sequences of a step, over all processes.
-        learning_rate: the highest; 0.46 / dim from nothing, 2e-5 from a base, 2e-4 with lora.
-        num_epochs: passes over the text.
-        steps: how many steps to make, instead of num_epochs.
-        params: a params.json, or its folder, that says the shape of a new model.
-        dim: width of a new model; n_layers, n_heads, n_kv_heads and max_seq_len (its context) with
-            it, of the bundled model's shape where not given.
-        vocab_size: tokens of a new tokenizer, 256 special ones included.
-        seq_len: tokens of a sequence, 1024 or the model's context if not given.
-        micro_batch_size: sequences that a process computes at a time; the rest is accumulated.
-        optimizer: adamw, or muon for the blocks' matrices, which learns more from a step.
-        schedule: cosine, or wsd (warm-up, stable, decay).
-        decay: the share of wsd's steps in which the rate goes down.
-        warmup_steps: steps in which the rate goes up, 100 or a tenth of all if not given.
-        final_learning_rate: the rate at the end, as a share of learning_rate.
-        weight_decay: AdamW's, of matrices.
-        clip: the largest norm of a gradient.
-        dtype: bfloat16 or float32, of products; weights are kept in float32.
-        tie_embeddings: whether embedding and output layer of a new model are the same weights.
-        lora: train an adapter and leave the weights of base as they are.
-        lora_r: rank of the adapter.
-        lora_alpha: its scale, times the rank.
-        lora_targets: the layers it adapts.
-        quantize: int8 or int4, for the frozen weights below an adapter.
-        data_parallel: ddp, or fsdp, which divides weights and optimizer among processes.
-        model_parallel_size: processes that share each layer.
-        activation_checkpointing: takes less memory and a third more time.
-        compile: uses torch.compile.
-        eval_every: steps between evaluations.
-        save_every: steps between saved states.
-        patience: stop after so many evaluations without a better one.
-        samples: beginnings of held-out documents that are continued at each evaluation.
+        data_path: .txt or .jsonl files to train on: a file, a folder, a pattern, or several with
+            commas. A line of .jsonl is {"text"}, {"prompt", "response"} or {"messages"}.
+        model_path: folder for the finished model.
+        valid_data_path: such files for validation; the best model on them is kept.
+        base: folder of a checkpoint to start from, in either layout.
+        tokenizer_path: by default that of base; for a new model one is trained on the text.
+        num_gpus: processes that train, each on a GPU, or without GPUs on a share of the cores; by
+            default one per GPU.
+        device: cuda, mps or cpu; by default the best one.
         skip_bad_lines: count lines that can't be read instead of stopping at the first.
-        device: cuda, mps or cpu; the best one if not given.
-        seed: of first weights and order.
+        params: a params.json, or its folder, with the shape of a new model.
+        dim: width of a new model; shape settings are by default the bundled model's.
+        n_layers: blocks of a new model.
+        n_heads: its attention heads.
+        n_kv_heads: its heads of keys and values.
+        max_seq_len: its context.
+        vocab_size: tokens of a new tokenizer, 256 special ones included; by default 4096.
+        lora: train an adapter and leave the weights of base as they are.
+        lora_r: its rank, by default 16.
+        lora_alpha: its scale times the rank, by default 32.
+        lora_targets: the layers it adapts, by default wq,wk,wv,wo,w1,w2,w3.
+        torchrun_flags: command line of which to start several processes; a Python program has none.
     """
     chosen = distributed.select_device(device)
-    _start_processes(num_gpus, chosen)
-    distributed.initialize(model_parallel_size, chosen)
-    targets = lora_targets.split(",") if isinstance(lora_targets, str) else lora_targets
-    config = TrainConfig(
-        epochs=num_epochs,
-        steps=steps,
-        seq_len=seq_len,
-        batch_size=batch_size,
-        micro_batch_size=micro_batch_size,
-        learning_rate=learning_rate,
-        final_learning_rate=final_learning_rate,
-        optimizer=optimizer,
-        schedule=schedule,
-        decay=decay,
-        warmup_steps=warmup_steps,
-        weight_decay=weight_decay,
-        clip=clip,
-        dtype=None if dtype is None else distributed.select_dtype(chosen, dtype),
-        data_parallel=data_parallel,
-        model_parallel_size=model_parallel_size,
-        activation_checkpointing=activation_checkpointing,
-        compile=compile,
-        tie_embeddings=tie_embeddings,
-        lora=LoraConfig(r=lora_r, alpha=lora_alpha, targets=tuple(targets), seed=seed)
-        if lora
-        else None,
-        quantize=quantize,
-        eval_every=eval_every,
-        save_every=save_every,
-        patience=patience,
-        samples=samples,
-        seed=seed,
-    )
+    targets = None if lora_targets is None else tuple(lora_targets.split(","))
+    adapter: dict[str, Any] = {"r": lora_r, "alpha": lora_alpha, "targets": targets}
+    adapter = {key: value for key, value in adapter.items() if value is not None}
+    if adapter and not lora:
+        raise InputError(f"--lora_{', --lora_'.join(adapter)} is for an adapter: give --lora too")
+    if lora:
+        config = dataclasses.replace(config, lora=LoraConfig(seed=config.seed, **adapter))
+    config.check_validation(valid_data_path is not None)
     shape = {"dim": dim, "n_layers": n_layers, "n_heads": n_heads, "n_kv_heads": n_kv_heads}
-    given = {key: value for key, value in shape.items() if value is not None}
-    _check_start(base, params, given)
-    find_sources(data_path)
+    shape = {key: value for key, value in shape.items() if value is not None}
+    folder = Path(expand(model_path))
+    check_folder(folder)
+    for path in (data_path, valid_data_path):
+        if path is not None:
+            find_sources(path)
     checkpoint = None if base is None else open_checkpoint(base)
-    folder = Path(str(model_path))
-    tokenizer = _tokenizer(
-        tokenizer_path, checkpoint, data_path, folder, vocab_size, skip_bad_lines
-    )
-    held_out = (
-        tokenize(valid_data_path, tokenizer, skip_bad_lines=skip_bad_lines)
-        if valid_data_path
-        else ()
-    )
-    train(
-        folder,
-        tokenizer,
-        tokenize(data_path, tokenizer, skip_bad_lines=skip_bad_lines),
-        config,
-        args=_args(checkpoint, params, given, max_seq_len, tokenizer),
-        base=base,
-        held_out=held_out,
-        device=chosen,
-    )
+    if lora and checkpoint is None:
+        raise InputError("an adapter is trained on a model: give --base, the checkpoint to adapt")
+    tokenizer = _known_tokenizer(tokenizer_path, checkpoint)
+    if tokenizer and vocab_size is not None:
+        raise InputError(
+            f"--vocab_size {vocab_size} is for a new tokenizer, and {tokenizer.model_path} is used"
+        )
+    n_words = tokenizer.n_words if tokenizer else vocab_size or _VOCAB_SIZE
+    args = _model_args(checkpoint, params, shape, max_seq_len, n_words)
+    config.sequence_length(args)
+
+    _start_processes(num_gpus, chosen, torchrun_flags)
+    distributed.initialize(config.model_parallel_size, chosen)
+    with locked(folder):
+        if tokenizer is None:
+            tokenizer = _new_tokenizer(data_path, folder, n_words, skip_bad_lines)
+            args = dataclasses.replace(args, vocab_size=tokenizer.n_words)
+        read = functools.partial(tokenize, tokenizer=tokenizer, skip_bad_lines=skip_bad_lines)
+        train(
+            folder,
+            tokenizer,
+            read(data_path),
+            config,
+            args=args,
+            base=base,
+            held_out=() if valid_data_path is None else read(valid_data_path),
+            device=chosen,
+        )
 
 
-def _start_processes(count: int | None, device: torch.device) -> None:
-    """Becomes torchrun with `count` processes of this command, where it is more than one."""
+@functools.wraps(train_command)
+def train_from_command_line(*args: Any, **kwargs: Any) -> None:
+    """`train_command` for the `llama` command, which may become torchrun."""
+    flags = sys.argv[2:] if sys.argv[1:2] == ["train"] else None  # else called by a program
+    train_command(*args, **kwargs, torchrun_flags=flags)
+
+
+def tokenizer_command(
+    data_path: str,
+    out: str,
+    vocab_size: int = _VOCAB_SIZE,
+    kind: Kind = "tiktoken",
+    digits: bool = False,
+    skip_bad_lines: bool = False,
+) -> None:
+    """Trains a tokenizer on text and writes its file.
+
+    Args:
+        data_path: .txt or .jsonl files: a file, a folder, a pattern, or several with commas.
+        out: the file to write; an existing one is not replaced.
+        vocab_size: of all tokens, special ones included (Llama 3 has 256 of these, Llama 2 has 3).
+        kind: tiktoken, as Llama 3's, or sentencepiece, as Llama 2's.
+        digits: no token has several digits; small models do sums better so.
+        skip_bad_lines: count lines that can't be read instead of stopping at the first.
+    """
+    path = Path(expand(out))
+    if path.exists():
+        raise FileExistsError(
+            f"{path} is there already, and models may depend on it; give another name, or remove it"
+        )
+    sources = find_sources(data_path)
+    size = sum(source.stat().st_size for source in sources)
+    with console.progress(size, "Reading") as bar:
+
+        def texts() -> Iterator[str]:
+            for text in read_texts(sources, skip_bad_lines):
+                bar.update(len(text))
+                yield text
+
+        found = train_tokenizer(texts(), vocab_size - SPECIAL_TOKENS[kind], path, kind, digits)
+    console.say(f"{path}: {found:,} tokens, {SPECIAL_TOKENS[kind]} of them special")
+
+
+def _start_processes(
+    count: int | None, device: torch.device, torchrun_flags: Sequence[str] | None
+) -> None:
+    """Becomes torchrun with `count` processes of this command, if it is more than one."""
     if "RANK" in os.environ:
         if count not in (None, int(os.environ["WORLD_SIZE"])):
             raise InputError(
@@ -192,78 +192,73 @@ def _start_processes(count: int | None, device: torch.device) -> None:
             )
         return
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
-    count = max(gpus, 1) if count is None else count
+    if count is None:
+        count = 1 if torchrun_flags is None else max(gpus, 1)
     if count < 1 or (gpus and count > gpus):
-        raise InputError(f"num_gpus={count}, but this machine has {gpus}")
+        raise InputError(f"num_gpus={count} should be from 1 to the {gpus or 'number of'} GPUs")
     if count == 1:
         return
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(cores // count, 1)))
+    if torchrun_flags is None:
+        raise InputError(
+            f"num_gpus={count}: a Python program trains in its own process; start several with "
+            "`llama train` or torchrun"
+        )
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(cpu_cores() // count, 1)))
     runner = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     runner += ["--nproc_per_node", str(count), "-m", "llama.training"]
-    flags = sys.argv[1:]
-    os.execv(sys.executable, [*runner, *flags[flags[:1] == ["train"] :]])
+    os.execv(sys.executable, [*runner, *torchrun_flags])
 
 
-def _check_start(base: str | None, params: str | None, shape: dict[str, int]) -> None:
-    if base is not None and (params is not None or shape):
-        raise InputError(
-            f"--base {base} has a shape of its own: leave out {'--params' if params else ''}"
-            f"{', '.join(f'--{key}' for key in shape)}"
-        )
-    if params is not None and shape:
-        raise InputError(f"--params {params} says the shape: leave out --{', --'.join(shape)}")
-
-
-def _tokenizer(
-    path: str | None,
-    base: Checkpoint | None,
-    data_path: str,
-    folder: Path,
-    vocab_size: int,
-    skip_bad_lines: bool,
-) -> Tokenizer:
-    """The tokenizer that is given, that of the base, or one learned from the text."""
+def _known_tokenizer(path: str | None, base: Checkpoint | None) -> Tokenizer | None:
+    """The tokenizer at `path`, or that of the base; None for a new model without one."""
     if path is None and base is not None:
         path = base.tokenizer
         if path is None:
             raise MissingFileError(
                 f"no tokenizer.model in {base.folder.path}; give --tokenizer_path"
             )
-    if path is None:
-        path = str(folder / "tokenizer.model")
-        if console.is_main() and not Path(path).exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            console.notice(f"{path}: learning {vocab_size} tokens from {data_path}")
-            train_tokenizer(
-                read_texts(find_sources(data_path), skip_bad_lines),
-                vocab_size - SPECIAL_TOKENS["tiktoken"],
-                path,
-            )
-        dist.barrier()
+    return None if path is None else Tokenizer(path)
+
+
+def _new_tokenizer(
+    data_path: str, folder: Path, vocab_size: int, skip_bad_lines: bool
+) -> Tokenizer:
+    """The tokenizer of a run's folder; at the first call it is trained on the text."""
+    path = folder / "tokenizer.model"
+    if console.is_main() and not path.exists():
+        console.notice(f"{path}: training a tokenizer of {vocab_size:,} tokens on {data_path}")
+        texts = read_texts(find_sources(data_path), skip_bad_lines)
+        train_tokenizer(texts, vocab_size - SPECIAL_TOKENS["tiktoken"], path)
+    dist.barrier()
     return Tokenizer(path)
 
 
-def _args(
+def _model_args(
     base: Checkpoint | None,
     params: str | None,
-    shape: dict[str, int],
+    shape: dict[str, Any],
     max_seq_len: int | None,
-    tokenizer: Tokenizer,
+    vocab_size: int,
 ) -> ModelArgs:
+    """The shape of the base, of a params.json, or of the settings given and the bundled model."""
+    given = [f"--{key}" for key in shape]
     context: dict[str, Any] = {} if max_seq_len is None else {"max_seq_len": max_seq_len}
     if base is not None:
-        args = base.args
-        if max_seq_len is not None and max_seq_len > args.max_seq_len:
+        if params is not None:
+            given.append("--params")
+        if given:
+            raise InputError(f"--base {base.folder.path} has a shape: leave out {', '.join(given)}")
+        if max_seq_len is not None and max_seq_len > base.args.max_seq_len:
             raise InputError(
-                f"--max_seq_len {max_seq_len}: {base.folder.path} has {args.max_seq_len} positions"
+                f"--max_seq_len {max_seq_len}: {base.folder.path} has {base.args.max_seq_len} "
+                "positions"
             )
-        return ModelArgs(**{**vars(args), **context})
+        return dataclasses.replace(base.args, **context)
     if params is not None:
-        file = Path(params)
+        if given:
+            raise InputError(f"--params {params} says the shape: leave out {', '.join(given)}")
+        file = Path(expand(params))
         file = file / "params.json" if file.is_dir() else file
-        return read_params(file, vocab_size=tokenizer.n_words, **context)
-    new: dict[str, Any] = {**_SHAPE, **shape, **context, "rope_theta": 500000.0}
-    return ModelArgs(**new, vocab_size=tokenizer.n_words)
+        return read_params(file, vocab_size=vocab_size, **context)
+    settings = {**_SHAPE, **shape, **context}
+    return ModelArgs(**settings, rope_theta=500000.0, vocab_size=vocab_size)

@@ -1,17 +1,17 @@
-"""What a model learns from: documents of token ids, and the files that their text stands in.
+"""Training documents: token ids with a loss mask, and the text files they are made from.
 
-    text_document(tokenizer, "Once upon a time")      # all of it is learned, with its end
-    dialog_document(tokenizer, dialog)                # the answers are learned, with their ends
+    text_document(tokenizer, "Once upon a time")      # all of it counts in the loss, with its end
+    dialog_document(tokenizer, dialog)                # the answers count, each with its end
 
     user \\n\\n  How much is 1+1? eot  assistant \\n\\n  It  is  2  .  eot
     .    .     .   .    .  .    .    .          .      x   x   x  x  x
 
 A `.txt` holds texts, with a line `<|endoftext|>` between one and the next. A `.jsonl` holds on each
 line one of `{"text": ...}`, `{"prompt": ..., "response": ...}` and `{"messages": [{"role": ...,
-"content": ...}, ...]}`, with any other keys beside. Both are UTF-8.
+"content": ...}, ...]}`; other keys are ignored. Both are UTF-8.
 
     sources = find_sources("data/")                   # [data/dialogs.jsonl, data/stories.txt]
-    for text in read_texts(sources): ...              # to learn a tokenizer from
+    for text in read_texts(sources): ...              # to train a tokenizer on
 """
 
 import codecs
@@ -42,27 +42,27 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 @dataclass(frozen=True)
 class Document:
-    """Token ids (n,), int32, and for each whether the model is to learn to write it (n,), bool."""
+    """Token ids (n,), int32, and which of them count in the loss as targets (n,), bool."""
 
     tokens: Tensor
-    learn: Tensor
+    loss_mask: Tensor
 
     def __len__(self) -> int:
         return len(self.tokens)
 
 
-def _document(tokens: list[int], learn: list[bool]) -> Document:
+def _document(tokens: list[int], loss_mask: list[bool]) -> Document:
     # By way of numpy, which reads a list in a third of the time.
-    ids, flags = np.array(tokens, np.int32), np.array(learn, np.bool_)
+    ids, flags = np.array(tokens, np.int32), np.array(loss_mask, np.bool_)
     return Document(torch.from_numpy(ids), torch.from_numpy(flags))
 
 
 def text_document(
     tokenizer: Tokenizer, text: str, begins: bool = True, ends: bool = True
 ) -> Document:
-    """A text between its begin and end tokens, all of it to be learned.
+    """A text between its begin and end tokens; all but the begin token counts in the loss.
 
-    A part of a text has neither where it does not begin or end there.
+    A block of a long text has the one only where the text `begins`, the other where it `ends`.
     """
     tokens = tokenizer.encode(text, bos=begins, eos=ends)
     return _document(tokens, [False] * begins + [True] * (len(tokens) - begins))
@@ -71,33 +71,34 @@ def text_document(
 def dialog_document(
     tokenizer: Tokenizer,
     dialog: Dialog,
-    learn_roles: Collection[Role] = frozenset[Role](["assistant"]),
+    loss_roles: Collection[Role] = frozenset[Role](["assistant"]),
 ) -> Document:
     """A whole dialog in the tokenizer's chat format, Llama 3's or Llama 2's.
 
-    What messages of `learn_roles` say is to be learned, with the token that ends each; of Llama 2's
-    format those are the answers only. Raises ValueError where such messages say nothing, and what
-    the chat format raises.
+    The content of messages of `loss_roles` counts in the loss, with the token that ends each; in
+    Llama 2's format that can only be the assistant. Raises ValueError where those messages are
+    empty, and what the chat format raises.
     """
-    if tokenizer.is_sentencepiece and (others := set(learn_roles) - {"assistant"}):
-        raise InputError(f"Llama 2's format has no turn of {others.pop()!r} that could be learned")
+    if tokenizer.is_sentencepiece and (others := set(loss_roles) - {"assistant"}):
+        raise InputError(f"Llama 2's format has no turn of {others.pop()!r} to train on")
     messages = checked_dialog(dialog)
-    if not any(m["role"] in learn_roles and m["content"].strip() for m in messages):
-        raise InputError("the dialog has no answer to learn")
+    if not any(m["role"] in loss_roles and m["content"].strip() for m in messages):
+        raise InputError("the dialog has no answer to train on")
     tokens: list[int] = []
-    learn: list[bool] = []
-    for role, given, said in ChatFormat(tokenizer).encode_turns(messages):
-        tokens += given + said
-        learn += [False] * len(given) + [role in learn_roles] * len(said)
-    return _document(tokens, learn)
+    loss_mask: list[bool] = []
+    for role, prompt, completion in ChatFormat(tokenizer).encode_turns(messages):
+        tokens += prompt + completion
+        loss_mask += [False] * len(prompt) + [role in loss_roles] * len(completion)
+    return _document(tokens, loss_mask)
 
 
 def find_sources(data_path: str | Path | Sequence[str | Path]) -> list[Path]:
     """The `.txt` and `.jsonl` files of a file, a folder, a pattern (`data/**/*.txt`) or several.
 
-    Several are a list, or one string with commas. A folder gives those in it and below, hidden ones
-    excepted. Each file comes once, in the order of `data_path`, within a folder or pattern sorted.
-    Raises FileNotFoundError where nothing is found, and ValueError for a file of another kind.
+    Several are a list, or one string with commas. A folder stands for the files in and below it,
+    without hidden ones. Each file is listed once, in the order of `data_path`, sorted within a
+    folder or pattern. Raises FileNotFoundError where nothing is found, ValueError for a file of
+    another kind.
     """
     if isinstance(data_path, str) or not isinstance(data_path, Sequence):
         data_path = [data_path]
@@ -116,7 +117,7 @@ def find_sources(data_path: str | Path | Sequence[str | Path]) -> list[Path]:
 
 def _find(name: str) -> list[Path]:
     if "://" in name:
-        raise InputError(f"{name}: text to train on has to lie on this machine; download it")
+        raise InputError(f"{name}: training text has to be on this machine; download it")
     path = Path(name).expanduser()
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
@@ -138,7 +139,7 @@ def _find(name: str) -> list[Path]:
     if not fitting:
         kinds = Counter(file.suffix or file.name for file in below)
         there = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(3)) or "nothing"
-        raise MissingFileError(f"no .txt or .jsonl in {path}, but {there}")
+        raise MissingFileError(f"no .txt or .jsonl in {path}; it holds {there}")
     return fitting
 
 
@@ -148,10 +149,9 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 class BadLines:
-    """What becomes of the lines of a source that cannot be learned from.
+    """The unusable lines of a source: an error at the first, or with `skip` a count.
 
-    The first is an error, or with `skip` they are counted, and `first` says where that one is and
-    what is wrong with it.
+    `first` is where the first one is and what is wrong with it.
     """
 
     def __init__(self, source: Path, skip: bool, count: int = 0, first: str = ""):
@@ -164,20 +164,20 @@ class BadLines:
         self.check()
 
     def check(self) -> None:
-        """Raises ValueError if there are some and none is to be skipped."""
+        """Raises ValueError for bad lines that are not to be skipped."""
         if self.count and not self.skip:
             raise InputError(f"{self.source}, {self.first} (--skip_bad_lines leaves it out)")
 
     def report(self) -> None:
-        """Says how many were skipped, if any."""
+        """Prints how many were skipped, if any."""
         if self.count:
             console.notice(f"{self.source}: {self.count} bad line(s) skipped, first {self.first}")
 
 
 class Raw(NamedTuple):
-    """What is read at a time: a line of JSON, as bytes, or a text, a long one in several parts."""
+    """A line of JSON, as bytes, or a text or a block of a long one."""
 
-    line: int  # of its source where it begins, from 1
+    line: int  # where it begins in its source, from 1
     content: bytes | str
     begins: bool = True
     ends: bool = True
@@ -186,9 +186,9 @@ class Raw(NamedTuple):
 def read_raw(source: Path, bad: BadLines, block_chars: int | None = None) -> Iterator[Raw]:
     """The lines of a `.jsonl`, or the texts of a `.txt`, as a stream.
 
-    Texts come without blank lines before and white space after them, blank ones not at all. With
-    `block_chars` a longer text comes in parts of that size, so that none is ever in memory whole.
-    Raises ValueError for a file that holds nothing, or no UTF-8.
+    Blank lines before a text and white space after it are dropped, and blank texts. With
+    `block_chars` a longer text comes in blocks of that size, so that it is never in memory whole.
+    Raises ValueError for an empty file, and one that is not UTF-8.
     """
     with source.open("rb") as file:
         head = file.read(_HEAD_BYTES)
@@ -204,18 +204,18 @@ def read_raw(source: Path, bad: BadLines, block_chars: int | None = None) -> Ite
 
 def _problem(head: bytes) -> str | None:
     if not head.removeprefix(codecs.BOM_UTF8):
-        return "is empty: there is nothing to learn"
+        return "is empty"
     if head.startswith(b"version https://git-lfs"):
         return files.what_it_is(head)
     if head.startswith(_UTF16):
         return "is UTF-16, not UTF-8: convert it, `iconv -f UTF-16 -t UTF-8 OLD > NEW`"
     if b"\0" in head:
-        return "holds zero bytes: it is no text, or none in UTF-8"
+        return "holds zero bytes: it is not UTF-8 text"
     return None
 
 
 def _read_texts(file: BinaryIO, bad: BadLines, block_chars: int | None) -> Iterator[Raw]:
-    lines: list[str] = []  # of the text so far, as far as it has not been given out
+    lines: list[str] = []  # of the text so far, without what was yielded
     begins, first_line, size = True, 1, 0
     for number, data in enumerate(itertools.chain(file, [_SEPARATOR]), start=1):
         if data.strip() == _SEPARATOR:
@@ -226,7 +226,7 @@ def _read_texts(file: BinaryIO, bad: BadLines, block_chars: int | None) -> Itera
             continue
         try:
             line = _decoded(data)
-        except ValueError as error:
+        except InputError as error:
             bad.add(number, error)
             continue
         is_blank = not line.strip()
@@ -238,7 +238,7 @@ def _read_texts(file: BinaryIO, bad: BadLines, block_chars: int | None) -> Itera
         size += len(line)
         if block_chars and size > block_chars and not is_blank:
             text = "".join(lines)
-            # What follows the last block has to have something for the end of the text.
+            # The last block, which carries the end of the text, must not be blank.
             cut = (len(text.rstrip()) - 1) // block_chars * block_chars
             for start in range(0, cut, block_chars):
                 yield Raw(first_line, text[start : start + block_chars], begins, ends=False)
@@ -259,14 +259,17 @@ def _decoded(data: bytes) -> str:
 
 def parse_line(line: bytes) -> str | list[Message]:
     """The text or the dialog on a line of a `.jsonl`. Raises ValueError, saying what is wrong."""
+    text = _decoded(line)
     try:
-        value = json.loads(_decoded(line))
+        value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"no JSON: {error.msg} at character {error.colno}") from None
+        raise InputError(f"not JSON: {error.msg} at character {error.colno}") from None
+    except ValueError as error:  # a number of too many digits
+        raise InputError(f"JSON that can't be read: {error}") from None
     except RecursionError:
-        raise InputError("no JSON that could be read: it is nested too deeply") from None
+        raise InputError("JSON that is nested too deeply") from None
     if not isinstance(value, dict):
-        raise InputError(f"a {type(value).__name__}, where a .jsonl has one JSON object a line")
+        raise InputError(f"a JSON {type(value).__name__}, where each line should be an object")
     form = {key for form in _FORMS for key in form if key in value}
     if form not in _FORMS:
         raise InputError(
@@ -279,18 +282,15 @@ def parse_line(line: bytes) -> str | list[Message]:
     if "text" in form:
         return value["text"]
     if "prompt" in form:
-        asked, answered = value["prompt"], value["response"]
-        return [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        prompt, response = value["prompt"], value["response"]
+        return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
     if not isinstance(value["messages"], list):
         raise InputError(f"messages should be a list: {value['messages']!r:.60}")
-    try:
-        return checked_dialog(value["messages"])
-    except TypeError as error:
-        raise InputError(error) from None
+    return checked_dialog(value["messages"])
 
 
 def raw_document(tokenizer: Tokenizer, raw: Raw) -> Document | None:
-    """What is to be learned from a text, a part of one, or a line; None for a blank text.
+    """The document of a text, a block of one, or a line; None for a blank text.
 
     Raises ValueError for a bad line.
     """
@@ -303,17 +303,17 @@ def raw_document(tokenizer: Tokenizer, raw: Raw) -> Document | None:
 
 
 def read_texts(sources: Iterable[Path], skip_bad_lines: bool = False) -> Iterator[str]:
-    """The texts of files, and what the messages of their dialogs say, as a stream.
+    """The texts of files, and the contents of their dialogs' messages, as a stream.
 
-    Texts of a `.txt` that are longer than a million characters come in parts of that size. Raises
-    ValueError for a bad line, with its file and number, or says how many were skipped.
+    Texts of a `.txt` longer than a million characters come in blocks of that size. Raises
+    ValueError for a bad line, with its file and number, or prints how many were skipped.
     """
     for source in sources:
         bad = BadLines(source, skip_bad_lines)
         for raw in read_raw(source, bad, block_chars=1_000_000):
             try:
                 content = parse_line(raw.content) if isinstance(raw.content, bytes) else raw.content
-            except ValueError as error:
+            except InputError as error:
                 bad.add(raw.line, error)
                 continue
             yield from [content] if isinstance(content, str) else [m["content"] for m in content]

@@ -6,13 +6,14 @@
     documents = tokenize("stories/", tokenizer)
     train("my-llama", tokenizer, documents, TrainConfig(epochs=10), args=ModelArgs(...))
 
-In the folder lie the finished model, in Meta's layout; with held-out documents it is the one that
-was best on them, and the last one, if it is another, lies in `last`. `training` holds what the run
-goes on from (`state.py`), `metrics.jsonl`, TensorBoard's file and the curve. The same call after
-Ctrl-C, or after the machine went down, goes on where the last state was saved, and makes the same
-steps.
+The folder holds the finished model in Meta's layout; with validation documents it is the best one
+on them, and the last one, if it is another, is in `last`. `training` holds the state that a run
+resumes from (`state.py`), `metrics.jsonl`, TensorBoard's file and the curve. After Ctrl-C or a
+crash the same call resumes at the last saved state and makes the same steps. With more steps or
+epochs it extends a run, under the learning rate schedule of the new length.
 """
 
+import hashlib
 import itertools
 import json
 import math
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from llama import console, distributed
 from llama.args import ModelArgs, weight_shapes
@@ -38,21 +40,30 @@ from llama.engine.scheduler import Engine
 from llama.engine.scheduler import Sequence as Prompt
 from llama.errors import InputError
 from llama.lora.adapter_layers import save_adapter
+from llama.storage.files import expand, short_size
 from llama.tokenizer import Tokenizer
 from llama.training.config import TrainConfig, default_learning_rate, learning_rate
 from llama.training.documents import Document
-from llama.training.packing import IGNORED, Batch, PackedRows, collate
-from llama.training.report import METRICS, Report, draw_curve
-from llama.training.state import latest_state, load_state, read_run, save_state
-from llama.training.trainee import Trainee, keep_freed_memory
+from llama.training.metrics import METRICS, Report, draw_curve
+from llama.training.packing import IGNORED, Batch, PackedRows, Row, collate
+from llama.training.state import STATES, latest_state, load_state, locked, read_run, save_state
+from llama.training.trainable_model import TrainableModel, keep_freed_memory
 
-STATES = "training"
-_BEGINNING = 8  # tokens of a held-out text that a sample goes on from
-_CONTINUED = 48  # tokens of a sample
+_PROMPT_TOKENS = 8  # of a validation text that a sample continues
+_SAMPLE_TOKENS = 48
+# Settings that may change when a run resumes: they leave its steps as they are, or extend it.
+_MAY_CHANGE = {
+    *("epochs", "steps", "micro_batch_size", "eval_every", "save_every", "patience", "samples"),
+    *("data_parallel", "activation_checkpointing", "compile"),
+}
+
+
+class DivergenceError(InputError, FloatingPointError):
+    """The loss or its gradient is not finite any more."""
 
 
 class Evaluation(NamedTuple):
-    """Of held-out documents: nats a token that is learned, and bits a byte of their text."""
+    """On validation documents: nats per loss token, and bits per byte of their text."""
 
     loss: float
     bits_per_byte: float
@@ -71,13 +82,18 @@ def train(
 ) -> None:
     """Trains a model and writes it to the folder `model_path`; see above.
 
-    It begins with random weights in the shape `args`, or as the checkpoint in the folder `base`
-    (whose context `args` may shorten). With `config.lora` what is written is an adapter. Progress
-    goes to standard error. Raises ValueError for documents with nothing to learn, settings that do
-    not fit, or a folder that holds another run or another model, FloatingPointError where the loss
-    is no number any more, and KeyboardInterrupt at Ctrl-C, when the state has been saved.
+    It starts from random weights in the shape `args`, or from the checkpoint in the folder `base`
+    (whose context `args` may shorten). With `config.lora` it writes an adapter. `held_out` are the
+    validation documents. Progress goes to standard error.
+
+    Raises ValueError for documents without loss tokens, settings that do not fit, or a folder that
+    holds another run or another model, or in which one is running; DivergenceError (a
+    FloatingPointError) where the loss is not finite; KeyboardInterrupt at Ctrl-C, after the state
+    has been saved.
     """
+    path = Path(expand(model_path))
     chosen = distributed.select_device(device)
+    config.check_validation(bool(held_out))
     distributed.initialize(config.model_parallel_size, chosen)
     checkpoint = None if base is None else open_checkpoint(base)
     if checkpoint is not None:
@@ -90,15 +106,25 @@ def train(
             f"vocab_size is {args.vocab_size}, but {tokenizer.model_path} has {tokenizer.n_words} "
             "tokens"
         )
+    check_folder(path)
     keep_freed_memory()
-    run = _Run(Path(model_path), tokenizer, documents, held_out, config, args, checkpoint, chosen)
-    with _interrupts_noted() as interrupted:
-        run.go(interrupted)
+    with locked(path), _deferred_interrupts() as interrupted:
+        _Run(path, tokenizer, documents, held_out, config, args, checkpoint, chosen).go(interrupted)
+
+
+def check_folder(path: Path) -> None:
+    """Raises ValueError for a folder with a model that was not trained there."""
+    names = ("params.json", "config.json")
+    if not (path / STATES).exists() and any((path / name).exists() for name in names):
+        raise InputError(
+            f"{path} holds a model that was not trained there; give another folder to write to, "
+            "and to train that model further give it as base"
+        )
 
 
 @dataclass
 class _Progress:
-    """What a run remembers besides its weights."""
+    """A run's state besides the weights."""
 
     step: int = 0
     best: float = math.inf
@@ -119,111 +145,98 @@ class _Run:
     ) -> None:
         self.path, self.tokenizer, self.config, self.args = path, tokenizer, config, args
         self.base = base
-        self.seq_len = config.sequence(args)
-        self.at_once = config.rows_at_once(self.seq_len, distributed.data_parallel_size())
+        self.seq_len = config.sequence_length(args)
+        self.micro_batch_size = config.local_micro_batch_size(
+            self.seq_len, distributed.data_parallel_size()
+        )
         self.documents, self.rows = documents, PackedRows(documents, self.seq_len, config.seed)
         self.held_out, self.held_out_rows = held_out, PackedRows(held_out, self.seq_len, 0)
-        in_epoch = self.rows.rows_in_epoch(0)
-        if not in_epoch:
-            raise InputError("the documents have nothing to learn: give some with text")
-        steps = config.steps or math.ceil(config.epochs * in_epoch / config.batch_size)
-        self.steps = steps
+        self.rows_in_epoch = self.rows.rows_in_epoch(0)
+        if not self.rows_in_epoch or (held_out and not self.held_out_rows.rows_in_epoch(0)):
+            which = "validation documents" if self.rows_in_epoch else "documents"
+            raise InputError(f"the {which} have no tokens to train on: give some with text")
+        self.steps = config.steps or math.ceil(
+            config.epochs * self.rows_in_epoch / config.batch_size
+        )
+        config.check_warmup(self.steps)
         self.rate = config.learning_rate or default_learning_rate(
             args, base is not None, config.lora is not None
         )
-        self.progress = _Progress()
-        made_by = self._made_by(device)
+        self.identity = self._identity(device)
+        self.progress, self.former_steps = _Progress(), self.steps
         state = latest_state(path / STATES)
         if state is not None:
-            found = read_run(state)
-            if found["made_by"] != made_by:
-                different = sorted(k for k in made_by if found["made_by"].get(k) != made_by[k])
-                raise InputError(
-                    f"{state} is the state of another run ({', '.join(different)} differ); give "
-                    "what that run had to go on with it, or another folder, or delete this one"
-                )
-            self.progress = _Progress(found["step"], found["best"] or math.inf, found["worse"])
-        elif not (path / STATES).exists() and any(
-            (path / name).exists() for name in ("params.json", "config.json")
-        ):
-            raise InputError(
-                f"{path} holds a model that was not trained there; give another folder to write "
-                "to, and to train that model further give it as base"
-            )
-        self.made_by = made_by
-        self.trainee = Trainee(args, base, config, device)
+            self._resume(state)
+        self.trainable = TrainableModel(args, base, config, device)
         if state is not None:
-            load_state(state, self.trainee.model, self.trainee.optimizers)
+            load_state(state, self.trainable.model, self.trainable.optimizers)
         sizes = torch.tensor([_text_bytes(tokenizer, i) for i in range(tokenizer.n_words)])
         self.text_bytes = sizes.to(device)
 
-    def _made_by(self, device: torch.device) -> dict[str, Any]:
-        """What has to be the same for a run to go on as the same run."""
-        free = {"micro_batch_size", "eval_every", "save_every", "patience", "samples"}
-        free |= {"data_parallel", "activation_checkpointing", "compile"}
-        settings = {k: v for k, v in asdict(self.config).items() if k not in free}
+    def _identity(self, device: torch.device) -> dict[str, Any]:
+        """What has to be the same for a run to resume."""
+        settings = {k: v for k, v in asdict(self.config).items() if k not in _MAY_CHANGE}
+        packed = bool(self.base and self.base.quantize)
         lengths = self.rows.lengths
-        return json.loads(
-            json.dumps(
-                {
-                    **settings,
-                    "dtype": self.config.products(device, bool(self.base and self.base.quantize)),
-                    "args": asdict(self.args),
-                    "base": self.base and self.base.folder.path,
-                    "documents": [len(lengths), int(lengths.sum())],
-                },
-                default=str,
+        identity = {
+            **settings,
+            "dtype": self.config.compute_dtype(device, packed),
+            "args": asdict(self.args),
+            "base": self.base and _fingerprint(self.base),
+            "documents": [len(lengths), int(lengths.sum())],
+        }
+        return json.loads(json.dumps(identity, default=str))
+
+    def _resume(self, state: Path) -> None:
+        """Takes the progress of a saved run, if it is this one."""
+        saved = read_run(state)
+        if saved["identity"] != self.identity:
+            different = [k for k, v in self.identity.items() if saved["identity"].get(k) != v]
+            raise InputError(
+                f"{state} is the state of another run ({', '.join(sorted(different))} differ); use "
+                "that run's settings to resume it, or give another folder, or delete this one"
             )
-        )
+        self.progress = _Progress(saved["step"], saved["best"] or math.inf, saved["worse"])
+        self.former_steps = saved["steps"]
+        if self.steps < self.progress.step:
+            raise InputError(
+                f"{state} has made {self.progress.step} steps, more than the {self.steps} asked "
+                "for; give more steps, or another folder"
+            )
 
     def go(self, interrupted: Callable[[], bool]) -> None:
-        """All steps that are left."""
+        """Makes all steps that are left."""
         config, progress = self.config, self.progress
         eval_every = config.eval_every or min(max(self.steps // 20, 1), 250)
         save_every = config.save_every or eval_every
         report = Report(self.path / STATES, progress.step, self.steps)
-        if progress.step:
-            report.say(f"{self.path}: going on after step {progress.step}")
+        self._summarize(report)
         rows = self.rows.rows(progress.step * config.batch_size)
-        per_token = 6 * _product_parameters(self.args)
-        ceiling = matrix_rate(self.trainee.device, self.trainee.dtype, 2048) * dist.get_world_size()
+        per_token = 6 * _matrix_parameters(self.args)
+        device, dtype = self.trainable.device, self.trainable.dtype
+        peak = matrix_rate(device, dtype, 2048) * dist.get_world_size()
         stops = progress.step >= self.steps
         while not stops:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             loss, norm, stops = self._step(
                 [next(rows) for _ in range(config.batch_size)], interrupted
             )
             progress.step += 1
             ended = progress.step == self.steps
-            seconds = time.perf_counter() - begun
-            speed = config.batch_size * self.seq_len / seconds
+            speed = config.batch_size * self.seq_len / (time.perf_counter() - started)
+            mfu = speed * per_token / peak
             values = {"loss": loss, "lr": self._rate(progress.step - 1), "grad_norm": norm}
-            values |= {"tokens_per_second": speed, "of_matrix_rate": speed * per_token / ceiling}
+            values |= {"tokens_per_second": speed, "mfu": mfu}
             if self.held_out and (progress.step % eval_every == 0 or ended):
-                found = self.evaluate()
-                values |= {"valid_loss": found.loss, "bits_per_byte": found.bits_per_byte}
-                better = found.loss < progress.best
-                progress.worse = 0 if better else progress.worse + 1
-                report.say(
-                    f"step {progress.step}: held out {found.loss:.4f} nats a token, "
-                    f"{found.bits_per_byte:.4f} bits per byte{', the best so far' * better}"
-                )
-                if better:
-                    progress.best = found.loss
-                    self._write(self.path)
-                for prompt, answer in self.samples():
-                    report.say(f"  {prompt!r} -> {answer!r}")
-            rates = {
-                "speed": f"{speed:,.0f} tokens/s",
-                "share": f"{100 * values['of_matrix_rate']:.0f} % of the matrix rate",
-            }
+                values |= self._validate(report)
+            rates = {"speed": f"{speed:,.0f} tokens/s", "mfu": f"{100 * mfu:.0f} % MFU"}
             report.step(progress.step, values, rates)
             patient = config.patience is None or progress.worse < config.patience
             if progress.step % save_every == 0 or ended or stops or not patient:
                 self._save()
             if stops and not ended:
                 report.close()
-                report.say(f"stopped after step {progress.step}; the same call goes on there")
+                report.say(f"stopped after step {progress.step}; the same call resumes there")
                 raise KeyboardInterrupt
             if not patient:
                 report.say(
@@ -233,72 +246,120 @@ class _Run:
             stops = ended or not patient
         self._finish(report)
 
+    def _summarize(self, report: Report) -> None:
+        """Prints what is about to be trained, on what, for how long and in how much memory."""
+        config, steps, trainable = self.config, self.steps, self.trainable
+        processes, device = dist.get_world_size(), trainable.device
+        tokens = config.batch_size * self.seq_len
+        trained = sum(math.prod(p.shape) for p in trainable.parameters)
+        if config.lora:
+            what = f"an adapter of {trained:,} parameters"
+        else:
+            shared = distributed.model_parallel_size()
+            what = f"a model of {trained * shared / 1e6:,.2f}M parameters"
+        name = str(trainable.dtype).removeprefix("torch.")
+        where = f"{processes} processes on {device.type}" if processes > 1 else device.type
+        memory = short_size(trainable.memory(self.micro_batch_size * self.seq_len))
+        kinds = [("train on", self.rows.lengths)]
+        kinds += [("validate on", self.held_out_rows.lengths)] if self.held_out else []
+        for kind, lengths in kinds:
+            report.say(f"{kind} {len(lengths):,} documents, {lengths.sum():,} tokens")
+        report.say(f"{what}, matrix products in {name}, on {where}, about {memory} of memory each")
+        epochs = steps * config.batch_size / self.rows_in_epoch
+        report.say(
+            f"{steps:,} steps, {epochs:.3g} epochs, of {config.batch_size} sequences of "
+            f"{self.seq_len} tokens: {tokens:,} tokens a step, learning rate {self.rate:.2g}"
+        )
+        if self.progress.step:
+            report.say(f"{self.path}: resumes after step {self.progress.step}")
+        if self.former_steps != steps:
+            report.say(
+                f"it was set to {self.former_steps:,} steps; from here the {config.schedule} "
+                f"schedule is that of a run of {steps:,}, at {self._rate(self.progress.step):.2g}"
+            )
+
     def _rate(self, step: int) -> float:
         return learning_rate(self.config, self.rate, step, self.steps)
 
-    def _batches(self, rows: Sequence[Any], documents: Sequence[Document]) -> list[Batch]:
-        """This process's share of rows, as many as it computes at a time in each."""
-        mine = rows[distributed.data_parallel_rank() :: distributed.data_parallel_size()]
-        parts = [mine[i : i + self.at_once] for i in range(0, len(mine), self.at_once)]
-        return [collate(documents, part, self.seq_len) for part in parts]
+    def _batches(self, rows: Sequence[Row], documents: Sequence[Document]) -> Iterator[Batch]:
+        """This process's share of rows, in micro-batches."""
+        local = rows[distributed.data_parallel_rank() :: distributed.data_parallel_size()]
+        for i in range(0, len(local), self.micro_batch_size):
+            yield collate(documents, local[i : i + self.micro_batch_size], self.seq_len)
 
     def _step(
-        self, rows: Sequence[Any], interrupted: Callable[[], bool]
+        self, rows: Sequence[Row], interrupted: Callable[[], bool]
     ) -> tuple[float, float, bool]:
-        """Loss, norm of the gradient, and whether some process was asked to stop."""
+        """Loss, norm of the gradient, and whether any process was asked to stop."""
         step = self.progress.step
-        batches = self._batches(rows, self.documents)
-        targets = sum(int((batch.targets != IGNORED).sum()) for batch in batches)
-        counts = torch.tensor([targets, interrupted()], device=self.trainee.device)
+        batches = list(self._batches(rows, self.documents))
+        loss_tokens = sum(int((batch.targets != IGNORED).sum()) for batch in batches)
+        counts = torch.tensor([loss_tokens, interrupted()], device=self.trainable.device)
         if dist.get_world_size() > 1:
             dist.all_reduce(counts)
-        targets, stops = counts.tolist()
-        # Ranks that share a model have the same targets.
-        targets //= distributed.model_parallel_size()
-        loss, norm = self.trainee.step(batches, self._rate(step), max(targets, 1))
+        loss_tokens, stops = counts.tolist()
+        # Ranks that share a model count the same tokens.
+        loss_tokens //= distributed.model_parallel_size()
+        loss, norm = self.trainable.step(batches, self._rate(step), max(loss_tokens, 1))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             saved = latest_state(self.path / STATES)
-            raise FloatingPointError(
+            raise DivergenceError(
                 f"step {step + 1}: the loss is {loss} and its gradient's norm {norm}, at learning "
                 f"rate {self._rate(step):.2e}; try a lower learning_rate or a longer warm-up. "
                 + (f"The last good state is {saved}" if saved else "No state had been saved yet")
             )
         return loss, norm, bool(stops)
 
+    def _validate(self, report: Report) -> dict[str, float]:
+        """Evaluates, keeps the model if it is the best so far, and prints samples."""
+        progress, found = self.progress, self.evaluate()
+        better = found.loss < progress.best
+        progress.worse = 0 if better else progress.worse + 1
+        report.say(
+            f"step {progress.step}: validation {found.loss:.4f} nats per token, "
+            f"{found.bits_per_byte:.4f} bits per byte{', the best so far' * better}"
+        )
+        if better:
+            progress.best = found.loss
+            self._write(self.path)
+        for prompt, answer in self.samples():
+            report.say(f"  {prompt!r} -> {answer!r}")
+        return {"valid_loss": found.loss, "bits_per_byte": found.bits_per_byte}
+
     def evaluate(self) -> Evaluation:
-        """Of all held-out documents, packed, each process a share of them."""
+        """On all validation documents, packed, a share of them on each process."""
         rows = list(self.held_out_rows.epoch(0))
         rows += [[] for _ in range(-len(rows) % distributed.data_parallel_size())]
         sums = torch.zeros(4, dtype=torch.float64)
         with torch.no_grad():
             for batch in self._batches(rows, self.held_out):
-                _, losses, targets = self.trainee.losses(batch)
-                sizes = self.text_bytes[targets.clamp(min=0)] * (targets >= 0)
-                told = losses * (sizes > 0)
-                sums += torch.stack([x.sum().cpu() for x in (losses, targets >= 0, told, sizes)])
+                _, losses, targets = self.trainable.losses(batch)
+                sums += torch.stack([x.cpu() for x in _loss_sums(losses, targets, self.text_bytes)])
         if distributed.data_parallel_size() > 1:
-            sums = sums.to(self.trainee.device, torch.float32)
+            sums = sums.to(self.trainable.device, torch.float32)
             dist.all_reduce(sums, group=distributed.data_parallel_group())
-        nats, tokens, told_nats, size = sums.tolist()
-        if not tokens:
-            raise InputError("the held-out documents have nothing to learn")
-        return Evaluation(nats / tokens, told_nats / math.log(2) / max(size, 1))
+        nats, tokens, text_nats, size = sums.tolist()
+        return Evaluation(nats / tokens, text_nats / math.log(2) / max(size, 1))
 
     def samples(self) -> list[tuple[str, str]]:
-        """Beginnings of held-out documents, and how the model goes on from each."""
+        """Beginnings of validation documents, and the model's continuation of each."""
         sequences = []
         for document in itertools.islice(self.held_out, self.config.samples):
-            learned = document.learn.nonzero().squeeze(1)
-            first = int(learned[0]) if len(learned) else len(document)
-            begin = document.tokens[: max(first, min(_BEGINNING, len(document) // 2), 1)].tolist()
-            if len(begin) + _CONTINUED <= self.args.max_seq_len:
+            loss_at = document.loss_mask.nonzero().squeeze(1)
+            first = int(loss_at[0]) if len(loss_at) else len(document)
+            length = max(first, min(_PROMPT_TOKENS, len(document) // 2), 1)
+            if length + _SAMPLE_TOKENS <= self.args.max_seq_len:
+                prompt = document.tokens[:length].tolist()
                 params = SamplingParams(temperature=0.6, top_p=0.9, seed=self.config.seed)
-                sequences.append(Prompt(begin, max_gen_len=_CONTINUED, params=params))
+                sequences.append(Prompt(prompt, max_gen_len=_SAMPLE_TOKENS, params=params))
         if not sequences:
             return []
-        longest = max(len(s.prompt) for s in sequences) + _CONTINUED
-        with self.trainee.generating():
-            engine = Engine(self.trainee.model, self.tokenizer, len(sequences), longest)
+        longest = max(len(s.prompt) for s in sequences) + _SAMPLE_TOKENS
+        with self.trainable.generating():
+            # A CUDA graph would capture FSDP's collectives, and is not worth it for 48 tokens.
+            engine = Engine(
+                self.trainable.model, self.tokenizer, len(sequences), longest, cuda_graphs=False
+            )
             for sequence in sequences:
                 engine.add(sequence)
             while not engine.idle:
@@ -308,27 +369,28 @@ class _Run:
     def _save(self) -> None:
         progress = self.progress
         best = progress.best if math.isfinite(progress.best) else None
+        run = {"best": best, "worse": progress.worse, "steps": self.steps}
         save_state(
             self.path / STATES,
             progress.step,
-            self.trainee.model,
-            self.trainee.optimizers,
-            {"best": best, "worse": progress.worse, "made_by": self.made_by},
+            self.trainable.model,
+            self.trainable.optimizers,
+            {**run, "identity": self.identity},
         )
         if not self.held_out:
             self._write(self.path)
 
     def _write(self, folder: Path) -> None:
-        """The model, or the adapter, as it is now."""
+        """Writes the model, or the adapter, as it is now."""
         if self.config.lora:
             if distributed.data_parallel_rank() == 0:
                 assert self.base is not None
-                save_adapter(self.trainee.model, folder, self.base.folder.path)
+                save_adapter(self.trainable.model, folder, self.base.folder.path)
             return
-        dtype = self.trainee.dtype
-        weights = self.trainee.whole_weights(dtype)
+        dtype = self.trainable.dtype
+        weights = self.trainable.whole_weights(dtype)
         if distributed.data_parallel_rank() == 0:
-            save_model(self.trainee.model, folder, self.tokenizer.model_path, dtype, weights)
+            save_model(self.trainable.model, folder, self.tokenizer.model_path, dtype, weights)
 
     def _finish(self, report: Report) -> None:
         report.close()
@@ -339,44 +401,65 @@ class _Run:
             try:
                 draw_curve(states / METRICS, states / "curve.png")
             except ImportError:
-                report.say("no curve without matplotlib: pip install 'llama[train]'")
+                report.say("no curve without matplotlib: pip install matplotlib")
         kind = "the adapter" if self.config.lora else "the model"
-        best = f", its best at {self.progress.best:.4f} nats a token" if self.held_out else ""
+        best = f", its best at {self.progress.best:.4f} nats per token" if self.held_out else ""
         report.say(f"{kind} is in {self.path}{best}")
 
 
+def _loss_sums(losses: Tensor, targets: Tensor, text_bytes: Tensor) -> tuple[Tensor, ...]:
+    """Sums over targets: nats, loss tokens, nats of those that are text, and its bytes.
+
+    `losses` and `targets` are (n,), `text_bytes` (vocab,), on one device.
+    """
+    counted = targets >= 0
+    sizes = text_bytes[targets.clamp(min=0)] * counted
+    return losses.sum(), counted.sum(), (losses * (sizes > 0)).sum(), sizes.sum()
+
+
 def _text_bytes(tokenizer: Tokenizer, token: int) -> int:
-    """How many bytes of text a token is; none, if it is a special one."""
+    """How many bytes of text a token stands for; 0 for special tokens."""
     if token in tokenizer.special_tokens.values():
         return 0
     piece = tokenizer.vocabulary.piece(token)
     return len(piece.encode() if isinstance(piece, str) else piece)
 
 
-def _product_parameters(args: ModelArgs) -> int:
+def _matrix_parameters(args: ModelArgs) -> int:
     """Parameters that each token is multiplied by."""
     shapes = weight_shapes(args).items()
     return sum(math.prod(s) for name, s in shapes if len(s) > 1 and name != "tok_embeddings.weight")
 
 
-@contextmanager
-def _interrupts_noted() -> Iterator[Callable[[], bool]]:
-    """Lets Ctrl-C, or an end that is asked for, wait for the end of a step; a second does not."""
-    noted = False
+def _fingerprint(base: Checkpoint) -> str:
+    """A hash of the first rows of each weight: the model's identity, wherever its folder is."""
+    digest = hashlib.sha256()
+    for weight in base.weights.values():
+        region = (slice(0, weight.head_dim or 1), *(slice(0, n) for n in weight.shape[1:]))
+        rows = weight.read(region, torch.device("cpu"), weight.dtype)
+        digest.update(rows.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
-    def note(*_: object) -> None:
-        nonlocal noted
-        if noted:
+
+@contextmanager
+def _deferred_interrupts() -> Iterator[Callable[[], bool]]:
+    """Lets Ctrl-C and SIGTERM wait for the end of a step; a second one interrupts at once."""
+    first = math.inf
+
+    def handle(*_: object) -> None:
+        nonlocal first
+        # torchrun forwards the Ctrl-C that the terminal has sent to its processes already.
+        if time.monotonic() - first > 1:
             raise KeyboardInterrupt
-        noted = True
+        first = min(first, time.monotonic())
 
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # signals reach the main thread only
+        yield lambda: False  # only the main thread gets signals
         return
     signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, note) for number in signals]
+    before = [signal.signal(number, handle) for number in signals]
     try:
-        yield lambda: noted
+        yield lambda: first < math.inf
     finally:
         for number, handler in zip(signals, before, strict=True):
             signal.signal(number, handler)

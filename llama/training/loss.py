@@ -1,9 +1,8 @@
 """The loss of next-token prediction, without ever holding the logits of a whole batch.
 
 Logits are the largest thing in training: 8192 tokens of a vocabulary of 128,256 are 4 GB in
-float32, and their gradient as much again. Each is needed only to make the loss of its own token and
-the gradient of its own row, so `token_losses` goes over the rows in chunks, and does both at once
-while a chunk's logits are there.
+float32, and their gradient as much again. A row of logits is needed only for the loss of its token
+and the gradient of its row, so `token_losses` computes both chunk by chunk of rows.
 """
 
 import torch
@@ -29,16 +28,16 @@ class LanguageModelLoss(nn.Module):
         self.model = model
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, learned: Tensor, targets: Tensor
+        self, tokens: Tensor, positions: Tensor, loss_at: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The summed loss in nats, and the loss of each target (n,), which has no gradient.
 
-        `tokens` and `positions` are (rows, seq) of packed documents; `learned` (n,) counts the
-        places in them, row after row, that have something to learn, and `targets` (n,) is that:
-        the next token, or -100 for none.
+        `tokens` and `positions` are (rows, seq) of packed documents; `loss_at` (n,) are the indices
+        into the flattened rows whose next token, `targets` (n,), counts in the loss; -100 is
+        padding.
         """
         h = self.model.hidden(tokens, positions=positions)
-        h = self.model.norm(h.flatten(0, 1).index_select(0, learned))  # (n, dim)
+        h = self.model.norm(h.flatten(0, 1).index_select(0, loss_at))  # (n, dim)
         output = self.model.output
         if isinstance(output, ColumnParallelLinear):
             return token_losses(h, output.weight, targets)
@@ -50,7 +49,7 @@ def token_losses(h: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Te
     """The summed cross-entropy of `h @ weight.T` with `targets`, and each one's, without gradient.
 
     `h` is (n, dim), `weight` this rank's rows of the output layer (vocab / ranks, dim), `targets`
-    (n,) ids of the whole vocabulary, or -100. Products are made in the dtype of autocast where it
+    (n,) ids of the whole vocabulary, or -100. Matrix products are in the dtype of autocast where it
     is on, else in that of `h`; losses are float32.
     """
     device = h.device.type
@@ -60,26 +59,26 @@ def token_losses(h: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Te
 
 class _TokenLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, h, weight, targets, dtype, learns):  # type: ignore[no-untyped-def]
+    def forward(ctx, h, weight, targets, dtype, needs_gradient):  # type: ignore[no-untyped-def]
         rows = _CHUNK_ROWS
         if h.device.type != "cpu":
             rows = max(_CHUNK_LOGITS // len(weight), 1)
-        narrow = weight.to(dtype)
+        cast = weight.to(dtype)
         losses = torch.empty(len(h), dtype=torch.float32, device=h.device)
-        dh = torch.empty_like(h, dtype=dtype) if learns else None
+        dh = torch.empty_like(h, dtype=dtype) if needs_gradient else None
         dweight = None
         for start in range(0, len(h), rows):
-            part = slice(start, start + rows)
-            inputs = h[part].to(dtype)
-            logits = inputs @ narrow.T
-            losses[part] = _losses_to_gradients(logits, targets[part])
-            if not learns:
+            chunk = slice(start, start + rows)
+            inputs = h[chunk].to(dtype)
+            logits = inputs @ cast.T
+            losses[chunk] = _losses_to_gradients(logits, targets[chunk])
+            if not needs_gradient:
                 continue
-            dh[part] = logits @ narrow
+            dh[chunk] = logits @ cast
             if ctx.needs_input_grad[1]:
                 added = logits.T @ inputs
                 dweight = added.float() if dweight is None else dweight.add_(added)
-        if learns:
+        if needs_gradient:
             if distributed.model_parallel_size() > 1:
                 dist.all_reduce(dh, group=distributed.model_parallel_group())
             ctx.save_for_backward(
@@ -95,9 +94,9 @@ class _TokenLosses(torch.autograd.Function):
 
 
 def _losses_to_gradients(logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss of each row of `logits`; they become its gradient, softmax less one at the target.
+    """The loss of each row of `logits`, which become its gradient: softmax, minus 1 at the target.
 
-    Ranks hold the logits of a part of the vocabulary each.
+    Each model parallel rank holds the logits of its shard of the vocabulary.
     """
     ranks = distributed.model_parallel_size()
     is_plain = logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.bfloat16)
@@ -112,9 +111,9 @@ def _losses_to_gradients(logits: Tensor, targets: Tensor) -> Tensor:
     picked = wide.gather(1, index).squeeze(1).where(mine, 0.0)
     if ranks > 1:
         group = distributed.model_parallel_group()
-        parts = [torch.empty_like(total) for _ in range(ranks)]
-        dist.all_gather(parts, total, group=group)
-        total = torch.stack(parts).logsumexp(0)
+        totals = [torch.empty_like(total) for _ in range(ranks)]
+        dist.all_gather(totals, total, group=group)
+        total = torch.stack(totals).logsumexp(0)
         dist.all_reduce(picked, group=group)
     gradient = (wide - total.unsqueeze(1)).exp_()
     gradient.scatter_add_(1, index, -mine.to(gradient.dtype).unsqueeze(1))

@@ -1,9 +1,9 @@
 """Muon (Jordan et al., 2024): momentum whose update of a matrix is made nearly orthogonal.
 
 An update U S V' becomes about U V', by five steps of a polynomial that takes singular values to
-near 1 and needs nothing but matrix products (Newton-Schulz). `torch.optim.Muon` does the same, but
-always in bfloat16, for which a processor without products of it takes fifty times as long, and one
-matrix after the other, where matrices of one shape go together here.
+near 1 and needs only matrix products (Newton-Schulz). `torch.optim.Muon` does the same one matrix
+after the other, where here matrices of one shape are stacked, and always in bfloat16, which takes
+fifty times as long on a processor without bfloat16 products.
 """
 
 import math
@@ -18,10 +18,10 @@ _STEPS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices only. `dtype` is what products are made in.
+    """For matrices only. `dtype` is that of the matrix products.
 
-    Updates have the size of AdamW's (Liu et al., 2025: 0.2 root mean square), so that it takes the
-    same learning rates; `weight_decay` is apart from the gradient, as AdamW's.
+    Updates have the size of AdamW's (Liu et al., 2025: 0.2 root mean square), so the same learning
+    rates work; `weight_decay` is decoupled, as AdamW's.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Muon(torch.optim.Optimizer):
                     matrix.add_(update, alpha=-size)
 
     def _momentum(self, matrix: Tensor, momentum: float) -> Tensor:
-        """Nesterov's: the mean of gradients so far, with the newest counted once more."""
+        """Nesterov's: the running mean of gradients, with the newest counted once more."""
         assert matrix.grad is not None
         state = self.state[matrix]
         if not state:

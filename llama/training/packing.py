@@ -1,18 +1,19 @@
-"""Rows for training: of one length, made of whole documents, hardly padded.
+"""Packing: training rows of one length, made of whole documents with little padding.
 
     packed = PackedRows(documents, seq_len=8, seed=1)
     for row in packed.rows(start_row): ...            # without end, epoch after epoch
     collate(documents, rows, seq_len=8)               # a batch of such rows
 
-A document of n tokens takes n - 1 places: each of its tokens but the last is an input, each but the
-first a target. With a, b, c, d and x, y, z, of which y is not to be learned, a row is
+A document of n tokens has n - 1 inputs, all tokens but the last, and n - 1 targets, all but the
+first. With a, b, c, d and x, y, z, of which y does not count in the loss, a row is
 
     tokens       a    b    c    x    y    0    0    0
     positions    0    1    2    0    1    0    0    0
     targets      b    c    d    .    z    .    .    .        (. is IGNORED)
 
-From the positions the model sees which inputs belong together (`llama.model.DocumentMask`). A
-document longer than a row is cut into pieces, the last input of one being the first of the next.
+A position of 0 begins the next document; attention is masked accordingly
+(`llama.model.DocumentMask`). A document longer than a row is split into segments; the last token of
+one is the first input of the next.
 """
 
 from bisect import bisect_left
@@ -28,11 +29,11 @@ from llama.training.documents import Document
 from llama.training.tokenized import Documents
 
 IGNORED = -100  # what cross_entropy leaves out
-_POOL = 4096  # pieces among which the ones that fit are looked for
+_POOL = 4096  # segments among which the best fit is searched
 _INDEX_BITS = 40
 
 
-class Piece(NamedTuple):
+class Segment(NamedTuple):
     """Tokens `start` to `stop` of a document: stop - start - 1 inputs."""
 
     document: int
@@ -40,11 +41,11 @@ class Piece(NamedTuple):
     stop: int
 
 
-Row = list[Piece]
+Row = list[Segment]
 
 
 class Batch(NamedTuple):
-    """Rows side by side, int64 (rows, seq_len) each."""
+    """Packed rows, int64 (rows, seq_len) each; targets are -100 where nothing counts."""
 
     tokens: Tensor
     targets: Tensor
@@ -54,9 +55,9 @@ class Batch(NamedTuple):
 class PackedRows:
     """Documents in random order in rows of `seq_len` inputs.
 
-    The rows depend on the documents' lengths, `seq_len`, `seed` and the number of the epoch only:
-    they are the same in each process and after a restart. Documents with nothing to learn, and such
-    pieces of long ones, are in none. Raises ValueError for a `seq_len` below 1.
+    The rows depend only on the documents' lengths, `seq_len`, `seed` and the epoch: they are the
+    same in each process and after a restart. Documents, and segments of long ones, without loss
+    tokens are left out. Raises ValueError for a `seq_len` below 1.
     """
 
     def __init__(self, documents: Sequence[Document], seq_len: int, seed: int) -> None:
@@ -64,36 +65,36 @@ class PackedRows:
             raise InputError(f"seq_len={seq_len}: a row has at least one token")
         self.seq_len, self.seed = seq_len, seed
         if isinstance(documents, Documents):
-            self.lengths, learned = documents.lengths, documents.learned
+            self.lengths, num_loss_tokens = documents.lengths, documents.num_loss_tokens
         else:
             self.lengths = np.array([len(d) for d in documents], np.int64)
-            learned = np.array([int(d.learn[1:].sum()) for d in documents], np.int64)
-        self._pieces = _cut(documents, self.lengths, learned, seq_len)  # (pieces, 3)
+            num_loss_tokens = np.array([int(d.loss_mask[1:].sum()) for d in documents], np.int64)
+        self._segments = _split(documents, self.lengths, num_loss_tokens, seq_len)
         self._packed: tuple[int, np.ndarray, np.ndarray] | None = None
         self._counts: dict[int, int] = {}
 
     def rows_in_epoch(self, epoch: int) -> int:
-        """The first time it takes two microseconds a document to find out."""
+        """Packs the epoch the first time, at two microseconds a document."""
         if epoch not in self._counts:
             self._pack(epoch)
         return self._counts[epoch]
 
     def epoch(self, number: int, start_row: int = 0) -> Iterator[Row]:
-        """One pass over the documents, from one of its rows on."""
+        """One pass over the documents, starting at a row of it."""
         members, bounds = self._pack(number)
         order = _permutation(len(bounds) - 1, self.seed, number, 1)
         for row in order[start_row:].tolist():
-            pieces = self._pieces[members[bounds[row] : bounds[row + 1]]]
-            yield [Piece(*piece) for piece in pieces.tolist()]
+            segments = self._segments[members[bounds[row] : bounds[row + 1]]]
+            yield [Segment(*segment) for segment in segments.tolist()]
 
     def rows(self, start_row: int = 0) -> Iterator[Row]:
         """Rows without end, from row `start_row` on, counted through all epochs.
 
-        The epochs before it have to be packed to count theirs, see `rows_in_epoch`. Raises
-        ValueError if there is nothing to learn.
+        Counting the rows of earlier epochs packs them, see `rows_in_epoch`. Raises ValueError where
+        no token counts in the loss.
         """
-        if not len(self._pieces):
-            raise InputError("the documents have nothing to learn")
+        if not len(self._segments):
+            raise InputError("the documents have no tokens to train on")
         epoch = 0
         while start_row >= self.rows_in_epoch(epoch):
             start_row -= self.rows_in_epoch(epoch)
@@ -103,30 +104,30 @@ class PackedRows:
             epoch, start_row = epoch + 1, 0
 
     def _pack(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Pieces in the order of rows, and where in that each row begins, and the last one ends."""
+        """Indices of segments, row after row, and the bounds of the rows in them."""
         if self._packed is None or self._packed[0] != epoch:
-            order = _permutation(len(self._pieces), self.seed, epoch, 0)
-            sizes = self._pieces[order, 2] - self._pieces[order, 1] - 1
+            order = _permutation(len(self._segments), self.seed, epoch, 0)
+            sizes = self._segments[order, 2] - self._segments[order, 1] - 1
             members, bounds = _best_fit(sizes, self.seq_len)
             self._packed = epoch, order[members], bounds
             self._counts[epoch] = len(bounds) - 1
         return self._packed[1:]
 
 
-def _cut(
-    documents: Sequence[Document], lengths: np.ndarray, learned: np.ndarray, seq_len: int
+def _split(
+    documents: Sequence[Document], lengths: np.ndarray, num_loss_tokens: np.ndarray, seq_len: int
 ) -> np.ndarray:
-    """All pieces of at most `seq_len` inputs with something to learn, int64 (pieces, 3)."""
-    counts = np.where(learned > 0, -(-(lengths - 1) // seq_len), 0)
+    """All segments of at most `seq_len` inputs that have loss tokens, int64 (segments, 3)."""
+    counts = np.where(num_loss_tokens > 0, -(-(lengths - 1) // seq_len), 0)
     first = np.cumsum(counts) - counts
     document = np.repeat(np.arange(len(lengths)), counts)
     start = (np.arange(len(document)) - first[document]) * seq_len
     stop = np.minimum(start + seq_len + 1, lengths[document])
     keep = np.ones(len(document), np.bool_)
-    for index in np.flatnonzero((counts > 1) & (learned < lengths - 1)).tolist():
-        learn = documents[index].learn[1:].numpy()
-        pieces = slice(first[index], first[index] + counts[index])
-        keep[pieces] = np.logical_or.reduceat(learn, np.arange(0, len(learn), seq_len))
+    for index in np.flatnonzero((counts > 1) & (num_loss_tokens < lengths - 1)).tolist():
+        loss_mask = documents[index].loss_mask[1:].numpy()
+        segments = slice(first[index], first[index] + counts[index])
+        keep[segments] = np.logical_or.reduceat(loss_mask, np.arange(0, len(loss_mask), seq_len))
     return np.stack((document, start, stop), axis=1)[keep]
 
 
@@ -136,13 +137,13 @@ def _permutation(count: int, *seeds: int) -> np.ndarray:
 
 
 def _best_fit(sizes: np.ndarray, room_in_row: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of `sizes` row after row, and where each row begins, and the last one ends.
+    """Indices of `sizes`, row after row, and the bounds of the rows in them.
 
-    A row begins with the largest piece of a pool. Then comes the largest that fits, if it fills the
-    row; if not, the largest that leaves room for one more, of those that are smaller than most.
-    (Best fit decreasing, which never leaves room, ends with gaps that nothing is small enough for:
-    2 % of stories, where this has 0.3 %.) A quarter of the pool is kept for the next one, so that
-    there is choice to the end.
+    A row starts with the largest segment of a pool. Then comes the largest that fits, if it fills
+    the row; if not, the largest that leaves room for one of the smaller quarter. (Best fit
+    decreasing, which never leaves room, ends with gaps that nothing is small enough for: 2 % of
+    stories, where this has 0.3 %.) A quarter of the pool is kept for the next, so that there is
+    choice to the end.
     """
     keys = sizes << _INDEX_BITS | np.arange(len(sizes))  # they sort by size
     almost_full = room_in_row >> 8
@@ -170,27 +171,27 @@ def _best_fit(sizes: np.ndarray, room_in_row: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _largest(pool: list[int], room: int) -> int:
-    """Where in the sorted pool the largest piece stands that fits into `room`; -1 if none does."""
+    """Index in the sorted pool of the largest segment that fits into `room`; -1 if none does."""
     return bisect_left(pool, room + 1 << _INDEX_BITS) - 1
 
 
 def collate(documents: Sequence[Document], rows: Sequence[Row], seq_len: int) -> Batch:
-    """A batch of rows that `PackedRows` of the same documents and `seq_len` gave."""
+    """A batch of rows from `PackedRows` of the same documents and `seq_len`."""
     tokens = np.zeros((len(rows), seq_len), np.int64)
     targets = np.full((len(rows), seq_len), IGNORED, np.int64)
     positions = np.zeros((len(rows), seq_len), np.int64)
-    for row, pieces in enumerate(rows):
+    for row, segments in enumerate(rows):
         begin = 0
-        for index, start, stop in pieces:
+        for index, start, stop in segments:
             if isinstance(documents, Documents):
-                document = documents.piece(index, start, stop)
-                ids, learn = document.tokens.numpy(), document.learn.numpy()
+                document = documents.segment(index, start, stop)
+                ids, loss_mask = document.tokens.numpy(), document.loss_mask.numpy()
             else:
                 ids = documents[index].tokens[start:stop].numpy()
-                learn = documents[index].learn[start:stop].numpy()
+                loss_mask = documents[index].loss_mask[start:stop].numpy()
             end = begin + stop - start - 1
             tokens[row, begin:end] = ids[:-1]
-            targets[row, begin:end] = np.where(learn[1:], ids[1:], IGNORED)
+            targets[row, begin:end] = np.where(loss_mask[1:], ids[1:], IGNORED)
             positions[row, begin:end] = np.arange(end - begin)
             begin = end
     return Batch(*map(torch.from_numpy, (tokens, targets, positions)))

@@ -1,9 +1,9 @@
-"""What a run is saved as and goes on from: `torch.distributed.checkpoint`, whole or not at all.
+"""The saved state of a run, from which it resumes, and the lock on its folder.
 
-A state is a folder `step-NNNNNNN`, to which each rank writes its own part. It is written under
-another name and renamed when all ranks are done, and the state before is deleted after that: a run
-that is killed at any moment finds the last whole one. Ranks may come back in another number, as
-long as as many share a model.
+A state is a folder `step-NNNNNNN` of `torch.distributed.checkpoint`, to which each rank writes its
+own shard. It is written under another name, renamed when all ranks are done, and only then the
+previous state is deleted: a run that is killed at any moment finds a complete one. The number of
+processes may change in between, but not the number that share a model.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -24,15 +25,47 @@ from llama import console, distributed
 from llama.errors import InputError
 from llama.model import Transformer
 from llama.storage.files import short_size
+from llama.training.metrics import METRICS
 
 Optimizers = Sequence[torch.optim.Optimizer]
 
+STATES = "training"  # folder in a model's folder
 _STATE = re.compile(r"step-(\d+)")
 _RUN = "run.json"
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a model's folder; all ranks call it, and it may be nested.
+
+    A folder that it made is removed at an error before the first step. Raises ValueError where
+    another process trains there.
+    """
+    states, problem = folder / STATES, [""]
+    made = next((path for path in (folder, states) if not path.exists()), None)
+    if console.is_main():
+        states.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(states / ".lock", timeout=0, is_singleton=True)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            problem = [f"another process trains in {folder}; wait for it, or give another folder"]
+    dist.broadcast_object_list(problem)
+    if problem[0]:
+        raise InputError(problem[0])
+    try:
+        yield
+    except BaseException:
+        if console.is_main() and made and not (states / METRICS).exists():
+            shutil.rmtree(made, ignore_errors=True)
+        raise
+    finally:
+        if console.is_main():
+            lock.release()
+
+
 def latest_state(folder: Path) -> Path | None:
-    """The state in `folder` with the most steps, None where there is none."""
+    """The state in `folder` with the most steps, None if there is none."""
     found = [path for path in folder.glob("step-*") if _STATE.fullmatch(path.name)]
     return max(found, key=lambda path: int(path.name[5:]), default=None)
 
@@ -40,10 +73,10 @@ def latest_state(folder: Path) -> Path | None:
 def save_state(
     folder: Path, step: int, model: Transformer, optimizers: Optimizers, run: dict[str, Any]
 ) -> None:
-    """Writes weights, optimizers and `run` (what JSON holds) as the state of `step` into `folder`.
+    """Writes weights, optimizers and `run` (JSON values) as the state of `step` into `folder`.
 
-    All ranks call it. Raises OSError, on all of them, where one can't write; the state before is
-    then still there.
+    All ranks call it. Raises OSError, on all of them, where one can't write; the previous state is
+    kept then.
     """
     path = folder / f"step-{step:07d}"
     partial = path.with_suffix(".incomplete")
@@ -64,8 +97,8 @@ def save_state(
         if isinstance(error, dcp.CheckpointException):
             free = short_size(shutil.disk_usage(folder).free)
             raise OSError(
-                f"{path} can't be written: {_reason(error)}. The disk has {free} left; the state "
-                "before this one is still there, and the same call goes on from it"
+                f"{path} can't be written: {_reason(error)}. The disk has {free} left; the "
+                "previous state is kept, and the same call resumes from it"
             ) from error
         raise
     dist.barrier()
@@ -76,15 +109,15 @@ def save_state(
 
 
 def read_run(state: Path) -> dict[str, Any]:
-    """What `run` was when the state was saved, and `step`. Raises ValueError for a damaged one."""
+    """The `run` and `step` of a state. Raises ValueError for a damaged one."""
     try:
         return json.loads((state / _RUN).read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{state} is no whole state of a run ({error}); delete it") from error
+        raise InputError(f"{state} is damaged ({error}); delete it") from error
 
 
 def load_state(state: Path, model: Transformer, optimizers: Optimizers) -> None:
-    """Gives weights and optimizers what they had. Raises ValueError where they do not fit."""
+    """Restores weights and optimizers. Raises ValueError where they do not fit the state."""
     step = read_run(state)["step"]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -98,13 +131,13 @@ def load_state(state: Path, model: Transformer, optimizers: Optimizers) -> None:
             dcp.load(_tensors(model, optimizers), checkpoint_id=state)
     except dcp.CheckpointException as error:
         raise InputError(
-            f"{state} can't be read into this model: {_reason(error)}; is it of another shape, or "
-            "of another model_parallel_size?"
+            f"{state} does not fit this model: {_reason(error)}; is it of another shape, or of "
+            "another model_parallel_size?"
         ) from error
 
 
 def _tensors(model: Transformer, optimizers: Optimizers) -> dict[str, Tensor]:
-    """What is trained and its moments, named apart for each rank that shares a model."""
+    """Trained weights and their moments, under different names on ranks that share a model."""
     rank = distributed.model_parallel_rank()
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters() if p.requires_grad}
     tensors = {f"{rank}/weight/{name}": p.detach() for p, name in names.items()}
@@ -116,7 +149,7 @@ def _tensors(model: Transformer, optimizers: Optimizers) -> dict[str, Tensor]:
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """What an optimizer remembers of each parameter."""
+    """Names of an optimizer's state tensors for each parameter."""
     is_adam = isinstance(optimizer, torch.optim.AdamW)
     return ("exp_avg", "exp_avg_sq") if is_adam else ("momentum_buffer",)
 
@@ -128,7 +161,7 @@ def _reason(error: dcp.CheckpointException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's warnings about its own ways."""
+    """Without the warnings of `torch.distributed.checkpoint` about its own internals."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

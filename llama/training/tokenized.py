@@ -1,22 +1,23 @@
-"""Text is tokenized once: the tokens lie in a file beside it, which training maps into memory.
+"""Tokenized text, written once to a file beside its source and memory-mapped by training.
 
     documents = tokenize("data/", tokenizer)     # writes data/stories.txt.3f9c01aa.tokens, ...
     documents[7]                                 # a Document, read from there
     documents.lengths                            # tokens of each
 
-The digits in the name are those of the tokenizer's file, so that each tokenizer has its own tokens.
-They are made anew when the text or the tokenizer has changed, and when they are damaged. Where the
-folder cannot be written they lie in the cache. In such a file are
+The digits in the name are a hash of the tokenizer's file, so each tokenizer has its own tokens. A
+file is rewritten when the text or the tokenizer has changed, or when it is damaged. It goes to the
+cache where the folder is read-only. Its layout:
 
     4096 bytes    a line of JSON: what it was made from, and counts
-    uint32        for each token its id, with the top bit set if it is to be learned
-    int64         from a multiple of 8 on: where each document begins, and where the last ends;
-                  then for each how many of its tokens are learned
+    uint32        the id of each token, the top bit set if it counts in the loss
+    int64         from a multiple of 8 bytes on: the offset of each document and the end of the
+                  last; then for each document the number of its tokens that count in the loss
 """
 
 import contextlib
 import errno
 import functools
+import glob
 import hashlib
 import itertools
 import json
@@ -27,58 +28,60 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, overload
+from typing import NamedTuple, overload
 
+import filelock
 import numpy as np
 import torch
 
 from llama import console
 from llama.errors import InputError
-from llama.storage.files import cache_root, read_bytes
+from llama.storage.files import atomic_write, cache_root, read_bytes
 from llama.tokenizer import Tokenizer
 from llama.training.documents import BadLines, Document, Raw, find_sources, raw_document, read_raw
-from llama.training.workers import worker_map
+from llama.training.worker_pool import worker_map
 
 _FORMAT = 1  # changes when the same text would give another file
 _HEADER_BYTES = 4096
-_LEARN = np.uint32(1 << 31)
-_BATCH_CHARS = 2**20  # what is tokenized at a time
+_IN_LOSS = np.uint32(1 << 31)
+_BATCH_BYTES = 2**20  # tokenized at a time
 _WORKER_BYTES = 2**26  # a worker takes as long to start as to tokenize this
-_MAX_WORKERS = 32  # no more can be fed
+_MAX_WORKERS = 32  # one reader feeds no more
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class TokenArrays(NamedTuple):
-    """Documents side by side: tokens (m,) uint32, offsets (n + 1,) and learned (n,), int64."""
+    """Concatenated documents: tokens (m,) uint32, offsets (n + 1,) int64, and per document its
+    number of loss tokens (n,) int64.
+    """
 
     tokens: np.ndarray
     offsets: np.ndarray
-    learned: np.ndarray
+    num_loss_tokens: np.ndarray
 
 
 class Documents(Sequence[Document]):
-    """Documents that lie in arrays, mapped from files or in memory.
+    """Documents in arrays, memory-mapped or in memory.
 
-    lengths    tokens of each, int64 (n,)
-    learned    how many of those have to be predicted, int64 (n,): the first one never has
+    lengths            tokens of each, int64 (n,)
+    num_loss_tokens    how many of those count in the loss, int64 (n,); the first never does
     """
 
     def __init__(self, arrays: Sequence[TokenArrays]) -> None:
         self._arrays = list(arrays)
         none = np.zeros(0, np.int64)
         self.lengths = np.concatenate([none, *(np.diff(a.offsets) for a in arrays)])
-        self.learned = np.concatenate([none, *(a.learned for a in arrays)])
-        self._ends = np.cumsum([len(a.learned) for a in arrays])
+        self.num_loss_tokens = np.concatenate([none, *(a.num_loss_tokens for a in arrays)])
+        self._ends = np.cumsum([len(a.num_loss_tokens) for a in arrays])
 
     @classmethod
     def of(cls, documents: Iterable[Document]) -> "Documents":
         """The same documents in one array, which takes less memory than many tensors."""
         packed = [_packed(document) for document in documents]
         offsets = np.cumsum([0, *map(len, packed)], dtype=np.int64)
-        learned = np.array([_learned(tokens) for tokens in packed], np.int64)
+        num_loss_tokens = np.array([_num_loss_tokens(tokens) for tokens in packed], np.int64)
         tokens = np.concatenate([np.zeros(0, np.uint32), *packed])
-        return cls([TokenArrays(tokens, offsets, learned)])
+        return cls([TokenArrays(tokens, offsets, num_loss_tokens)])
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -94,25 +97,25 @@ class Documents(Sequence[Document]):
         position += len(self) if position < 0 else 0
         if not 0 <= position < len(self):
             raise IndexError(f"document {index} of {len(self)}")
-        return self.piece(position, 0, int(self.lengths[position]))
+        return self.segment(position, 0, int(self.lengths[position]))
 
-    def piece(self, index: int, start: int, stop: int) -> Document:
+    def segment(self, index: int, start: int, stop: int) -> Document:
         """Tokens `start` to `stop` of a document, without reading the others."""
         file = int(np.searchsorted(self._ends, index, side="right"))
-        tokens, offsets, learned = self._arrays[file]
-        first = int(offsets[index - self._ends[file] + len(learned)])
+        tokens, offsets, num_loss_tokens = self._arrays[file]
+        first = int(offsets[index - self._ends[file] + len(num_loss_tokens)])
         packed = np.asarray(tokens[first + start : first + stop])
-        ids, learn = (packed & ~_LEARN).astype(np.int32), packed >= _LEARN
-        return Document(torch.from_numpy(ids), torch.from_numpy(learn))
+        ids, loss_mask = (packed & ~_IN_LOSS).astype(np.int32), packed >= _IN_LOSS
+        return Document(torch.from_numpy(ids), torch.from_numpy(loss_mask))
 
 
 def _packed(document: Document) -> np.ndarray:
     tokens = document.tokens.numpy().astype(np.uint32)
-    return tokens | np.where(document.learn.numpy(), _LEARN, np.uint32(0))
+    return tokens | np.where(document.loss_mask.numpy(), _IN_LOSS, np.uint32(0))
 
 
-def _learned(packed: np.ndarray) -> int:
-    return int((packed[1:] >= _LEARN).sum())
+def _num_loss_tokens(packed: np.ndarray) -> int:
+    return int((packed[1:] >= _IN_LOSS).sum())
 
 
 def tokenize(
@@ -124,17 +127,16 @@ def tokenize(
 ) -> Documents:
     """The documents of all `find_sources(data_path)`, in order.
 
-    What is not tokenized yet is, by `workers` processes; without a number, by this one if there is
-    little of it, else by as many as there are cores. Of several processes that call this at the
-    same time one works, the others wait. Workers import the script that is running, so it needs the
-    usual `if __name__ == "__main__":`.
+    New text is tokenized by `workers` processes; by default in this one if it is little, else by
+    one process per core. Of several callers at the same time one works and the others wait. Workers
+    import the running script, so it needs the usual `if __name__ == "__main__":`.
 
-    Raises ValueError for a bad line, which is named, unless `skip_bad_lines` has them counted, and
+    Raises ValueError for a bad line, naming it, unless `skip_bad_lines` counts them instead, and
     for a source without documents; FileNotFoundError where there is no source; OSError for a full
     disk or a source that changes while it is read.
     """
     if workers is not None and workers < 1:
-        raise InputError(f"workers={workers}: at least one process has to tokenize")
+        raise InputError(f"workers={workers} should be 1 or more")
     digest = hashlib.sha256(read_bytes(tokenizer.model_path)).hexdigest()
     sources = [_Source.of(path, digest) for path in find_sources(data_path)]
     stale = [source for source in sources if source.opened() is None]
@@ -142,18 +144,18 @@ def tokenize(
         stale.sort(key=lambda source: source.target.parent)
         size = sum(source.size for source in stale)
         if workers is None:
-            workers = max(1, min(_cores(), size // _WORKER_BYTES, _MAX_WORKERS))
+            workers = max(1, min(cpu_cores(), size // _WORKER_BYTES, _MAX_WORKERS))
         bar = console.progress(size, "Tokenizing", any_rank=True)
         with bar, _encoder(tokenizer, workers) as encode:
             for folder, group in itertools.groupby(stale, key=lambda s: s.target.parent):
-                with _alone_in(folder):
+                with _locked(folder):
                     missing = [source for source in group if source.opened() is None]
                     _build(missing, tokenizer.block_chars, encode, skip_bad_lines, bar.update)
     arrays = []
     for source in sources:
         opened = source.opened()
         if opened is None:
-            raise OSError(f"{source.target} was removed or changed by others; run it again")
+            raise OSError(f"{source.target} was removed or changed meanwhile; run it again")
         bad = BadLines(source.path, skip_bad_lines, opened.skipped, opened.first_skipped)
         bad.check()
         bad.report()
@@ -161,7 +163,8 @@ def tokenize(
     return Documents(arrays)
 
 
-def _cores() -> int:
+def cpu_cores() -> int:
+    """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -170,12 +173,12 @@ def _cores() -> int:
 class _Opened(NamedTuple):
     arrays: TokenArrays
     skipped: int
-    first_skipped: str  # where, and why
+    first_skipped: str  # its line, and what is wrong with it
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A file as it was found, and where its tokens belong."""
+    """A text file as it was found, and the `target` file of its tokens."""
 
     path: Path
     size: int
@@ -195,12 +198,12 @@ class _Source:
         return cls(path, found.st_size, found.st_mtime_ns, tokenizer, target)
 
     def stamp(self) -> dict[str, int | str]:
-        """What has to be the same for the tokens to be those of the source."""
+        """Header fields that say which text and tokenizer the tokens are from."""
         source = {"size": self.size, "mtime_ns": self.mtime_ns}
         return {"format": _FORMAT, "tokenizer": self.tokenizer, **source}
 
     def opened(self) -> _Opened | None:
-        """The tokens, unless there are none, or those of something else, or damaged ones."""
+        """The tokens, or None where they are missing, outdated or damaged."""
         try:
             with self.target.open("rb") as file:
                 header = json.loads(file.read(_HEADER_BYTES))
@@ -214,8 +217,8 @@ class _Source:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         tokens = np.memmap(self.target, np.dtype("<u4"), "r", _HEADER_BYTES, (count,))
-        offsets, learned = np.split(np.frombuffer(index, np.dtype("<i8")), [documents + 1])
-        arrays = TokenArrays(tokens, offsets, learned)
+        offsets, num_loss_tokens = np.split(np.frombuffer(index, np.dtype("<i8")), [documents + 1])
+        arrays = TokenArrays(tokens, offsets, num_loss_tokens)
         return _Opened(arrays, header["skipped"], header["first_skipped"])
 
 
@@ -224,7 +227,7 @@ def _index_at(tokens: int) -> int:
 
 
 def _is_writable(folder: Path) -> bool:
-    """By trying: what the permissions say is not all that counts on a network's file system."""
+    """By writing: on network file systems the permissions don't decide alone."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True
@@ -235,10 +238,8 @@ def _is_writable(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Of several processes that write into a folder lets one do so, while the others wait."""
-    import filelock
-
+def _locked(folder: Path) -> Iterator[None]:
+    """Lets one process at a time write tokens into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".tokens.lock"
     lock = filelock.FileLock(path)
@@ -251,12 +252,12 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            path.unlink()  # while it is held: who waits for it finds out, and makes a new one
+            path.unlink()  # while it is held: a waiting process sees that and makes a new one
         lock.release()
 
 
 class _Batch(NamedTuple):
-    """Some of what a source holds; `nbytes` long there."""
+    """Some texts or lines of a source, `nbytes` long there."""
 
     source: int
     raw: list[Raw]
@@ -264,12 +265,15 @@ class _Batch(NamedTuple):
 
 
 class _Encoded(NamedTuple):
-    """The tokens of a batch, and of each part: how many, how many are learned, does it end."""
+    """The tokens of a batch, one segment for each text, line or block of a text.
+
+    A segment is its length, its number of loss tokens, and whether its document ends with it.
+    """
 
     source: int
     nbytes: int
     tokens: np.ndarray
-    parts: list[tuple[int, int, bool]]
+    segments: list[tuple[int, int, bool]]
     bad: list[tuple[int, str]]  # lines, and what is wrong with them
 
 
@@ -280,7 +284,7 @@ def _build(
     skip_bad_lines: bool,
     written: Callable[[int], object],
 ) -> None:
-    """Writes the tokens of sources that lie, or whose tokens lie, in one folder."""
+    """Writes the tokens of sources whose targets are in one folder."""
     bad = [BadLines(source.path, skip_bad_lines) for source in sources]
     batches = (
         batch
@@ -292,14 +296,14 @@ def _build(
 
 
 def _batches(source: int, raw: Iterable[Raw]) -> Iterator[_Batch]:
-    """At least one: also a source without documents has to be looked at."""
+    """At least one batch, since a source without documents is an error to be found."""
     some: list[Raw] = []
     nbytes = 0
-    for piece in raw:
-        content = piece.content
-        some.append(piece)
+    for item in raw:
+        content = item.content
+        some.append(item)
         nbytes += len(content if isinstance(content, bytes) else content.encode())
-        if nbytes >= _BATCH_CHARS:
+        if nbytes >= _BATCH_BYTES:
             yield _Batch(source, some, nbytes)
             some, nbytes = [], 0
     yield _Batch(source, some, nbytes)
@@ -322,44 +326,46 @@ def _make_encode(tokenizer_path: str) -> Callable[[_Batch], _Encoded]:
 
 
 def _encode(tokenizer: Tokenizer, batch: _Batch) -> _Encoded:
-    packed, parts, bad = [np.zeros(0, np.uint32)], [], []
+    packed, segments, bad = [np.zeros(0, np.uint32)], [], []
     for raw in batch.raw:
         try:
             document = raw_document(tokenizer, raw)
-        except ValueError as error:
+        except InputError as error:
             bad.append((raw.line, str(error)))
             continue
         if document is not None:
             packed.append(_packed(document))
-            parts.append((len(document), int(document.learn.sum()), raw.ends))
-    return _Encoded(batch.source, batch.nbytes, np.concatenate(packed), parts, bad)
+            segments.append((len(document), int(document.loss_mask.sum()), raw.ends))
+    return _Encoded(batch.source, batch.nbytes, np.concatenate(packed), segments, bad)
 
 
 def _write(
     source: _Source, batches: Iterable[_Encoded], bad: BadLines, written: Callable[[int], object]
 ) -> None:
     lengths: list[int] = []
-    learned: list[int] = []
+    num_loss_tokens: list[int] = []
     begins = True
-    with replacing(source.target) as file:
+    for abandoned in source.target.parent.glob(f".{glob.escape(source.target.name)}.*.part"):
+        abandoned.unlink()  # by a process that was killed; the folder is locked
+    with atomic_write(source.target) as file:
         file.write(bytes(_HEADER_BYTES))
         for batch in batches:
             for line, reason in batch.bad:
                 bad.add(line, reason)
             file.write(batch.tokens.astype("<u4", copy=False).tobytes())
-            for length, count, ends in batch.parts:
+            for length, count, ends in batch.segments:
                 if begins:
                     lengths.append(0)
-                    learned.append(0)
+                    num_loss_tokens.append(0)
                 lengths[-1] += length
-                learned[-1] += count
+                num_loss_tokens[-1] += count
                 begins = ends
             written(batch.nbytes)
         if not lengths:
             reason = f": {bad.first}" if bad.count else ", only blank lines"
-            raise InputError(f"{source.path} has no document to learn from{reason}")
+            raise InputError(f"{source.path} has no document to train on{reason}")
         offsets = np.cumsum([0, *lengths], dtype=np.int64)
-        index = np.concatenate([offsets, np.array(learned)]).astype("<i8").tobytes()
+        index = np.concatenate([offsets, np.array(num_loss_tokens)]).astype("<i8").tobytes()
         count = int(offsets[-1])
         file.write(bytes(_index_at(count) - file.tell()))
         file.write(index)
@@ -376,23 +382,3 @@ def _write(
         now = source.path.stat()
         if (now.st_size, now.st_mtime_ns) != (source.size, source.mtime_ns):
             raise OSError(f"{source.path} has changed while it was read; run it again")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which becomes `path` when it is whole and on the disk.
-
-    After an error nothing of it is left. Raises OSError for a full disk.
-    """
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            raise OSError(f"the disk of {path} is full: {error.strerror}; make room") from error
-        raise

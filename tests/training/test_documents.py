@@ -44,8 +44,8 @@ def raws(path: Path, block_chars: int | None = None, skip: bool = False) -> list
 def test_a_text_is_learned_with_its_end(tokenizer: Tokenizer) -> None:
     document = text_document(tokenizer, "hello")
     assert document.tokens.tolist() == tokenizer.encode("hello", bos=True, eos=True)
-    assert document.learn.tolist() == [False] + [True] * (len(document) - 1)
-    assert (document.tokens.dtype, document.learn.dtype) == (torch.int32, torch.bool)
+    assert document.loss_mask.tolist() == [False] + [True] * (len(document) - 1)
+    assert (document.tokens.dtype, document.loss_mask.dtype) == (torch.int32, torch.bool)
 
 
 def test_parts_of_a_text_join_to_it(tokenizer: Tokenizer) -> None:
@@ -53,22 +53,22 @@ def test_parts_of_a_text_join_to_it(tokenizer: Tokenizer) -> None:
     last = text_document(tokenizer, " world", begins=False)
     joined = torch.cat((first.tokens, last.tokens)).tolist()
     assert joined == tokenizer.encode("hello world", bos=True, eos=True)
-    assert first.learn.tolist() == [False] + [True] * (len(first) - 1)
-    assert last.learn.all()
+    assert first.loss_mask.tolist() == [False] + [True] * (len(first) - 1)
+    assert last.loss_mask.all()
 
 
 def test_of_a_dialog_the_answers_and_their_ends_are_learned(tokenizer: Tokenizer) -> None:
     document = dialog_document(tokenizer, DIALOG)
-    learned = document.tokens[document.learn].tolist()
+    learned = document.tokens[document.loss_mask].tolist()
     assert tokenizer.decode(learned) == "hello<|eot_id|>world<|eot_id|>"
     prompt = ChatFormat(tokenizer).encode_dialog_prompt(DIALOG[:2])
     assert document.tokens[: len(prompt)].tolist() == prompt
-    assert not document.learn[: len(prompt)].any()
+    assert not document.loss_mask[: len(prompt)].any()
 
 
 def test_whose_words_are_learned_can_be_chosen(tokenizer: Tokenizer) -> None:
     document = dialog_document(tokenizer, DIALOG, {"user", "assistant"})
-    learned = document.tokens[document.learn].tolist()
+    learned = document.tokens[document.loss_mask].tolist()
     said = "123<|eot_id|>hello<|eot_id|>the<|eot_id|>world<|eot_id|>"
     assert tokenizer.decode(learned) == said
 
@@ -83,25 +83,25 @@ def test_llama_2_learns_answers_as_it_will_be_asked_for_them(llama2: Tokenizer) 
     given = [chat.encode_dialog_prompt(DIALOG[:end]) for end in (2, 4)]
     for prompt in given:
         assert ids[: len(prompt)] == prompt
-        assert document.learn[len(prompt)]
-        assert not document.learn[len(prompt) - 1]
+        assert document.loss_mask[len(prompt)]
+        assert not document.loss_mask[len(prompt) - 1]
     first_end = ids.index(llama2.eos_id)
     expected = [len(given[0]) <= i <= first_end or i >= len(given[1]) for i in range(len(ids))]
-    assert document.learn.tolist() == expected
+    assert document.loss_mask.tolist() == expected
     assert ids[-1] == llama2.eos_id
 
 
 def test_llama_2_learns_nothing_of_an_open_question(llama2: Tokenizer) -> None:
     whole, answered = dialog_document(llama2, DIALOG[:4]), dialog_document(llama2, DIALOG[:3])
     assert whole.tokens.tolist()[: len(answered)] == answered.tokens.tolist()
-    assert not whole.learn[len(answered) :].any()
-    with pytest.raises(ValueError, match="no turn of 'user' that could be learned"):
+    assert not whole.loss_mask[len(answered) :].any()
+    with pytest.raises(ValueError, match="no turn of 'user' to train on"):
         dialog_document(llama2, DIALOG, {"user", "assistant"})
 
 
 @pytest.mark.parametrize("answer", [[], [{"role": "assistant", "content": " \n"}]])
 def test_a_dialog_without_an_answer_is_refused(tokenizer: Tokenizer, answer: list) -> None:
-    with pytest.raises(ValueError, match="the dialog has no answer to learn"):
+    with pytest.raises(ValueError, match="the dialog has no answer to train on"):
         dialog_document(tokenizer, [{"role": "user", "content": "the"}, *answer])
 
 
@@ -155,8 +155,8 @@ def test_sources_at_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("missing.txt", FileNotFoundError, "missing.txt is not there; give a .txt or .jsonl"),
         ("b.txt,missing", FileNotFoundError, "^missing is not there"),
         ("below/d.csv", ValueError, "below/d.csv is none of .txt and .jsonl: write texts into"),
-        ("empty", FileNotFoundError, "no .txt or .jsonl in empty, but nothing"),
-        ("below/*.csv", FileNotFoundError, r"no .txt or .jsonl in below/\*.csv, but 1 .csv"),
+        ("empty", FileNotFoundError, "no .txt or .jsonl in empty; it holds nothing"),
+        ("below/*.csv", FileNotFoundError, r"no .txt or .jsonl in below/\*.csv; it holds 1 .csv"),
         ([], FileNotFoundError, r"no data in \[\]"),
         ("", FileNotFoundError, r"no data in \[''\]"),
         ("gs://bucket/a.txt", ValueError, "gs://bucket/a.txt: .* on this machine; download it"),
@@ -236,10 +236,10 @@ def test_lines(line: dict, content: object) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"text": "a"', "no JSON: Expecting ',' delimiter at character 13"),
-        ("[" * 100_000, "no JSON"),
-        ("[]", "a list, where a .jsonl has one JSON object a line"),
-        ('"text"', "a str, where"),
+        ('{"text": "a"', "not JSON: Expecting ',' delimiter at character 13"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[]", "a JSON list, where each line should be an object"),
+        ('"text"', "a JSON str, where"),
         ("{}", "one of text, prompt with response, or messages, and has no key"),
         ('{"id": 1, "content": "a"}', "and has id, content"),
         ('{"prompt": "a"}', "and has prompt"),

@@ -11,7 +11,7 @@ from fixtures import tiny_args
 from llama import Tokenizer, Transformer
 from llama.training import packing
 from llama.training.documents import Document, text_document
-from llama.training.packing import IGNORED, PackedRows, Piece, Row, collate
+from llama.training.packing import IGNORED, PackedRows, Row, Segment, collate
 from llama.training.tokenized import Documents, tokenize
 
 
@@ -32,18 +32,18 @@ def random_sizes(count: int, longest: int, seed: int = 0) -> list[int]:
 
 
 def inputs(row: Row) -> int:
-    return sum(piece.stop - piece.start - 1 for piece in row)
+    return sum(segment.stop - segment.start - 1 for segment in row)
 
 
 def padding(rows: list[Row], seq_len: int) -> float:
     return 1 - sum(map(inputs, rows)) / (len(rows) * seq_len)
 
 
-# Which pieces there are
+# Which segments there are
 
 
 @pytest.mark.parametrize(
-    ("size", "pieces"),
+    ("size", "segments"),
     [
         (0, []),
         (1, []),
@@ -54,10 +54,10 @@ def padding(rows: list[Row], seq_len: int) -> float:
         (25, [(0, 11), (10, 21), (20, 25)]),
     ],
 )
-def test_only_what_is_longer_than_a_row_is_cut(size: int, pieces: list) -> None:
+def test_only_what_is_longer_than_a_row_is_cut(size: int, segments: list) -> None:
     packed = PackedRows(of_sizes([size]), seq_len=10, seed=0)
-    found = [piece for row in packed.epoch(0) for piece in row]
-    assert sorted(found) == [(0, *piece) for piece in pieces]
+    found = [segment for row in packed.epoch(0) for segment in row]
+    assert sorted(found) == [(0, *segment) for segment in segments]
 
 
 @pytest.mark.parametrize(
@@ -78,9 +78,9 @@ def test_what_has_nothing_to_learn_takes_no_room(learned: list, starts: list, st
     nothing = [document(4, slice(0, 1)), document(11, slice(0, 0))]
     documents = stored([document(3), document(25, *learned), document(4), *nothing])
     packed = PackedRows(documents, seq_len=10, seed=0)
-    pieces = sorted(piece for row in packed.epoch(0) for piece in row)
+    segments = sorted(segment for row in packed.epoch(0) for segment in row)
     expected = [(1, start, min(start + 11, 25)) for start in starts]
-    assert pieces == [(0, 0, 3), *expected, (2, 0, 4)]
+    assert segments == [(0, 0, 3), *expected, (2, 0, 4)]
 
 
 # Rows
@@ -93,11 +93,11 @@ def test_an_epoch_has_everything_once_in_rows_that_fit(stored: type) -> None:
     rows = list(packed.epoch(0))
     assert len(rows) == packed.rows_in_epoch(0)
     assert all(0 < inputs(row) <= 64 for row in rows)
-    pieces = sorted(piece for row in rows for piece in row)
+    segments = sorted(segment for row in rows for segment in row)
     expected = [
         (i, start, min(start + 65, n)) for i, n in enumerate(sizes) for start in range(0, n - 1, 64)
     ]
-    assert pieces == expected
+    assert segments == expected
     assert packed.lengths.tolist() == sizes
 
 
@@ -145,7 +145,7 @@ def test_rows_depend_on_seed_and_epoch_only() -> None:
 def test_the_rows_of_always() -> None:
     """Also another version of numpy, or of this code, has to go on with the same rows."""
     packed = PackedRows(of_sizes([4, 9, 3, 7, 5, 6, 2, 8]), seq_len=12, seed=1)
-    found = [[piece.document for piece in row] for row in packed.epoch(0)]
+    found = [[segment.document for segment in row] for row in packed.epoch(0)]
     assert found == [[7, 5], [1, 4], [3, 0, 2, 6]]
 
 
@@ -185,7 +185,7 @@ def test_nothing_to_learn(documents: object) -> None:
     packed = PackedRows(documents, 8, seed=0)
     assert packed.rows_in_epoch(0) == 0
     assert list(packed.epoch(0)) == []
-    with pytest.raises(ValueError, match="the documents have nothing to learn"):
+    with pytest.raises(ValueError, match="the documents have no tokens to train on"):
         next(packed.rows())
 
 
@@ -200,7 +200,7 @@ def test_a_row_has_at_least_a_token() -> None:
 @pytest.mark.parametrize("stored", [list, Documents.of])
 def test_a_batch_as_it_is_drawn(stored: type) -> None:
     documents = stored([document(4, first=10), document(3, slice(2, 3), first=20)])
-    rows = [[Piece(0, 0, 4), Piece(1, 0, 3)], [Piece(0, 1, 3)], []]
+    rows = [[Segment(0, 0, 4), Segment(1, 0, 3)], [Segment(0, 1, 3)], []]
     batch = collate(documents, rows, seq_len=8)
     x = IGNORED
     assert batch.tokens.tolist() == [[10, 11, 12, 20, 21, 0, 0, 0], [11] + [0] * 7, [0] * 8]
@@ -238,21 +238,21 @@ def test_packed_documents_have_the_losses_of_the_same_alone() -> None:
     with torch.no_grad():
         together = losses(model, batch.tokens, batch.targets, positions=batch.positions)
         learned = 0
-        for row, pieces in enumerate(rows):
+        for row, segments in enumerate(rows):
             at = 0
-            for index, start, stop in pieces:
+            for index, start, stop in segments:
                 tokens = documents[index].tokens[start:stop].long().unsqueeze(0)
-                learn = documents[index].learn[start:stop].unsqueeze(0)
-                alone = losses(model, tokens[:, :-1], tokens[:, 1:]) * learn[:, 1:]
+                loss_mask = documents[index].loss_mask[start:stop].unsqueeze(0)
+                alone = losses(model, tokens[:, :-1], tokens[:, 1:]) * loss_mask[:, 1:]
                 end = at + stop - start - 1
                 torch.testing.assert_close(
                     together[row, at:end], alone.squeeze(0), rtol=1e-5, atol=1e-5
                 )
-                learned += int(learn[:, 1:].sum())
+                learned += int(loss_mask[:, 1:].sum())
                 at = end
             assert (together[row, at:] == 0).all()
     assert int((batch.targets != IGNORED).sum()) == learned
-    assert learned == sum(int(d.learn[1:].sum()) for d in documents)
+    assert learned == sum(int(d.loss_mask[1:].sum()) for d in documents)
 
 
 def test_rows_of_tokenized_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -264,4 +264,4 @@ def test_rows_of_tokenized_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
     batch = collate(documents, rows, 64)
     expected = collate([text_document(tokenizer, t) for t in (text.rstrip(), "hello")], rows, 64)
     assert all(torch.equal(a, b) for a, b in zip(batch, expected, strict=True))
-    assert int((batch.targets != IGNORED).sum()) == int(documents.learned.sum())
+    assert int((batch.targets != IGNORED).sum()) == int(documents.num_loss_tokens.sum())

@@ -1,4 +1,3 @@
-import contextlib
 import errno
 import json
 import multiprocessing
@@ -16,10 +15,11 @@ import torch
 from fixtures import SENTENCES, write_sentencepiece, write_tiktoken
 
 from llama import Tokenizer
+from llama.storage import files
 from llama.tokenization import vocabulary
 from llama.training import tokenized
 from llama.training.documents import Document, Raw, dialog_document, text_document
-from llama.training.tokenized import Documents, replacing, tokenize
+from llama.training.tokenized import Documents, tokenize
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,8 +53,10 @@ def write_lines(path: Path, *lines: object) -> Path:
 
 
 def same(document: Document, other: Document) -> bool:
-    equal = torch.equal(document.tokens, other.tokens) and torch.equal(document.learn, other.learn)
-    return equal and (document.tokens.dtype, document.learn.dtype) == (torch.int32, torch.bool)
+    equal = torch.equal(document.tokens, other.tokens) and torch.equal(
+        document.loss_mask, other.loss_mask
+    )
+    return equal and (document.tokens.dtype, document.loss_mask.dtype) == (torch.int32, torch.bool)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -75,7 +77,7 @@ def test_documents_in_memory() -> None:
     assert len(documents) == 4
     assert all(same(a, b) for a, b in zip(documents, few, strict=True))
     assert documents.lengths.tolist() == [5, 1, 0, 8]
-    assert documents.learned.tolist() == [3, 0, 0, 5]
+    assert documents.num_loss_tokens.tolist() == [3, 0, 0, 5]
     assert same(documents[-1], few[-1])
     assert [len(d) for d in documents[1:]] == [1, 0, 8]
     for wrong in (4, -5):
@@ -87,8 +89,8 @@ def test_documents_in_memory() -> None:
 def test_the_first_token_is_never_predicted() -> None:
     learned = Document(torch.tensor([7, 8]), torch.tensor([True, False]))
     documents = Documents.of([learned, learned])
-    assert documents.learned.tolist() == [0, 0]
-    assert documents[1].learn.tolist() == [True, False]
+    assert documents.num_loss_tokens.tolist() == [0, 0]
+    assert documents[1].loss_mask.tolist() == [True, False]
 
 
 def test_pieces_of_documents_in_several_arrays() -> None:
@@ -98,8 +100,8 @@ def test_pieces_of_documents_in_several_arrays() -> None:
     assert documents.lengths.tolist() == [5, 3, 6, 4]
     for i, whole in enumerate(few):
         assert same(documents[i], whole)
-        piece = documents.piece(i, 1, 3)
-        assert same(piece, Document(whole.tokens[1:3], whole.learn[1:3]))
+        piece = documents.segment(i, 1, 3)
+        assert same(piece, Document(whole.tokens[1:3], whole.loss_mask[1:3]))
 
 
 # Once, beside the source
@@ -124,7 +126,7 @@ def test_tokens_are_those_of_the_tokenizer(tokenizer: Tokenizer, stories: Path) 
     assert len(documents) == len(expected)
     assert all(same(a, b) for a, b in zip(documents, expected, strict=True))
     assert documents.lengths.tolist() == [len(d) for d in expected]
-    assert documents.learned.tolist() == [int(d.learn.sum()) for d in expected]
+    assert documents.num_loss_tokens.tolist() == [int(d.loss_mask.sum()) for d in expected]
 
 
 def test_sources_stay_in_order(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -269,9 +271,9 @@ def test_the_layout_is_the_one_that_is_told(tokenizer: Tokenizer, tmp_path: Path
     assert (header["documents"], header["tokens"], header["skipped"]) == (2, count, 0)
     tokens = np.frombuffer(data[4096 : 4096 + 4 * count], "<u4")
     assert (tokens & 0x7FFFFFFF).tolist() == first.tokens.tolist() + second.tokens.tolist()
-    assert (tokens >> 31).tolist() == first.learn.tolist() + second.learn.tolist()
+    assert (tokens >> 31).tolist() == first.loss_mask.tolist() + second.loss_mask.tolist()
     index = np.frombuffer(data[4096 + 4 * count + 4 :], "<i8").tolist()
-    assert index == [0, len(first), count, int(first.learn.sum()), int(second.learn.sum())]
+    assert index == [0, len(first), count, int(first.loss_mask.sum()), int(second.loss_mask.sum())]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -282,7 +284,7 @@ def test_many_batches_in_order(
     capsys: pytest.CaptureFixture[str],
     workers: int,
 ) -> None:
-    monkeypatch.setattr(tokenized, "_BATCH_CHARS", 300)
+    monkeypatch.setattr(tokenized, "_BATCH_BYTES", 300)
     monkeypatch.setattr(vocabulary, "_MAX_BLOCK_CHARS", 100)  # workers are given the blocks
     texts = [f"{i} {SENTENCES[i % 6]} " * (i % 9 + 1) for i in range(60)]
     (tmp_path / "a.txt").write_text("\n<|endoftext|>\n".join(texts))
@@ -290,14 +292,14 @@ def test_many_batches_in_order(
     write_lines(tmp_path / "b.jsonl", *lines[:20], "?", *lines[20:], "!")
     (tmp_path / "c.txt").write_text("the end")
     documents = tokenize(tmp_path, tokenizer, skip_bad_lines=True, workers=workers)
-    assert "b.jsonl: 2 bad line(s) skipped, first line 21: no JSON" in capsys.readouterr().err
+    assert "b.jsonl: 2 bad line(s) skipped, first line 21: not JSON" in capsys.readouterr().err
     assert len(documents) == 101
     for i, text in enumerate(texts):
         blocks = [text.rstrip()[at : at + 100] for at in range(0, len(text.rstrip()), 100)]
         ids = [token for block in blocks for token in tokenizer.encode(block)]
         assert documents[i].tokens.tolist() == [tokenizer.bos_id, *ids, tokenizer.eos_id]
-        assert documents[i].learn.tolist() == [False] + [True] * (len(ids) + 1)
-        assert documents.learned[i] == len(ids) + 1
+        assert documents[i].loss_mask.tolist() == [False] + [True] * (len(ids) + 1)
+        assert documents.num_loss_tokens[i] == len(ids) + 1
     for i in range(40):
         assert same(documents[60 + i], text_document(tokenizer, f"{i} {SENTENCES[i % 6]}"))
     assert same(documents[100], text_document(tokenizer, "the end"))
@@ -305,7 +307,7 @@ def test_many_batches_in_order(
 
 
 def test_batches_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenized, "_BATCH_CHARS", 10)
+    monkeypatch.setattr(tokenized, "_BATCH_BYTES", 10)
     raw = [Raw(line, content) for line, content in enumerate(["é" * 4, b"1234", "x" * 30, "y"])]
     batches = [batch for part in (raw, raw[:2], []) for batch in tokenized._batches(7, part)]
     assert [(b.source, b.raw, b.nbytes) for b in batches] == [
@@ -345,7 +347,7 @@ def test_little_text_starts_no_process(
         return encoder(tokenizer, 1)
 
     monkeypatch.setattr(tokenized, "_encoder", noted)
-    monkeypatch.setattr(tokenized, "_cores", lambda: 3)
+    monkeypatch.setattr(tokenized, "cpu_cores", lambda: 3)
     for nbytes in (2**26, stories.stat().st_size // 2, 1):
         monkeypatch.setattr(tokenized, "_WORKER_BYTES", nbytes)
         change_time(stories)
@@ -369,7 +371,7 @@ def test_bad_lines_are_named_or_counted(
         "?",
         {"text": "two"},
     )
-    message = r"a.jsonl, line 2: the dialog has no answer to learn \(--skip_bad_lines leaves"
+    message = r"a.jsonl, line 2: the dialog has no answer to train on \(--skip_bad_lines leaves"
     for _ in range(2):
         with pytest.raises(ValueError, match=message):
             tokenize(path, tokenizer)
@@ -380,7 +382,7 @@ def test_bad_lines_are_named_or_counted(
         assert len(documents) == 2
         said = capsys.readouterr().err
         assert said == (
-            f"{path}: 2 bad line(s) skipped, first line 2: the dialog has no answer to learn\n"
+            f"{path}: 2 bad line(s) skipped, first line 2: the dialog has no answer to train on\n"
         )
     with pytest.raises(ValueError, match=message):
         tokenize(path, tokenizer)
@@ -409,9 +411,9 @@ def test_long_reasons_fit_into_the_header(tokenizer: Tokenizer, tmp_path: Path) 
     ("name", "content", "message"),
     [
         ("a.txt", "", "a.txt is empty"),
-        ("a.txt", " \n\n<|endoftext|>\n", "a.txt has no document to learn from, only blank lines"),
-        ("a.jsonl", "\n \n", "a.jsonl has no document to learn from, only blank lines"),
-        ("a.jsonl", "?\n!\n", "a.jsonl has no document to learn from: line 1: no JSON"),
+        ("a.txt", " \n\n<|endoftext|>\n", "a.txt has no document to train on, only blank lines"),
+        ("a.jsonl", "\n \n", "a.jsonl has no document to train on, only blank lines"),
+        ("a.jsonl", "?\n!\n", "a.jsonl has no document to train on: line 1: not JSON"),
     ],
 )
 def test_sources_with_nothing_to_learn(
@@ -467,25 +469,21 @@ def test_a_full_disk_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tokenized.os, "fsync", full)
+        patch.setattr(files.os, "fsync", full)
         with pytest.raises(OSError, match=r"the disk of .*tokens is full: No space .*; make room"):
             tokenize(stories, tokenizer)
     assert names_in(stories.parent) == ["stories.txt"]
 
 
-def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    path.write_text("old")
-    (tmp_path / "a.part").write_text("left over from a power cut")
-    with contextlib.suppress(KeyError), replacing(path) as file:
-        file.write(b"new")
-        raise KeyError
-    assert (names_in(tmp_path), path.read_text()) == (["a"], "old")
-    with replacing(path) as file:
-        file.write(b"new")
-        file.flush()
-        assert path.read_text() == "old"
-    assert (names_in(tmp_path), path.read_text()) == (["a"], "new")
+def test_what_a_killed_process_left_is_removed(tokenizer: Tokenizer, stories: Path) -> None:
+    tokenize(stories, tokenizer)
+    (file,) = stories.parent.glob("*.tokens")
+    abandoned = stories.with_name(f".{file.name}.0123abcd.part")
+    for path in (abandoned, stories.with_name(".stories.txt.part")):
+        path.write_text("")
+    change_time(stories)
+    tokenize(stories, tokenizer)
+    assert names_in(stories.parent) == [".stories.txt.part", "stories.txt", file.name]
 
 
 def test_a_source_that_grows_while_it_is_read_is_refused(

@@ -1,17 +1,18 @@
-"""The model that is trained, on one process or many, and one step of its training.
+"""A model with its loss and optimizer, on one process or many, and one training step.
 
-Weights are the same whatever the number of processes: from nothing, each is drawn whole by a
-generator of its own and then cut. Data parallel processes hold the same weights (DDP) or a part of
-them and of what the optimizer keeps (FSDP2); ranks that share a model hold fairscale's parts. Both
-go together, and a step of the same sequences makes the same loss.
+Initial weights do not depend on the number of processes: each is drawn whole by a generator of its
+own and then sharded. Data parallel processes hold all weights (DDP), or shards of weights and
+optimizer state (FSDP2); model parallel ranks hold fairscale's shards. Both combine, and the same
+sequences give the same loss, in float32 to 7 digits; in bfloat16 the rounding differs.
 """
 
 import contextlib
 import ctypes
 import functools
+import itertools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -36,13 +37,13 @@ from llama.training.loss import LanguageModelLoss
 from llama.training.muon import Muon
 from llama.training.packing import IGNORED, Batch
 
-_LEARNED = 256  # targets are padded to multiples of it: few sizes, few kernels
+_TARGETS_MULTIPLE = 256  # loss tokens are padded to it: few sizes, few kernels
 
 
-class Trainee:
+class TrainableModel:
     """A model, the module that computes its loss, and its optimizer.
 
-    Made from nothing for `args`, or from the checkpoint `base`.
+    The weights are those of the checkpoint `base`, or random in the shape `args`.
     """
 
     def __init__(
@@ -54,8 +55,8 @@ class Trainee:
     ) -> None:
         self.config, self.device = config, device
         self._format = config.quantize or (base.quantize if base else None)
-        self.dtype = config.products(device, bool(self._format))
-        self._narrow = self.dtype != torch.float32
+        self.dtype = config.compute_dtype(device, bool(self._format))
+        self._autocasts = self.dtype != torch.float32
         self.model = self._adapted(args, base) if config.lora else empty_model(args)
         if not config.compile:
             use_training_blocks(self.model)
@@ -76,11 +77,11 @@ class Trainee:
             self.module.to_empty(device=device)
             if tied:
                 self.model.output.weight = self.model.tok_embeddings.weight
-            self._fill(args, base)
+            self._initialize(args, base)
         self.module.train()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizers = _optimizers(self.model, config, self.dtype)
-        self._cut = _cut_parameters(self.model)
+        self._model_parallel = _model_parallel_parameters(self.model)
         if processes > 1 and not self._sharded:
             group = distributed.data_parallel_group()
             self.module = DistributedDataParallel(self.module, process_group=group)
@@ -93,7 +94,7 @@ class Trainee:
         return "fsdp" if self.device.type == "cuda" and not whole else "ddp"
 
     def _adapted(self, args: ModelArgs, base: Checkpoint | None) -> Transformer:
-        """The frozen model of a checkpoint with an adapter to be trained."""
+        """The frozen model of a checkpoint with an adapter to train."""
         config = self.config
         if base is None or config.lora is None:
             raise InputError("an adapter is trained on a model: give the checkpoint to start from")
@@ -111,69 +112,77 @@ class Trainee:
     def _shard(self) -> None:
         mesh = DeviceMesh.from_group(distributed.data_parallel_group(), self.device.type)
         policy = MixedPrecisionPolicy()
-        if self._narrow:
+        if self._autocasts:
             policy = MixedPrecisionPolicy(self.dtype, torch.float32, cast_forward_inputs=False)
         for block in self.model.layers:
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(self.module, mesh=mesh, mp_policy=policy)
 
-    def _fill(self, args: ModelArgs, base: Checkpoint | None) -> None:
-        """Gives each parameter this rank's part of what it is to begin with."""
+    def _initialize(self, args: ModelArgs, base: Checkpoint | None) -> None:
+        """Copies this rank's shard of the first weights into each parameter."""
         ranks, rank = distributed.model_parallel_size(), distributed.model_parallel_rank()
         whole, local = weight_shapes(args), weight_shapes(args, ranks)
         with torch.no_grad():
             for i, (name, parameter) in enumerate(self.model.named_parameters()):
                 region = share(whole[name], local[name], rank, ranks)
                 if base is not None:
-                    part = base.weights[name].read(region, torch.device("cpu"), torch.float32)
+                    weight = base.weights[name].read(region, torch.device("cpu"), torch.float32)
                 else:
-                    part = _first_weight(name, whole[name], args, self.config.seed + i * 10007)[
-                        region
-                    ]
+                    seed = self.config.seed + i * 10007
+                    weight = _first_weight(name, whole[name], args, seed)[region]
                 target: Tensor = parameter
                 if isinstance(parameter, DTensor):
-                    parts = part.chunk(distributed.data_parallel_size())
-                    mine = distributed.data_parallel_rank()
-                    part = parts[mine] if mine < len(parts) else part[:0]
+                    shards = weight.chunk(distributed.data_parallel_size())
+                    index = distributed.data_parallel_rank()
+                    weight = shards[index] if index < len(shards) else weight[:0]
                     target = parameter.to_local()
-                target.copy_(part)
+                target.copy_(weight)
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """In which products are made in the dtype that the run was set to."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self._narrow):
+        """Autocast to the run's dtype of matrix products."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self._autocasts):
             yield
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """The summed loss of a batch, the loss of each target, and the targets (some -100)."""
+        """The summed loss of a batch, the loss of each target, and the targets (some -100).
+
+        All are on the model's device.
+        """
         flat = batch.targets.flatten()
-        found = (flat != IGNORED).nonzero().squeeze(1)
-        learned = torch.cat((found, found.new_zeros(-len(found) % _LEARNED)))
-        targets = flat[learned]
-        targets[len(found) :] = IGNORED
-        inputs = (batch.tokens, batch.positions, learned, targets)
+        loss_tokens = (flat != IGNORED).nonzero().squeeze(1)
+        count = len(loss_tokens)
+        loss_at = torch.cat((loss_tokens, loss_tokens.new_zeros(-count % _TARGETS_MULTIPLE)))
+        targets = flat[loss_at]
+        targets[count:] = IGNORED
+        inputs = [
+            t.to(self.device, non_blocking=True)
+            for t in (batch.tokens, batch.positions, loss_at, targets)
+        ]
         with self.computing():
-            total, each = self.module(*(t.to(self.device, non_blocking=True) for t in inputs))
-        return total, each, targets
+            total, each = self.module(*inputs)
+        return total, each, inputs[-1]
 
-    def step(self, batches: Sequence[Batch], rate: float, targets: int) -> tuple[float, float]:
-        """One update from this process's batches, of a step with `targets` in all processes.
+    def step(
+        self, batches: Sequence[Batch], rate: float, num_loss_tokens: int
+    ) -> tuple[float, float]:
+        """One update from this process's micro-batches.
 
-        Returns the mean loss of all of them before it, and the norm of the gradient. Nothing is
-        changed where either is not finite.
+        `num_loss_tokens` counts those of the step on all processes. Returns the mean loss before
+        the update and the norm of the gradient; where either is not finite, nothing is changed.
         """
         processes = distributed.data_parallel_size()
         nats = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
             with self._synchronized(i == len(batches) - 1):
                 total, _, _ = self.losses(batch)
-                # Processes average their gradients, and each is to count by its targets.
-                (total * (processes / targets)).backward()
+                # DDP and FSDP average the processes' gradients; each loss token should count alike.
+                (total * (processes / num_loss_tokens)).backward()
                 nats += total.detach()
         if processes > 1:
             dist.all_reduce(nats, group=distributed.data_parallel_group())
         norm = self._clip_gradient()
-        loss = nats.item() / targets
+        loss = nats.item() / num_loss_tokens
         if math.isfinite(loss) and math.isfinite(norm):
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
@@ -183,9 +192,33 @@ class Trainee:
             optimizer.zero_grad()
         return loss, norm
 
+    def memory(self, tokens: int) -> int:
+        """About how many bytes this process needs for micro-batches of `tokens` tokens.
+
+        Counted are weights, gradients, optimizer state and activations.
+        """
+
+        def nbytes(tensors: Iterable[Tensor]) -> int:
+            return sum((t.to_local() if isinstance(t, DTensor) else t).nbytes for t in tensors)
+
+        a, ranks, width = self.model.params, distributed.model_parallel_size(), self.dtype.itemsize
+        heads = a.n_heads // ranks + a.kv_heads_on_each_of(ranks)
+        inner = 2 * heads * a.head_dim + 3 * a.hidden_dim // ranks
+        layer = 2 * 4 * a.dim + width * (2 * a.dim + inner)
+        layers = layer + 4 * a.dim * a.n_layers
+        if not self.config.activation_checkpointing:
+            layers = layer * a.n_layers
+        moments = sum(
+            nbytes(group["params"]) * (2 if isinstance(optimizer, torch.optim.AdamW) else 1)
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+        )
+        weights = nbytes(itertools.chain(self.model.parameters(), self.model.buffers()))
+        return weights + nbytes(self.parameters) + moments + tokens * layers
+
     @contextlib.contextmanager
     def _synchronized(self, last: bool) -> Iterator[None]:
-        """Gradients of all but the last batch of a step stay on their process."""
+        """Exchanges gradients only after the last micro-batch of a step."""
         if isinstance(self.module, FSDPModule):
             self.module.set_requires_gradient_sync(last)
             yield
@@ -200,21 +233,22 @@ class Trainee:
         gradients = [(p, p.grad) for p in self.parameters if p.grad is not None]
         local = [g.to_local() if isinstance(g, DTensor) else g for _, g in gradients]
         squares = torch.stack(torch._foreach_norm(local)).square()
-        cut = torch.tensor([p in self._cut for p, _ in gradients], device=squares.device)
+        is_cut = [p in self._model_parallel for p, _ in gradients]
+        cut = torch.tensor(is_cut, device=squares.device)
         sums = torch.stack((squares.where(cut, 0.0).sum(), squares.where(~cut, 0.0).sum()))
         if self._sharded:
             dist.all_reduce(sums, group=distributed.data_parallel_group())
-        parts, wholes = sums.unbind()
+        of_shards, of_whole = sums.unbind()
         if distributed.model_parallel_size() > 1:
-            dist.all_reduce(parts, group=distributed.model_parallel_group())
-        norm = (parts + wholes).sqrt().item()
+            dist.all_reduce(of_shards, group=distributed.model_parallel_group())
+        norm = (of_shards + of_whole).sqrt().item()
         if norm > self.config.clip:
             torch._foreach_mul_(local, self.config.clip / norm)
         return norm
 
     @contextlib.contextmanager
     def generating(self) -> Iterator[None]:
-        """In which the model itself may be called, on all processes alike."""
+        """Allows calls of the model itself, on all processes alike."""
         if isinstance(self.module, FSDPModule):
             self.module.unshard()
         with self.computing(), torch.no_grad():
@@ -223,9 +257,9 @@ class Trainee:
             self.module.reshard()
 
     def whole_weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """This rank's weights on the CPU, put together from all data parallel processes.
+        """This model parallel rank's weights on the CPU, gathered from data parallel processes.
 
-        All of them call it; only the first gets any.
+        All of them call it; on all but the first the result is empty.
         """
         found: dict[str, Tensor] = {}
         for name, weight in self.model.state_dict().items():
@@ -239,9 +273,9 @@ class Trainee:
 def _optimizers(
     model: Transformer, config: TrainConfig, dtype: torch.dtype
 ) -> list[torch.optim.Optimizer]:
-    """AdamW (Loshchilov and Hutter, 2019), or Muon for the blocks' matrices and it for the rest.
+    """AdamW (Loshchilov and Hutter, 2019), or Muon for the blocks' matrices and AdamW for the rest.
 
-    Norms do not decay. One learning rate is for both.
+    Norms do not decay. Both take one learning rate.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     matrices = {
@@ -271,7 +305,7 @@ def _ties(config: TrainConfig, base: Checkpoint | None) -> bool:
 
 
 def _first_weight(name: str, shape: tuple[int, ...], args: ModelArgs, seed: int) -> Tensor:
-    """A norm's weights are 1; others are drawn, smaller where they add to the residual stream."""
+    """Norms are 1; matrices are normal, smaller where they add to the residual stream."""
     if len(shape) == 1:
         return torch.ones(shape)
     std = 0.02
@@ -280,8 +314,8 @@ def _first_weight(name: str, shape: tuple[int, ...], args: ModelArgs, seed: int)
     return torch.empty(shape).normal_(0, std, generator=torch.Generator().manual_seed(seed))
 
 
-def _cut_parameters(model: Transformer) -> set[Tensor]:
-    """Those of which each rank that shares the model has a part."""
+def _model_parallel_parameters(model: Transformer) -> set[Tensor]:
+    """Parameters that are sharded over the ranks that share the model."""
     ranks = distributed.model_parallel_size()
     if ranks == 1:
         return set()
@@ -296,10 +330,10 @@ def _cut_parameters(model: Transformer) -> set[Tensor]:
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep large blocks that are freed instead of handing them back to the kernel.
+    """Makes glibc keep large freed blocks instead of returning them to the kernel.
 
-    Activations are freed and wanted again at every step; faulting their pages in anew took a third
-    of the time. Elsewhere than on glibc nothing happens.
+    Activations are freed and allocated again at every step; faulting their pages in took a third of
+    the time. Without glibc nothing happens.
     """
     m_trim_threshold, m_mmap_max = -1, -4
     if sys.platform == "linux":

@@ -18,7 +18,7 @@ from llama.model import TransformerBlock
 from llama.training.config import TrainConfig
 from llama.training.loss import token_losses
 from llama.training.packing import Batch
-from llama.training.trainee import Trainee
+from llama.training.trainable_model import TrainableModel
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))
 
@@ -46,14 +46,14 @@ def batch(step: int, rows: slice = slice(None)) -> Batch:
 def trained(config: TrainConfig, batches: int, steps: int = STEPS) -> tuple[Any, Any]:
     """Loss and gradient norm of each step, and the weights after them."""
     args = tiny_args(dim=64, vocab_size=VOCAB)
-    trainee = Trainee(args, None, config, torch.device("cpu"))
+    trainable = TrainableModel(args, None, config, torch.device("cpu"))
     rank, ranks = distributed.data_parallel_rank(), distributed.data_parallel_size()
     found = []
     for step in range(steps):
         rows = [slice(rank + ranks * i, None, ranks * batches) for i in range(batches)]
         count = int((batch(step).targets >= 0).sum())
-        found.append(trainee.step([batch(step, part) for part in rows], 1e-2, count))
-    return torch.tensor(found), trainee.whole_weights(torch.float32)
+        found.append(trainable.step([batch(step, part) for part in rows], 1e-2, count))
+    return torch.tensor(found), trainable.whole_weights(torch.float32)
 
 
 def trained_in_layouts(ranks: int, tied: bool) -> list[tuple[Any, Any]]:
@@ -118,10 +118,10 @@ def test_products_in_bfloat16_train_weights_in_float32() -> None:
     wide, _ = trained(CONFIG, 1, 20)
     torch.testing.assert_close(narrow[:, 0], wide[:, 0], rtol=1e-2, atol=0)
     args = tiny_args(dim=64, vocab_size=VOCAB)
-    trainee = Trainee(args, None, config, torch.device("cpu"))
-    before = trainee.model.norm.weight.clone()
-    trainee.step([batch(0)], 1e-6, 179)
-    moved = (trainee.model.norm.weight - before).abs()
+    trainable = TrainableModel(args, None, config, torch.device("cpu"))
+    before = trainable.model.norm.weight.clone()
+    trainable.step([batch(0)], 1e-6, 179)
+    moved = (trainable.model.norm.weight - before).abs()
     assert moved.max() > 0  # bfloat16 would have rounded that away
     assert moved.max() < 1e-5
 
@@ -131,13 +131,13 @@ def test_weight_decay_leaves_norms_alone() -> None:
     args = tiny_args(dim=64, vocab_size=VOCAB)
     for optimizer in ("adamw", "muon"):
         config = replace(CONFIG, weight_decay=0.5, optimizer=optimizer)
-        trainee = Trainee(args, None, config, torch.device("cpu"))
-        groups = [g for o in trainee.optimizers for g in o.param_groups]
+        trainable = TrainableModel(args, None, config, torch.device("cpu"))
+        groups = [g for o in trainable.optimizers for g in o.param_groups]
         decayed = {p for g in groups if g["weight_decay"] for p in g["params"]}
-        names = {name for name, p in trainee.model.named_parameters() if p in decayed}
+        names = {name for name, p in trainable.model.named_parameters() if p in decayed}
         assert {name for name in names if "norm" in name} == set()
         assert len(names) == 2 * 7 + 1
-        assert sum(len(g["params"]) for g in groups) == len(trainee.parameters)
+        assert sum(len(g["params"]) for g in groups) == len(trainable.parameters)
 
 
 @pytest.mark.parametrize("rows", [1, 256, 600])
@@ -185,7 +185,9 @@ def test_gradients_of_packed_documents_match_transformers(name: str, tmp_path: P
     (tmp_path / "tokenizer.model").write_text("none")
     save_model(model, tmp_path / "base", tmp_path / "tokenizer.model", torch.float32)
     base = open_checkpoint(tmp_path / "base")
-    trainee = Trainee(base.args, base, replace(CONFIG, tie_embeddings=None), torch.device("cpu"))
+    trainable = TrainableModel(
+        base.args, base, replace(CONFIG, tie_embeddings=None), torch.device("cpu")
+    )
 
     lengths = (7, 1, 13, 10)
     generator = torch.Generator().manual_seed(2)
@@ -193,7 +195,7 @@ def test_gradients_of_packed_documents_match_transformers(name: str, tmp_path: P
     tokens = torch.cat([d[:-1] for d in documents])[None]
     targets = torch.cat([d[1:] for d in documents])[None]
     positions = torch.cat([torch.arange(n) for n in lengths])[None]
-    total, each, _ = trainee.losses(Batch(tokens, targets, positions))
+    total, each, _ = trainable.losses(Batch(tokens, targets, positions))
     total.backward()
 
     theirs = hugging_face_model(args, hidden, weights).float()
@@ -204,7 +206,7 @@ def test_gradients_of_packed_documents_match_transformers(name: str, tmp_path: P
     expected = torch.cat(alone)
     expected.sum().backward()
     torch.testing.assert_close(each[: len(expected)], expected.detach(), rtol=1e-4, atol=1e-5)
-    gradients = {key: parameter.grad for key, parameter in trainee.model.named_parameters()}
+    gradients = {key: parameter.grad for key, parameter in trainable.model.named_parameters()}
     ours = hugging_face_weights(gradients, params.head_dim)
     for key, parameter in theirs.named_parameters():
         error = (ours[key] - parameter.grad).norm() / parameter.grad.norm()

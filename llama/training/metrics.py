@@ -1,4 +1,4 @@
-"""What a run tells: a line on the terminal, metrics in files, and the curve at last."""
+"""What a run reports: a line on the terminal, metrics in files, and the loss curve."""
 
 import json
 import sys
@@ -7,32 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from llama import console
+from llama.storage.files import atomic_write
 
 METRICS = "metrics.jsonl"
-_SECONDS = 30  # between two lines where standard error is no terminal
+_SECONDS = 30  # between two lines where standard error is not a terminal
 
 
 class Report:
-    """Of a run that goes into `folder`, on the process that speaks for all; silent on the others.
+    """Reports on the first process the run whose files go to `folder`; silent on the others.
 
-    Each step is a JSON object a line of `metrics.jsonl`, and a point of TensorBoard's file where
-    that package is installed. What stands there beyond `step`, of a run that was killed, goes.
+    Each step is a line of JSON in `metrics.jsonl`, and a point in TensorBoard's file where that
+    package is installed. Lines after `step`, of a run that was killed, are removed.
     """
 
     def __init__(self, folder: Path, step: int, steps: int) -> None:
         self.steps, self._first = steps, step
-        self._begun = self._told = time.monotonic()
-        self._speaks = console.is_main()
+        self._started = self._printed = time.monotonic()
+        self._is_main = console.is_main()
         self._open_line = False
         self.path = folder / METRICS
         self._board: Any = None
-        if not self._speaks:
+        if not self._is_main:
             return
         folder.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(self.path) if line["step"] <= step]
-        part = self.path.with_suffix(".part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        part.replace(self.path)
+        with atomic_write(self.path) as file:
+            file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -42,32 +42,32 @@ class Report:
         )
 
     def step(self, step: int, values: dict[str, float], rates: dict[str, str]) -> None:
-        """Notes the numbers of a step, and tells them with `rates` where it is time to."""
-        if not self._speaks:
+        """Writes the numbers of a step, and from time to time a line with them and `rates`."""
+        if not self._is_main:
             return
         with self.path.open("a") as metrics:
             metrics.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items() if self._board else ():
             self._board.add_scalar(name, value, step)
         now = time.monotonic()
-        left = (now - self._begun) / (step - self._first) * (self.steps - step)
+        left = (now - self._started) / (step - self._first) * (self.steps - step)
         shown = f"loss {values['loss']:.3f}  lr {values['lr']:.1e}"
         text = f"step {step}/{self.steps}  {shown}  {'  '.join(rates.values())}  {_time(left)} left"
         if sys.stderr.isatty():
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
             self._open_line = True
-        elif now - self._told > _SECONDS or step == self.steps:
+        elif now - self._printed > _SECONDS or step == self.steps:
             self.say(text)
-            self._told = now
+            self._printed = now
 
     def say(self, text: str) -> None:
-        """A line of its own."""
-        if self._speaks:
+        """Prints a separate line."""
+        if self._is_main:
             print("\n" * self._open_line + text, file=sys.stderr, flush=True)
             self._open_line = False
 
     def close(self) -> None:
-        """Ends the terminal's line and the files."""
+        """Ends the open line and closes the files."""
         if self._open_line:
             self.say("")
         if self._board:
@@ -75,7 +75,7 @@ class Report:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, without one that was cut off; none where there is no file."""
+    """The lines of a `metrics.jsonl`, except one that was cut off; [] where there is no file."""
     lines = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -86,7 +86,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_curve(metrics: Path, path: Path) -> None:
-    """The loss of each step, smoothed, and of held-out documents, as a picture.
+    """The loss of each step, smoothed, and of validation documents, as a picture.
 
     Raises ImportError without matplotlib.
     """
@@ -100,12 +100,12 @@ def draw_curve(metrics: Path, path: Path) -> None:
     kept = min(max(1 - 20 / len(losses), 0), 0.98)
     for i, loss in enumerate(losses, start=1):
         mean = kept * mean + (1 - kept) * loss
-        smooth.append(mean / (1 - kept**i))  # as Adam's: the first ones count in full
+        smooth.append(mean / (1 - kept**i))  # bias-corrected, as Adam's
     axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
     axes.plot(steps, smooth, color="tab:blue", label="training")
-    held_out = [(line["step"], line["valid_loss"]) for line in lines if "valid_loss" in line]
-    if held_out:
-        axes.plot(*zip(*held_out, strict=True), "o-", color="tab:orange", label="held out")
+    validation = [(line["step"], line["valid_loss"]) for line in lines if "valid_loss" in line]
+    if validation:
+        axes.plot(*zip(*validation, strict=True), "o-", color="tab:orange", label="validation")
     axes.set(xlabel="step", ylabel="loss, nats a token")
     axes.set_ylim(top=min(max(losses), 2 * max(smooth[len(smooth) // 10 :])))
     axes.grid(alpha=0.3)

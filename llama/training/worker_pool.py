@@ -1,11 +1,11 @@
-"""Worker processes that leave nothing behind.
+"""Worker processes behind one `map`: concurrent.futures, and what it lacks for Ctrl-C and kill -9.
 
     with worker_map(make_encoder, path, workers=4) as encode:
         for encoded in encode(batches): ...
 
-Each process calls `make_encoder(path)` once, and what that returns for one batch after another. The
-results come in the order of the batches, of which few are in memory at a time. Ctrl-C is for the
-process that called; the workers end with it, also when it is killed.
+Each process calls `make_encoder(path)` once and applies the result to one batch after another.
+Results come in the order of the batches, few of which are in memory at a time. Ctrl-C reaches the
+calling process only; the workers end with it, also when it is killed.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ A = TypeVar("A")
 T = TypeVar("T")
 R = TypeVar("R")
 
-_function: Callable[[Any], Any] | None = None  # in a worker: what it was started for
+_function: Callable[[Any], Any] | None = None  # of a worker process
 
 
 @contextlib.contextmanager
@@ -35,52 +35,51 @@ def worker_map(
 ) -> Iterator[Callable[[Iterable[T]], Iterator[R]]]:
     """Gives a `map` with the function `make(argument)` that computes in `workers` processes.
 
-    `make` stands at the top level of a module. Raises ChildProcessError where one ends by itself.
+    `make` is at the top level of a module. Raises ChildProcessError where a process dies.
     """
-    if sys.platform != "win32":
-        resource_tracker.ensure_running()  # lets signals through again, so not at the first worker
     executor = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_begin,
+        initializer=_initialize,
         initargs=(make, argument),
     )
     try:
-        yield functools.partial(_in_order, executor, workers)
+        _start(executor, workers)
+        yield functools.partial(_map, executor, 2 * workers)
     except BrokenProcessPool as error:
         raise ChildProcessError(
-            "a worker process ended by itself: for want of memory, perhaps, or because the script "
-            'that started it has no `if __name__ == "__main__":`; workers=1 does without'
+            "a worker process died: out of memory, perhaps, or the script that started it has no "
+            '`if __name__ == "__main__":`; workers=1 starts none'
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
 
 
-def _in_order(executor: Executor, workers: int, items: Iterable[Any]) -> Iterator[Any]:
-    begun: deque[Future[Any]] = deque()
-    for item in items:
-        with _interrupts_held_back():
-            begun.append(executor.submit(_call, item))
-        if len(begun) > 2 * workers:
-            yield begun.popleft().result()
-    while begun:
-        yield begun.popleft().result()
-
-
-@contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Ctrl-C waits until the end of this, and processes that start meanwhile never hear of it."""
-    if not hasattr(signal, "pthread_sigmask"):  # on Windows
-        yield
+def _start(executor: Executor, workers: int) -> None:
+    """Starts all processes where SIGINT is blocked, which they inherit; it is delivered after."""
+    if sys.platform == "win32":
         return
+    resource_tracker.ensure_running()  # starting it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        for _ in range(workers):
+            executor.submit(int)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(make: Callable[[A], Callable[[T], R]], argument: A) -> None:
+def _map(executor: Executor, ahead: int, items: Iterable[Any]) -> Iterator[Any]:
+    """`map` in order that reads at most `ahead` items more than it has given results."""
+    futures: deque[Future[Any]] = deque()
+    for item in items:
+        futures.append(executor.submit(_call, item))
+        if len(futures) > ahead:
+            yield futures.popleft().result()
+    while futures:
+        yield futures.popleft().result()
+
+
+def _initialize(make: Callable[[A], Callable[[T], R]], argument: A) -> None:
     global _function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -13,15 +13,15 @@ import pytest
 from fixtures import SENTENCES
 
 from llama import Tokenizer
-from llama.training import workers
+from llama.training import worker_pool
 from llama.training.tokenized import tokenize
-from llama.training.workers import worker_map
+from llama.training.worker_pool import worker_map
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_little_is_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_function", lambda n: -n)
+    monkeypatch.setattr(worker_pool, "_function", lambda n: -n)
     taken = []
 
     def items() -> Iterator[int]:
@@ -30,14 +30,14 @@ def test_little_is_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
             yield n
 
     with ThreadPoolExecutor(2) as executor:
-        results = workers._in_order(executor, 2, items())
+        results = worker_pool._map(executor, 4, items())
         assert next(results) == 0
         assert len(taken) == 5
         assert list(results) == [-n for n in range(1, 20)]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no masks of signals")
-def test_workers_start_where_interrupts_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_start_where_interrupts_wait() -> None:
     masks = []
 
     class Starting(ThreadPoolExecutor):
@@ -47,20 +47,20 @@ def test_workers_start_where_interrupts_wait(monkeypatch: pytest.MonkeyPatch) ->
             masks.append(subprocess.check_output([sys.executable, "-c", script]))
             return super().submit(*args)
 
-    monkeypatch.setattr(workers, "_function", lambda n: -n)
     with Starting(1) as executor, pytest.raises(KeyboardInterrupt):
-        next(workers._in_order(executor, 1, range(9)))
+        worker_pool._start(executor, 1)
     assert masks == [b"True\n"]
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
-def test_a_worker_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object) -> None:
         raise BrokenProcessPool("died")
 
-    monkeypatch.setattr(workers, "_in_order", broken)
-    told = pytest.raises(ChildProcessError, match=r"process ended by itself: for .*; workers=1")
-    with told, worker_map(abs, 3, workers=2) as call:
+    monkeypatch.setattr(worker_pool, "_map", broken)
+    monkeypatch.setattr(worker_pool, "_start", lambda *args: None)
+    reported = pytest.raises(ChildProcessError, match=r"a worker process died: .*; workers=1")
+    with reported, worker_map(abs, 3, workers=2) as call:
         call([1])
 
 
@@ -78,7 +78,7 @@ def test_an_interruption_leaves_neither_files_nor_processes(
         from llama import Tokenizer
         from llama.training import tokenized
         if __name__ == "__main__":
-            tokenized._BATCH_CHARS = 500
+            tokenized._BATCH_BYTES = 500
             read = tokenized.read_raw
             def endless(*args):
                 for number in itertools.count():
@@ -105,13 +105,13 @@ def test_an_interruption_leaves_neither_files_nor_processes(
             os.killpg(running.pid, sign)
         else:
             running.kill()
-        _, said = running.communicate(timeout=60)  # until no process holds the pipe any more
+        _, printed = running.communicate(timeout=60)  # until no process holds the pipe any more
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(running.pid, signal.SIGKILL)
     if sign == signal.SIGINT:
-        assert said.count("Traceback") == 1
-        assert said.endswith("KeyboardInterrupt\n")
+        assert printed.count("Traceback") == 1
+        assert printed.endswith("KeyboardInterrupt\n")
         assert [path.name for path in data.iterdir()] == ["a.txt"]
     else:
         tokenize(data, tokenizer)
