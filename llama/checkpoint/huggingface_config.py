@@ -1,15 +1,9 @@
-"""Hugging Face's way of writing a Llama down: `config.json`, names of weights, order of rows.
+"""Hugging Face's `config.json` of a Llama, read and written.
 
     args, tied = read_config(json.loads(text), where="config.json")
-    weight_name("layers.0.attention.wq.weight")     # model.layers.0.self_attn.q_proj.weight
 
-The rotary embedding turns pairs of neighbouring rows of wq and wk in Meta's checkpoints, and row j
-with row j + head_dim / 2 of a head in these, so that each head's rows lie in another order:
-
-    Meta's           0  1  2  3  4  5  6  7        pairs (0 1) (2 3) (4 5) (6 7)
-    Hugging Face's   0  2  4  6  1  3  5  7
-
-Whatever a config asks for that `model.py` does not compute is refused by name.
+A config that asks for something that `model.py` does not compute is refused, with the key in the
+message.
 """
 
 import re
@@ -20,7 +14,7 @@ import torch
 from llama.args import ModelArgs, feed_forward_size
 from llama.errors import InputError
 
-# What is read from a config; what may be missing has the default of transformers' LlamaConfig.
+# Keys that are read; those that may be missing have the defaults of transformers' LlamaConfig.
 _SHAPE = {
     "hidden_size": "dim",
     "num_hidden_layers": "n_layers",
@@ -39,8 +33,8 @@ _ROPE_SCALING = {
     "high_freq_factor": "rope_high_freq_factor",
     "original_max_position_embeddings": "rope_original_seq_len",
 }
-# Any other key is refused unless it is off (null, false, 0, empty), has the one value that we
-# compute, or changes nothing in what a trained model computes.
+# Any other key is refused unless it is off (null, false, 0, empty), has a value of `_COMPUTED`, or
+# does not affect what a trained model computes.
 _COMPUTED = {
     "architectures": (["LlamaForCausalLM"],),
     "model_type": ("llama",),
@@ -49,21 +43,21 @@ _COMPUTED = {
     "is_llama_config": (True,),
 }
 _WITHOUT_EFFECT = set(
-    # training, and how others store and run it
+    # of training, storage and implementations
     "attention_dropout initializer_range pretraining_tp torch_dtype dtype use_cache "
     "cache_implementation transformers_version _name_or_path name_or_path _commit_hash "
     "_attn_implementation _attn_implementation_autoset attn_implementation unsloth_version "
     "unsloth_fixed unsloth_tied_embeddings transformers.js_config "
     # tokens, read from generation_config.json or by the tokenizer
     "bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id "
-    # what every config of transformers may have, about other tasks and about sampling
+    # of other tasks and of sampling, in every config of transformers
     "return_dict id2label label2id problem_type num_labels chunk_size_feed_forward max_length "
     "task_specific_params min_length num_beams num_beam_groups num_return_sequences temperature "
     "top_k top_p typical_p repetition_penalty length_penalty diversity_penalty do_sample "
     "no_repeat_ngram_size encoder_no_repeat_ngram_size early_stopping bad_words_ids".split()
 )
 
-# Old files have these beside the weights; they follow from the config.
+# Tensors in old files, which follow from the config.
 DERIVED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 
@@ -91,15 +85,15 @@ def read_config(config: dict[str, Any], where: str) -> tuple[ModelArgs, bool]:
                 "changes nothing in the model's function, take it out of the file"
             )
     fields = {field: _number(config, key, where) for key, field in _SHAPE.items()}
-    given = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
-    given |= {key: value for key, value in config.items() if value is not None}
-    for key in _OPTIONAL.keys() & given.keys():
-        fields[_OPTIONAL[key]] = _number(given, key, where)
+    settings = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
+    settings |= {key: value for key, value in config.items() if value is not None}
+    for key in _OPTIONAL.keys() & settings.keys():
+        fields[_OPTIONAL[key]] = _number(settings, key, where)
     fields |= _feed_forward(config["hidden_size"], _number(config, "intermediate_size", where))
     fields |= _rope(config, where)
     try:
         args = ModelArgs(**fields)
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"{where}: {error}") from error
     return args, bool(config.get("tie_word_embeddings"))
 
@@ -116,7 +110,7 @@ def _number(config: dict[str, Any], key: str, where: str) -> Any:
 
 
 def _rope(config: dict[str, Any], where: str) -> dict[str, Any]:
-    """The rotary settings: transformers 5 has one dictionary of them, 4 has theta by itself."""
+    """The rotary settings: transformers 5 has one dictionary of them, 4 has theta apart."""
     rope: dict[str, Any] = {}
     for name in ("rope_scaling", "rope_parameters"):
         settings = config.get(name) or {}
@@ -152,7 +146,7 @@ def _rope(config: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _feed_forward(dim: int, hidden: int) -> dict[str, Any]:
-    """`multiple_of` and `ffn_dim_multiplier` that give a hidden size: Meta's own where one fits."""
+    """`multiple_of` and `ffn_dim_multiplier` for a hidden size: a released model's if one fits."""
     released = (256, None), (256, 1.5), (1024, 1.3), (4096, 1.3), (4096, 1.2)
     exact = (1, (hidden + 0.5) / int(8 * dim / 3))
     for multiple_of, multiplier in (*released, exact):

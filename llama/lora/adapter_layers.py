@@ -2,15 +2,15 @@
 
     y = W x + (alpha / r) B (A x)           A (r, inputs), B (outputs, r) with r small, B first zero
 
-    add_lora(model, LoraConfig(r=8, targets=("wq", "wv")))     # what is left to train is A and B
+    add_lora(model, LoraConfig(r=8, targets=("wq", "wv")))     # only A and B are left to train
     optimizer = torch.optim.AdamW(lora_parameters(model), lr=2e-4)
     ...
     save_adapter(model, "polite", base="Llama-3.2-1B-Instruct")
     Llama.build("Llama-3.2-1B-Instruct", adapter="polite", quantize="int4")
 
-W may be in any format of `llama.quantization`: that comes first, and adapters go on top. Of the
-ranks that share a model each holds, where a layer's outputs are cut, all of A and its rows of B,
-and where the inputs are cut, its columns of A and all of B.
+W may be in any format of `llama.quantization`. Of several ranks, each holds all of A and its rows
+of B where a layer's outputs are cut (column parallel), and its columns of A and all of B where the
+inputs are (row parallel).
 """
 
 import math
@@ -42,8 +42,8 @@ _WIDTH = 32  # inputs that native kernels multiply at a time
 class LoraConfig:
     """Which layers are adapted, and how.
 
-    `targets` are some of `TARGETS`, in all blocks. `seed` is what A is drawn from. Raises
-    ValueError or TypeError for a value out of its range.
+    `targets` are some of `TARGETS`, in all blocks; A is drawn with `seed`. Raises ValueError or
+    TypeError for a value out of its range.
     """
 
     r: int = 16
@@ -68,17 +68,11 @@ class LoraConfig:
 class LoRALinear(nn.Module):
     """A layer with an adapter beside it: base(x) + scale * B(A(x)).
 
-    `base` is a parallel layer of fairscale's or an `InferenceLinear`, and stays as it is. `a`
-    (r, inputs) and `b` (outputs, r) are this rank's parts.
+    `base` is a parallel layer of `model.py` or an `InferenceLinear`, and is not changed. `a`
+    (r, inputs) and `b` (outputs, r) are this rank's shards.
     """
 
-    def __init__(
-        self,
-        base: Any,
-        a: Tensor,
-        b: Tensor,
-        scale: float,
-    ) -> None:
+    def __init__(self, base: Any, a: Tensor, b: Tensor, scale: float) -> None:
         super().__init__()
         self.base = base
         # fairscale's layers have the one or the other.
@@ -112,11 +106,11 @@ def _times(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def add_lora(model: Transformer, config: LoraConfig) -> None:
-    """Puts new adapters beside the chosen layers and freezes all the rest.
+    """Puts new adapters beside the chosen layers and freezes all other weights.
 
-    At first they change nothing: A is drawn as `nn.Linear` draws a weight, the same on any number
-    of ranks, and B is zero; both are float32. Raises ValueError where the model has an adapter
-    already, or where ranks share KV heads, whose gradients are added up nowhere.
+    A is drawn as `nn.Linear` draws a weight, the same on any number of ranks, and B is zero, so
+    the model computes what it did; both are float32. Raises ValueError where the model has an
+    adapter already, or where ranks share KV heads, since nothing adds up their gradients.
     """
     ranks, kv_heads = distributed.model_parallel_size(), model.params.kv_heads
     if ranks > kv_heads:
@@ -125,18 +119,18 @@ def add_lora(model: Transformer, config: LoraConfig) -> None:
             f"adapter on at most {kv_heads} rank(s)"
         )
     generator, shapes = torch.Generator().manual_seed(config.seed), weight_shapes(model.params)
-    parts = {}
+    shards = {}
     for name, (rows, columns) in _regions(model).items():
         if name.rpartition(".")[2] in config.targets:
             a = torch.empty(config.r, shapes[f"{name}.weight"][1])
             nn.init.kaiming_uniform_(a, math.sqrt(5), generator=generator)
             b = torch.zeros(rows.stop - rows.start, config.r)
-            parts[name] = a[:, columns].clone(), b
-    _adapt(model, parts, config.alpha / config.r)
+            shards[name] = a[:, columns].clone(), b
+    _adapt(model, shards, config.alpha / config.r)
 
 
 def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """All A and B of a model: what is to be trained."""
+    """All A and B of a model: the parameters to train."""
     layers = [module for module in model.modules() if isinstance(module, LoRALinear)]
     return [parameter for layer in layers for parameter in (layer.lora_A, layer.lora_B)]
 
@@ -144,32 +138,32 @@ def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
 def load_adapter(
     model: Transformer, adapter: str | Path | Adapter, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Puts the adapter in a folder beside the model's layers, on each rank its part, and freezes
-    all the rest.
+    """Puts the adapter in a folder beside the model's layers and freezes all other weights.
 
-    In float32 it can be trained further; another `dtype`, the model's, is for inference. Raises
-    what `open_adapter` raises, and ValueError where the model has an adapter already.
+    Each rank reads its shards. In float32 the adapter can be trained further; another `dtype`, the
+    model's, is for inference. Raises what `open_adapter` raises, and ValueError where the model has
+    an adapter already.
     """
     if not isinstance(adapter, Adapter):
         adapter = open_adapter(adapter, model.params)
-    parts, regions, cpu = {}, _regions(model), torch.device("cpu")
+    shards, regions, cpu = {}, _regions(model), torch.device("cpu")
     for name, (whole_a, whole_b) in adapter.layers.items():
         rows, columns = regions[name]
         everything = slice(0, whole_a.shape[0])
         a = whole_a.read((everything, columns), cpu, dtype).clone()
         b = whole_b.read((rows, everything), cpu, dtype).clone()
-        if dtype == torch.bfloat16:  # zeros cost the native kernels less than a rest would
+        if dtype == torch.bfloat16:  # native kernels are slow where r is no multiple of 32
             padding = -len(a) % _WIDTH
             a, b = F.pad(a, (0, 0, 0, padding)), F.pad(b, (0, padding))
-        parts[name] = a, b
-    _adapt(model, parts, adapter.scale)
+        shards[name] = a, b
+    _adapt(model, shards, adapter.scale)
 
 
 def save_adapter(model: Transformer, folder: str | Path, base: str | Path | None = None) -> None:
     """Writes the model's adapter into a folder as `peft` does, whole on any number of ranks.
 
-    All ranks call it, and the first writes. `base` is the path or name of the model below, for
-    whoever finds the folder. Raises ValueError for a model without an adapter.
+    All ranks call it, and the first writes. `base` is the path or name of the adapted model, which
+    the folder names. Raises ValueError for a model without an adapter.
     """
     shapes, layers = weight_shapes(model.params), {}
     for name, layer in model.named_modules():
@@ -193,12 +187,12 @@ def _regions(model: Transformer) -> dict[str, Region]:
     }
 
 
-def _adapt(model: Transformer, parts: dict[str, tuple[Tensor, Tensor]], scale: float) -> None:
+def _adapt(model: Transformer, shards: dict[str, tuple[Tensor, Tensor]], scale: float) -> None:
     if lora_parameters(model):
-        raise InputError("the model has an adapter already; build it anew for another one")
+        raise InputError("the model has an adapter already; load it again for another one")
     model.requires_grad_(False)
     device = model.norm.weight.device
-    for name, (a, b) in parts.items():
+    for name, (a, b) in shards.items():
         base: Any = model.get_submodule(name)
         model.set_submodule(name, LoRALinear(base, a.to(device), b.to(device), scale))
     for block in model.layers:
@@ -206,13 +200,13 @@ def _adapt(model: Transformer, parts: dict[str, tuple[Tensor, Tensor]], scale: f
             block.is_adapted = bool(lora_parameters(block))  # type: ignore[assignment]
 
 
-def _whole(part: Tensor, shape: tuple[int, int]) -> Tensor:
-    """All of a parameter of which the ranks hold parts, on the CPU."""
-    part, ranks = part.detach(), distributed.model_parallel_size()
-    if part.shape == shape:
-        return part.cpu()
-    whole = torch.empty(shape, dtype=part.dtype)
-    parts = gather_from_model_parallel_region(part.flatten()).cpu().chunk(ranks)
-    for rank, flat in enumerate(parts):
-        whole[share(shape, tuple(part.shape), rank, ranks)] = flat.view(part.shape)
+def _whole(shard: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The whole of a parameter, from the ranks' shards, on the CPU."""
+    shard, ranks = shard.detach(), distributed.model_parallel_size()
+    if shard.shape == shape:
+        return shard.cpu()
+    whole = torch.empty(shape, dtype=shard.dtype)
+    shards = gather_from_model_parallel_region(shard.flatten()).cpu().chunk(ranks)
+    for rank, flat in enumerate(shards):
+        whole[share(shape, tuple(shard.shape), rank, ranks)] = flat.view(shard.shape)
     return whole

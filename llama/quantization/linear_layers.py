@@ -22,7 +22,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from fairscale.nn.model_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor, nn
 
 from llama import distributed, kernels
@@ -32,7 +31,12 @@ from llama.distributed import (
     reduce_from_model_parallel_region,
 )
 from llama.errors import InputError
-from llama.model import Transformer, TransformerBlock
+from llama.model import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    Transformer,
+    TransformerBlock,
+)
 from llama.quantization import packed_formats
 from llama.quantization.cuda_packed import MIN_CAPABILITY, CudaPacked, repack
 from llama.quantization.inference_block import InferenceBlock

@@ -1,4 +1,13 @@
-"""Names of weights and order of rows in Hugging Face's files."""
+"""Names of weights and order of rows in Hugging Face's files.
+
+    weight_name("layers.0.attention.wq.weight")     # model.layers.0.self_attn.q_proj.weight
+
+The rotary embedding rotates pairs of rows of wq and wk: neighbours in Meta's checkpoints, row j and
+row j + head_dim / 2 of a head in Hugging Face's. So the rows of each head are in another order:
+
+    Meta's           0  1  2  3  4  5  6  7        pairs (0 1) (2 3) (4 5) (6 7)
+    Hugging Face's   0  2  4  6  1  3  5  7
+"""
 
 from torch import Tensor
 
@@ -19,7 +28,7 @@ _NAMES = {
 
 
 def weight_name(name: str) -> str:
-    """Hugging Face's name of a weight of Meta's."""
+    """Hugging Face's name of a weight, from Meta's."""
     if name in _NAMES:
         return _NAMES[name]
     _, layer, rest = name.split(".", 2)
