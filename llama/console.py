@@ -1,4 +1,4 @@
-"""What reaches the terminal: lines, notices and progress bars, of one process for all ranks."""
+"""Output to the terminal: lines, notices, tables and progress bars, printed by rank 0 only."""
 
 import os
 import sys
@@ -10,20 +10,20 @@ import tqdm
 
 
 def is_main() -> bool:
-    """True in the one process that speaks for all, under torchrun also before `initialize`."""
+    """Whether this is rank 0, under torchrun also before process groups exist."""
     if dist.is_initialized():
         return dist.get_rank() == 0
     return os.environ.get("RANK", "0") == "0"
 
 
 def say(text: str = "", end: str = "\n") -> None:
-    """Prints, at once, in the process that speaks for all; the others stay silent."""
+    """Prints on rank 0, unbuffered."""
     if is_main():
         print(text, end=end, flush=True)
 
 
 def notice(text: str) -> None:
-    """A line on standard error, in the process that speaks for all."""
+    """Prints a line on standard error, on rank 0."""
     if is_main():
         print(text, file=sys.stderr)
 
@@ -45,12 +45,10 @@ def table(rows: Iterable[Sequence[object]]) -> str:
 def progress(
     total: int, description: str, *, done: int = 0, any_rank: bool = False, unit: str = "B"
 ) -> tqdm.tqdm:
-    """A bar for work on `total` bytes, of which `done` were there before: `with` it, `update` it.
+    """A progress bar for `total` bytes (or `unit`), of which `done` are done: a context manager.
 
-    It is for someone who waits, so it shows after a second and leaves nothing behind, on standard
-    error and only where that is a terminal: a log or a pipe gets no bars. As with `say`, one
-    process draws; `any_rank` is for work that a single process does, whichever it is. Where it is
-    not bytes, `unit` says what it is.
+    It appears on standard error after a second, disappears at the end, and only if that is a
+    terminal. Rank 0 draws it; `any_rank` is for work that one process does, whichever that is.
     """
     return tqdm.tqdm(
         total=total,

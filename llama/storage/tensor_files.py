@@ -160,9 +160,8 @@ def open_tensors(folder: Folder, name: str) -> TensorFile:
                 error = ValueError(
                     "it was cut off, since a .pth ends with the directory of its records"
                 )
-            trouble = what_it_is(head)
-            trouble = trouble or f"is no complete {kind} file: {error}; {AGAIN}"
-            raise InputError(f"{file.where} ({file.size:,} bytes) {trouble}") from error
+            what = what_it_is(head) or f"is no complete {kind} file: {error}; {AGAIN}"
+            raise InputError(f"{file.where} ({file.size:,} bytes) {what}") from error
     return file
 
 
@@ -382,7 +381,7 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
-    """How many elements of a storage lie from a tensor's first to its last."""
+    """The number of elements of a storage from a tensor's first to its last."""
     if not math.prod(shape):
         return 0
     return 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))

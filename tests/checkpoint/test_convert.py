@@ -81,7 +81,9 @@ def test_meta_to_hugging_face_and_back_is_bit_for_bit(
     tied_in_file = again["output.weight"].data_ptr() == again["tok_embeddings.weight"].data_ptr()
     assert tied_in_file == tied
     args, args_again = (open_checkpoint(folder).args for folder in (meta, tmp_path / "again"))
-    assert args_again.hidden_dim == args.hidden_dim  # said by the size, so perhaps otherwise
+    assert (
+        args_again.hidden_dim == args.hidden_dim
+    )  # by its size in config.json, by multiple_of in params.json
     same = {"multiple_of": 1, "ffn_dim_multiplier": None}
     assert vars(args_again) | same == vars(args) | same
     tokenizers = [Tokenizer(folder / "tokenizer.model") for folder in (meta, tmp_path / "again")]

@@ -95,7 +95,7 @@ def change_json(name: str, **changes: Any) -> Damage:
 
 
 def change_weights(name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
-    """Writes a file anew, with a header and checksums that are right for its changed weights."""
+    """Rewrites a file, with a header and checksums that are right for its changed weights."""
 
     def rewrite(folder: Path) -> None:
         path = folder / name
@@ -682,8 +682,8 @@ def test_a_file_may_have_no_checksums(sound: Path, tmp_path: Path) -> None:
 def test_a_file_that_does_not_fit_is_not_ok(sound: Path, tmp_path: Path) -> None:
     folder = copied(sound, "meta-2", tmp_path)
     change_weights(SHARD, lambda weights: weights.pop(WQ))(folder)
-    fine = [text.split(": ")[0] for kind, text in examine(str(folder)) if kind == "ok"]
-    assert fine == [FIRST, "tokenizer.model"]
+    ok = [text.split(": ")[0] for kind, text in examine(str(folder)) if kind == "ok"]
+    assert ok == [FIRST, "tokenizer.model"]
 
 
 @pytest.mark.parametrize(

@@ -297,9 +297,11 @@ def test_nothing_is_tried_for_ever_or_said_on_standard_output(store, capsys):
     assert not store.settings["save_access_token_to_disk"]
     store.settings["log_callback"]("error message=no route to host, request=<Request>, status=0")
     store.settings["log_callback"]("x" * 1000)
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err == f"still trying: error message=no route to host\nstill trying: {'x' * 300}\n"
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert (
+        printed.err == f"still trying: error message=no route to host\nstill trying: {'x' * 300}\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -504,8 +506,8 @@ def test_who_waits_long_says_so_and_goes_on_when_the_other_is_killed(
 
     monkeypatch.setattr(filelock.FileLock, "acquire", impatient)
     assert Folder(BUCKET).local("weights.pth").read_bytes() == WEIGHTS
-    said = f"waiting for another process that downloads {BUCKET}/weights.pth\n"
-    assert capsys.readouterr().err == said
+    line = f"waiting for another process that downloads {BUCKET}/weights.pth\n"
+    assert capsys.readouterr().err == line
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):
@@ -536,7 +538,7 @@ def remote_here(here):
 
 
 def test_fetching_with_the_real_blobfile(remote_here, tmp_path, monkeypatch):
-    """It opens local paths as well, and so shows that the one in memory is no fairy tale."""
+    """blobfile opens local paths too, so this checks the one in memory against the real one."""
     target = tmp_path / "copy" / "weights.pth"
     target.parent.mkdir()
     part = target.with_name(f"weights.pth.{len(WEIGHTS)}-{int(TIME)}.part")
