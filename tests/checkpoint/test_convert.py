@@ -386,7 +386,7 @@ def test_packed_shards_are_cut_between_tiles(tmp_path: Path) -> None:
         (
             {"quantize": "int8", "shards": 2},
             r"int8: layers\.0\.attention\.wk\.weight: a matrix of 8 x 32 can't be packed in tiles "
-            "of 16 x 32, in 2 parts",
+            "of 16 x 32, on each of 2 ranks",
         ),
     ],
 )
