@@ -13,6 +13,7 @@ from llama.args import weight_shapes
 from llama.checkpoint.meta_layout import write_params
 from llama.errors import InputError
 from llama.model import Transformer
+from llama.storage.files import atomic_write, expand
 from llama.storage.tensor_files import Entry, write_tensors
 
 
@@ -29,7 +30,7 @@ def save_model(
     not hold them whole (FSDP). An output layer equal to the embedding (tied) is stored once. Raises
     ValueError for a quantized or adapted model.
     """
-    folder = Path(folder)
+    folder = Path(expand(folder))
     folder.mkdir(parents=True, exist_ok=True)
     if weights is None:
         weights = model.state_dict()
@@ -48,8 +49,9 @@ def save_model(
         entries[output_layer] = entries[embedding]
     write_tensors(folder / f"consolidated.{distributed.model_parallel_rank():02d}.pth", entries)
     if distributed.model_parallel_rank() == 0:
-        params = json.dumps(write_params(model.params), indent=2) + "\n"
-        (folder / "params.json").write_text(params)
-        name = "tokenizer.json" if str(tokenizer_path).endswith(".json") else "tokenizer.model"
-        if Path(tokenizer_path).resolve() != (folder / name).resolve():
-            shutil.copyfile(tokenizer_path, folder / name)
+        with atomic_write(folder / "params.json") as file:
+            file.write(f"{json.dumps(write_params(model.params), indent=2)}\n".encode())
+        tokenizer = Path(expand(tokenizer_path))
+        target = folder / f"tokenizer.{'json' if tokenizer.suffix == '.json' else 'model'}"
+        if tokenizer.resolve() != target.resolve():
+            shutil.copyfile(tokenizer, target)

@@ -23,17 +23,16 @@ from llama.distributed.model_parallel import (
     reduce_from_model_parallel_region,
 )
 from llama.distributed.process_groups import (
-    add_up,
     broadcast,
     initialize,
     shutdown,
+    sum_over_ranks,
     under_torchrun,
 )
 
 __all__ = [
     "DTYPES",
     "ParallelLayersOnMeta",
-    "add_up",
     "broadcast",
     "copy_to_model_parallel_region",
     "cpu_multiplies_bfloat16",
@@ -49,5 +48,6 @@ __all__ = [
     "select_device",
     "select_dtype",
     "shutdown",
+    "sum_over_ranks",
     "under_torchrun",
 ]

@@ -1,4 +1,4 @@
-"""How fast this machine reads and multiplies: what no program on it can be ahead of."""
+"""The hardware peak: how fast this machine reads memory and multiplies matrices."""
 
 import time
 from collections.abc import Callable

@@ -114,7 +114,7 @@ def broadcast(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def add_up(partial_sum: Tensor) -> Tensor:
+def sum_over_ranks(partial_sum: Tensor) -> Tensor:
     """The sum of the ranks' partial sums, added in pairs: (0 + 1) + (2 + 3).
 
     Collectives add in an order of their own. With this one, and partial sums that are themselves

@@ -6,6 +6,8 @@ layer as one kernel each. A prompt of many rows, another dtype, another cache or
 compiler takes the forward pass of `TransformerBlock`, which computes the same.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -73,8 +75,8 @@ class InferenceBlock(TransformerBlock):
         if distributed.model_parallel_size() == 1:
             return feed_forward(attention(x, start_pos, freqs_cis, cache, False), False)
         y = attention(x, start_pos, freqs_cis, cache, True)
-        h = (x + distributed.add_up(y)).bfloat16()
-        return (h + distributed.add_up(feed_forward(h, True))).bfloat16()
+        h = (x + distributed.sum_over_ranks(y)).bfloat16()
+        return (h + distributed.sum_over_ranks(feed_forward(h, True))).bfloat16()
 
     def _many_rows(
         self, x: Tensor, start_pos: int | Tensor, freqs_cis: Tensor, cache: KVCache
@@ -142,6 +144,10 @@ class InferenceBlock(TransformerBlock):
             AttentionBlock(*norm_a, a.head_dim, (wq, wk, wv, wo), a.wo.partial_sums),
             FeedForwardBlock(*norm_f, (w1, w2, w3), f.w2.partial_sums),
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, by `copy` or `pickle`: their weights have other addresses."""
+        return {**self.__dict__, "_native": None, "_weights_of_native": []}
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         self._native = None  # it would keep the memory of parameters that move

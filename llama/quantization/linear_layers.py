@@ -74,10 +74,9 @@ class InferenceLinear(nn.Module):
         if self.gather_output:
             return gather_from_model_parallel_region(y)
         if self.input_is_parallel:
-            # The first has a gradient; the second adds in an order that is that of one rank.
-            is_plain = torch.is_grad_enabled() or not _is_cpu_bfloat16(x)
-            add_up = reduce_from_model_parallel_region if is_plain else distributed.add_up
-            return add_up(y).to(x.dtype)
+            if torch.is_grad_enabled() or not _is_cpu_bfloat16(x):
+                return reduce_from_model_parallel_region(y).to(x.dtype)  # has a gradient
+            return distributed.sum_over_ranks(y).to(x.dtype)  # adds in the order of one rank
         return y
 
     @property

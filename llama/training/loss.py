@@ -8,12 +8,11 @@ and the gradient of its row, so `token_losses` computes both chunk by chunk of r
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from fairscale.nn.model_parallel.layers import ColumnParallelLinear
 from torch import Tensor, nn
 
 from llama import distributed
 from llama.kernels.training_ops import available, cross_entropy_
-from llama.model import Transformer
+from llama.model import ColumnParallelLinear, Transformer
 from llama.training.packing import IGNORED
 
 _CHUNK_ROWS = 256  # on a CPU, where a chunk's logits then stay in the cache

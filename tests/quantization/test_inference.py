@@ -1,5 +1,8 @@
 """Blocks whose few rows go through native kernels, beside plain blocks in float64."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from fixtures import KERNEL_TARGETS, difference, needs_compiler, run_ranks, use_kernels
@@ -301,3 +304,21 @@ def test_ranks_compute_what_one_does(quantize: str, ranks: int) -> None:
             assert difference(found, one) < 0.02
         else:
             assert torch.equal(found, one)  # to the last bit
+
+
+@needs_compiler
+@pytest.mark.parametrize("quantize", ["bfloat16", "int4"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_decoding_model_has_weights_and_a_cache_of_its_own(copied, quantize) -> None:
+    model = model_of(4, 2, 32)
+    use_format(model, quantize)
+    tokens = torch.arange(3).view(1, 3)
+    with torch.no_grad():
+        model(tokens[:, :2], 0)
+        expected = model(tokens[:, 2:], 2)
+        other = copied(model)
+        model(tokens[:, 1:], 0)
+        for norm in (block.attention_norm for block in model.layers):
+            norm.weight.zero_()
+        assert torch.equal(other(tokens[:, 2:], 2), expected)
+        assert not torch.equal(model(tokens[:, 2:], 2), expected)
