@@ -80,11 +80,9 @@ def load(
     dtype = distributed.select_dtype(device, dtype, checkpoint.parameters)
     if quantize:
         check_format(quantize, device, dtype)
-    args = checkpoint.args
-    if max_seq_len is not None:
-        args = dataclasses.replace(args, max_seq_len=max_seq_len)
-    if max_batch_size is not None:
-        args = dataclasses.replace(args, max_batch_size=max_batch_size)
+    limits = {"max_seq_len": max_seq_len, "max_batch_size": max_batch_size}
+    changes: Any = {name: limit for name, limit in limits.items() if limit is not None}
+    args = dataclasses.replace(checkpoint.args, **changes)
     if args.max_seq_len > checkpoint.args.max_seq_len:
         warnings.warn(
             f"max_seq_len={max_seq_len} is more than the {checkpoint.args.max_seq_len} positions "
@@ -173,20 +171,15 @@ def _pack(
     blocks: Iterator[Tensor], name: str, shape: tuple[int, ...], quantize: str
 ) -> kernels.Packed:
     """Packs a matrix of that shape, of which `blocks` are the rows."""
-    data, scales = (
-        torch.empty(packed_shape, dtype=dtype)
-        for packed_shape, dtype in zip(
-            packed_formats.packed_shapes(name, shape, quantize).values(),
-            packed_formats.DTYPES.values(),
-            strict=True,
-        )
-    )
+    shapes = packed_formats.packed_shapes(name, shape, quantize).values()
+    dtypes = packed_formats.DTYPES.values()
+    packed = kernels.Packed(*(torch.empty(s, dtype=d) for s, d in zip(shapes, dtypes, strict=True)))
     start = 0
     for block in pack_blocks(blocks, packed_formats.bits(quantize, name), name):
-        end = start + len(block.data)
-        data[start:end], scales[start:end] = block
-        start = end
-    return kernels.Packed(data, scales)
+        for whole, rows in zip(packed, block, strict=True):
+            whole[start : start + len(rows)] = rows
+        start += len(block.data)
+    return packed
 
 
 def empty_model(args: ModelArgs) -> Transformer:

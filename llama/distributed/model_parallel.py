@@ -17,29 +17,13 @@ import io
 import torch
 import torch.distributed as dist
 from fairscale.nn.model_parallel import initialize as fairscale_groups
-from fairscale.nn.model_parallel.mappings import (
-    copy_to_model_parallel_region,
-    gather_from_model_parallel_region,
-    reduce_from_model_parallel_region,
-)
+from fairscale.nn.model_parallel import mappings
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = [
-    "ParallelLayersOnMeta",
-    "copy_to_model_parallel_region",
-    "data_parallel_group",
-    "data_parallel_rank",
-    "data_parallel_size",
-    "drop_groups",
-    "gather_from_model_parallel_region",
-    "has_groups",
-    "make_groups",
-    "model_parallel_group",
-    "model_parallel_rank",
-    "model_parallel_size",
-    "reduce_from_model_parallel_region",
-    "start_one_process",
-]
+# Their gradients are the sum, the shard and a copy of the ranks' gradients.
+copy_to_model_parallel_region = mappings.copy_to_model_parallel_region
+gather_from_model_parallel_region = mappings.gather_from_model_parallel_region
+reduce_from_model_parallel_region = mappings.reduce_from_model_parallel_region
 
 
 def start_one_process() -> None:

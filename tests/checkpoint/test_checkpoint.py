@@ -8,11 +8,15 @@ import pytest
 import torch
 from fixtures import is_mapped, tiny_args, write_shards
 
+from llama.cache import Int8KVCache
 from llama.checkpoint.loading import load
 from llama.checkpoint.meta_layout import read_params
 from llama.checkpoint.opening import open_checkpoint
 from llama.checkpoint.saving import save_model
-from llama.model import ModelArgs, Transformer
+from llama.lora import LoraConfig, add_lora, lora_parameters, save_adapter
+from llama.model import ColumnParallelLinear, ModelArgs, Transformer, TransformerBlock
+from llama.quantization.inference_block import InferenceBlock
+from llama.storage import files
 
 CPU = torch.device("cpu")
 
@@ -74,6 +78,41 @@ def test_tied_weights_are_stored_once(tokenizer, tmp_path: Path) -> None:
     ]
     loaded = load(tmp_path / "tied", device=CPU, dtype=torch.bfloat16)
     assert torch.equal(loaded.output.weight, loaded.tok_embeddings.weight)
+
+
+def test_params_json_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, read_bytes = [], files.read_bytes
+    monkeypatch.setattr(files, "read_bytes", lambda path: read.append(path) or read_bytes(path))
+    load(folder, device=CPU, dtype=torch.float32)
+    assert read == [str(folder / "params.json")]
+
+
+def test_the_model_is_for_inference_unless_it_is_to_be_trained(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    adapter, path = folder / "adapter", f"~/{folder.name}"
+    model = load(path, device="cpu", dtype="bfloat16", trainable=True)
+    assert type(model.layers[0]) is TransformerBlock
+    assert isinstance(model.output, ColumnParallelLinear)
+    add_lora(model, LoraConfig(r=2))
+    save_adapter(model, adapter)
+    for trainable, dtype in ((True, torch.float32), (False, torch.bfloat16)):
+        model = load(
+            path,
+            device="cpu",
+            dtype="bfloat16",
+            adapter=f"{path}/adapter",
+            max_batch_size=3,
+            kv_cache_dtype="int8",
+            trainable=trainable,
+        )
+        assert {parameter.dtype for parameter in lora_parameters(model)} == {dtype}
+        assert isinstance(model.layers[0], InferenceBlock) != trainable
+        assert isinstance(model.new_cache(1, 8), Int8KVCache)
+        assert model.params.max_batch_size == 3
+    with pytest.raises(ValueError, match="kv_cache_dtype='int4': leave it out, or give int8"):
+        load(path, device="cpu", kv_cache_dtype="int4")
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's table of mappings")
