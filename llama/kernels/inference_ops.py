@@ -127,10 +127,12 @@ class _CacheLayer(ctypes.Structure):
     @classmethod
     def of(cls, cache: KVCache) -> "_CacheLayer":
         """Of one layer's cache, in bfloat16 or int8."""
-        assert cache.k.stride() == cache.v.stride()
-        pointers = [tensor.data_ptr() for tensor in cache.tensors]
-        scales = pointers[2:] or [0, 0]
-        return cls(*pointers[:2], *scales, *cache.k.stride()[:2], cache.seq_len)
+        keys, values, *scales = cache.tensors
+        row, head, position, last = strides = keys.stride()
+        _, _, seq_len, head_dim = keys.shape
+        assert (position, last) == (head_dim, 1) and strides == values.stride()
+        pointers = [tensor.data_ptr() for tensor in scales] or (None, None)
+        return cls(keys.data_ptr(), values.data_ptr(), *pointers, row, head, seq_len)
 
 
 class _Positions(ctypes.Structure):
@@ -139,12 +141,15 @@ class _Positions(ctypes.Structure):
     @classmethod
     def of(cls, x: Tensor, start_pos: int | Tensor, freqs_cis: Tensor) -> "_Positions":
         """Of x (batch, seq, ...). An attribute keeps alive what it points to."""
-        batch, seq = x.shape[:2]
+        batch, seq, _ = x.shape
         freqs_cis = freqs_cis.contiguous()
-        starts = start_pos.contiguous() if isinstance(start_pos, Tensor) else None
-        first = 0 if isinstance(start_pos, Tensor) else start_pos
-        positions = cls(batch * seq, seq, first, bindings.address(starts), freqs_cis.data_ptr())
-        positions.kept = starts, freqs_cis
+        if isinstance(start_pos, Tensor):
+            start_pos = start_pos.contiguous()
+            numbers = 0, start_pos.data_ptr()
+        else:
+            numbers = start_pos, None
+        positions = cls(batch * seq, seq, *numbers, freqs_cis.data_ptr())
+        positions.kept = start_pos, freqs_cis
         return positions
 
 

@@ -1,12 +1,10 @@
-/* Products of small matrices that lie in the nearest cache, and the layouts that they need.
+/* Products of small matrices in the first-level cache, and the layouts that they need.
 
-   A product's sums run over words, of 32 bits, that both operands are made of: pairs of bfloat16
-   numbers where the processor multiplies those and rows are made of them, else single floats. In c = a b
+   Operands consist of words of 32 bits: pairs of bfloat16 numbers where the processor multiplies those
+   and rows are bfloat16, else single floats. In c = a b
 
-       a    (rows, words)       has each row's numbers beside each other
-       b    (words, columns)    has each column's numbers of a word beside each other
-
-   so that pairs of `b` are of neighbours in a column: (depth / 2, columns, 2). */
+       a    (rows, words)       a word has neighbours of a row
+       b    (words, columns)    a word has neighbours of a column: (depth / 2, columns, 2) */
 
 #ifndef BLOCK_MATMUL_H
 #define BLOCK_MATMUL_H
@@ -14,7 +12,7 @@
 #include "element_types.h"
 
 #if defined(HAS_AVX512) && defined(__AVX512BF16__) && !defined(IN_FLOAT32)
-#define WORD 2 /* numbers in one */
+#define WORD 2 /* numbers in a word */
 typedef uint16_t number;
 typedef __m512i words;
 
@@ -37,7 +35,7 @@ INLINE words spread_word(const number *p) { return broadcast(*p); }
 INLINE floats add_words(floats sum, words a, words b) { return multiply_add(a, b, sum); }
 #endif
 
-/* A block is square, and a tile of a product as large as registers for its sums allow. */
+/* The side of a block, and of a tile of a product, whose sums are in registers. */
 enum { BLOCK = 64 };
 #ifdef HAS_AVX512
 enum { DOWN = 8, ACROSS = 32 };
@@ -47,11 +45,11 @@ enum { DOWN = 4, ACROSS = 16 };
 
 INLINE int64_t min_int(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* What is needed of a block of keys (down) and queries (across) that are of the same positions:
+/* The elements to compute of a block of keys (down) and queries (across) at the same positions:
 
-       x x x x      the scores of a key from its own query on,
-       . x x x      for a key the sum over queries from its own on,
-       . . x x      for a query the sum over keys up to its own.
+       x x x x      SCORES       the scores of a key and the queries from its own on
+       . x x x      FOR_KEYS     for a key the sum over queries from its own on
+       . . x x      FOR_QUERIES  for a query the sum over keys up to its own
        . . . x */
 typedef enum { ALL, SCORES, FOR_KEYS, FOR_QUERIES } triangle;
 
@@ -61,7 +59,8 @@ INLINE int64_t rows_in(int is_own, int64_t c, int64_t rows) {
 }
 
 INLINE void multiply_tile_of(const int across, int is_new, float *c, int64_t c_row, const number *a,
-                          int64_t a_row, const number *b, int64_t b_row, int64_t from, int64_t to) {
+                             int64_t a_row, const number *b, int64_t b_row, int64_t from,
+                             int64_t to) {
     floats sums[DOWN][2];
 #pragma GCC unroll 8
     for (int i = 0; i < DOWN; i++)
@@ -76,7 +75,8 @@ INLINE void multiply_tile_of(const int across, int is_new, float *c, int64_t c_r
         for (int i = 0; i < DOWN; i++) {
             words left = spread_word(a + i * a_row + k);
 #pragma GCC unroll 2
-            for (int j = 0; j < across / 16; j++) sums[i][j] = add_words(sums[i][j], left, right[j]);
+            for (int j = 0; j < across / 16; j++)
+                sums[i][j] = add_words(sums[i][j], left, right[j]);
         }
     }
 #pragma GCC unroll 8
@@ -85,10 +85,11 @@ INLINE void multiply_tile_of(const int across, int is_new, float *c, int64_t c_r
         for (int j = 0; j < across / 16; j++) store(c + i * c_row + 16 * j, sums[i][j]);
 }
 
-/* c (rows, columns) = a b, or += where it is not new, with sums over `depth` numbers; all three are
-   multiples of 16. `_row` is how many numbers, of b how many words, a row takes. */
-static void multiply(triangle what, int is_new, float *c, int64_t c_row, const number *a, int64_t a_row,
-                     const number *b, int64_t b_row, int64_t rows, int64_t columns, int64_t depth) {
+/* c (rows, columns) = a b, or += unless `is_new`, with sums over `depth` numbers; all three are
+   multiples of 16. `_row` is the stride of rows, in numbers, of b in words. */
+static void multiply(triangle what, int is_new, float *c, int64_t c_row, const number *a,
+                     int64_t a_row, const number *b, int64_t b_row, int64_t rows, int64_t columns,
+                     int64_t depth) {
     for (int64_t i = 0; i < rows; i += DOWN)
         for (int64_t j = 0; j < columns; j += ACROSS) {
             const int64_t end = min_int(j + ACROSS, columns);
@@ -104,7 +105,7 @@ static void multiply(triangle what, int is_new, float *c, int64_t c_row, const n
         }
 }
 
-/* 16 x 16 of what takes 32 bits each, words or floats. */
+/* 16 x 16 words or floats. */
 INLINE void transpose_16(const char *from, int64_t from_row, char *to, int64_t to_row) {
 #ifdef HAS_AVX512
     __m512i a[16], b[16];
@@ -123,7 +124,8 @@ INLINE void transpose_16(const char *from, int64_t from_row, char *to, int64_t t
             a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + j + 2]);
         }
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) { /* quarter j of a[4 g + i] is column 4 j + i of rows 4 g to 4 g + 3 */
+    for (int i = 0; i < 4;
+         i++) { /* quarter j of a[4 g + i] is column 4 j + i of rows 4 g to 4 g + 3 */
         __m512i even = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
         __m512i even_2 = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
         __m512i odd = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
@@ -141,7 +143,7 @@ INLINE void transpose_16(const char *from, int64_t from_row, char *to, int64_t t
 #endif
 }
 
-/* (rows, columns) to (columns, rows). There is space for multiples of 16, which is what it moves. */
+/* (rows, columns) to (columns, rows), both rounded up to multiples of 16. */
 static void transpose(const void *from, int64_t from_row, void *to, int64_t to_row, int64_t rows,
                       int64_t columns) {
     for (int64_t r = 0; r < rows; r += 16)
@@ -150,7 +152,7 @@ static void transpose(const void *from, int64_t from_row, void *to, int64_t to_r
                          (char *)to + 4 * (c * to_row + r), to_row);
 }
 
-/* Rows (rows, columns) as `b` of a product that sums over rows: made in `space`, or what they are. */
+/* Rows (rows, columns) as `b` of a product that sums over rows: in place, or copied to `space`. */
 static const number *rows_as_b(const number *x, int64_t rows, int64_t columns, number *space) {
 #if WORD == 2
     for (int64_t r = 0; r < rows; r += 2, x += 2 * columns)

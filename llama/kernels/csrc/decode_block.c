@@ -1,21 +1,20 @@
-/* The two halves of a transformer block for a few rows: all that lies between two products is done
-   where its numbers are, instead of by a dozen operators that each start threads and pass through
-   memory.
+/* Attention block and feed-forward block of a transformer block for a few rows, as one function each
+   instead of a dozen operators that each start threads and pass through memory.
 
-       attention:     y = x + wo attend(rotate(wq n), rotate(wk n), wv n),    n = rms_norm(x)
-       feed_forward:  y = x + w2 (silu(w1 n) * w3 n)
+       attention_block:     y = x + wo attend(rope(wq n), rope(wk n), wv n),    n = rms_norm(x)
+       feed_forward_block:  y = x + w2 (silu(w1 n) * w3 n)
 
-   Each is one parallel region, in which every step shares its work among the threads and waits for
-   the last. Sums are float32 and what one product hands the next is bfloat16, as in plain torch. How
-   a row is computed depends on no other row and not on the number of threads. */
+   Each is one parallel region: threads share the work of every step, with a barrier after it. Sums are
+   float32 and inputs of products are bfloat16, as in plain torch. A row's result depends neither on
+   other rows nor on the number of threads. */
 
 #include "transformer_ops.h"
 
 #include <stdlib.h>
 
-#define CHUNK 256 /* positions that are attended to together, by one thread */
+#define CHUNK 256 /* positions whose attention one thread computes */
 
-/* What a half of a block keeps from call to call; kernels/__init__.py has the same. */
+/* inference_ops.py has the same structures. */
 typedef struct {
     const uint16_t *norm; /* (dim) */
     double eps;
@@ -29,28 +28,13 @@ typedef struct {
     matrix w1, w2, w3;
 } feed_forward_weights;
 
-/* A tile of m's product with `in`, to y: with x added and rounded, or the plain float32 sums where
-   other ranks' are to be added first. */
-static void output_tile(const matrix *m, const inputs *in, int64_t tile, const uint16_t *x, void *y,
-                        int is_partial) {
-    float part[MAX_ROWS * TILE];
-    multiply_tile(m, in, tile, part, TILE);
-    for (int64_t b = 0; b < in->rows; b++)
-        for (int64_t r = 0; r < outputs_of(m, tile); r++) {
-            int64_t at = b * m->n + tile * TILE + r;
-            if (is_partial)
-                ((float *)y)[at] = part[b * TILE + r];
-            else
-                ((uint16_t *)y)[at] = to_bf16(from_bf16(x[at]) + part[b * TILE + r]);
-        }
-}
-
-/* Attention reads the cache twice: keys for scores, and values that scores then weigh. Heads of 64 and
-   128 are read for up to HEADS query heads at a time, and values are fetched while keys are scored. */
+/* Attention reads keys for scores, then values for their weighted sums. Heads of 64 and 128 are read
+   for up to MAX_HEADS query heads at a time, and values are prefetched while keys are scored. */
 #ifndef NO_SIMD
 #define MAX_HEADS 4
-INLINE void attention_scores(const int head_dim, const int heads, const uint16_t *q, const uint16_t *keys,
-                  const uint16_t *values, int64_t count, float *scores) {
+INLINE void attention_scores(const int head_dim, const int heads, const uint16_t *q,
+                             const uint16_t *keys, const uint16_t *values, int64_t count,
+                             float *scores) {
     enum { AT_ONCE = SUMS / MAX_HEADS };
     const float scale = 1.0f / sqrtf((float)head_dim);
     factor factors[MAX_HEADS * 128];
@@ -82,9 +66,10 @@ INLINE void attention_scores(const int head_dim, const int heads, const uint16_t
     }
 }
 
-INLINE void weighted_sum(const int head_dim, const int heads, const float *scores, const uint16_t *values,
-                  int64_t count, float *y, int64_t stride) {
-    const int max_score = SUMS / (heads == 3 ? 4 : heads); /* a power of two, which divides head_dim */
+INLINE void weighted_sum(const int head_dim, const int heads, const float *scores,
+                         const uint16_t *values, int64_t count, float *y, int64_t stride) {
+    const int max_score =
+        SUMS / (heads == 3 ? 4 : heads); /* a power of two, which divides head_dim */
     const int across = max_score * LANES < head_dim ? max_score : head_dim / LANES;
     for (int d = 0; d < head_dim; d += across * LANES) {
         lanes sums[SUMS];
@@ -96,8 +81,8 @@ INLINE void weighted_sum(const int head_dim, const int heads, const float *score
                 const lanes v = load_bf16_lanes(values + p * head_dim + d + LANES * j);
 #pragma GCC unroll 4
                 for (int h = 0; h < heads; h++)
-                    sums[h * across + j] = multiply_add_lanes(broadcast_lanes(scores[h * CHUNK + p]), v,
-                                                              sums[h * across + j]);
+                    sums[h * across + j] = multiply_add_lanes(
+                        broadcast_lanes(scores[h * CHUNK + p]), v, sums[h * across + j]);
             }
 #pragma GCC unroll 4
         for (int h = 0; h < heads; h++)
@@ -110,34 +95,36 @@ INLINE void weighted_sum(const int head_dim, const int heads, const float *score
 
 /* The same for one query head of any size. */
 static void attention_scores_any(int64_t head_dim, const uint16_t *q, const uint16_t *keys,
-                      const uint16_t *values, int64_t count, float *scores) {
+                                 const uint16_t *values, int64_t count, float *scores) {
     (void)values;
     for (int64_t p = 0; p < count; p++) {
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t d = 0; d < head_dim; d++) sum += from_bf16(q[d]) * from_bf16(keys[p * head_dim + d]);
+        for (int64_t d = 0; d < head_dim; d++)
+            sum += from_bf16(q[d]) * from_bf16(keys[p * head_dim + d]);
         scores[p] = sum / sqrtf((float)head_dim);
     }
 }
 
-static void weighted_sum_any(int64_t head_dim, const float *scores, const uint16_t *values, int64_t count,
-                      float *y, int64_t stride) {
+static void weighted_sum_any(int64_t head_dim, const float *scores, const uint16_t *values,
+                             int64_t count, float *y, int64_t stride) {
     (void)stride;
     memset(y, 0, head_dim * sizeof(float));
     for (int64_t p = 0; p < count; p++)
 #pragma omp simd
-        for (int64_t d = 0; d < head_dim; d++) y[d] += scores[p] * from_bf16(values[p * head_dim + d]);
+        for (int64_t d = 0; d < head_dim; d++)
+            y[d] += scores[p] * from_bf16(values[p * head_dim + d]);
 }
 
-/* Attention of `group` query heads to `count` positions of the head of keys that they share. Of each
-   head `out` gets head_dim values weighted by the exponentials of its scores, taken below the
-   largest, then the largest score and the sum of the exponentials. */
+/* Attention of `group` query heads to `count` positions of the KV head that they share. For each head
+   `out` gets the sum of head_dim values, weighted by exp(score - largest score), then the largest
+   score and the sum of the weights. */
 #ifdef NO_SIMD
 #define MAX_HEADS 1
 #define BY_SIZE(name, ...) name##_any(head_dim, __VA_ARGS__);
 #else
 #define BY_SIZE(name, ...)                                                                         \
-    switch (head_dim == 64 ? heads : head_dim == 128 ? MAX_HEADS + heads : 0) {                        \
+    switch (head_dim == 64 ? heads : head_dim == 128 ? MAX_HEADS + heads : 0) {                    \
         case 1: name(64, 1, __VA_ARGS__); break;                                                   \
         case 2: name(64, 2, __VA_ARGS__); break;                                                   \
         case 3: name(64, 3, __VA_ARGS__); break;                                                   \
@@ -149,8 +136,9 @@ static void weighted_sum_any(int64_t head_dim, const float *scores, const uint16
         default: name##_any(head_dim, __VA_ARGS__);                                                \
     }
 #endif
-static void attend(int64_t head_dim, const uint16_t *q, const uint16_t *keys, const uint16_t *values,
-                   int64_t group, int64_t count, float *scores, float *out) {
+static void attend(int64_t head_dim, const uint16_t *q, const uint16_t *keys,
+                   const uint16_t *values, int64_t group, int64_t count, float *scores,
+                   float *out) {
     const int64_t stride = head_dim + 2;
     const int64_t step = head_dim == 64 || head_dim == 128 ? MAX_HEADS : 1;
     for (int64_t h = 0; h < group; h += step) {
@@ -174,27 +162,28 @@ static void attend(int64_t head_dim, const uint16_t *q, const uint16_t *keys, co
     }
 }
 
-/* The parts of one head's attention, `stride` apart, brought to one scale and added up. */
-static void combine(const float *parts, int64_t count, int64_t stride, int64_t head_dim, float *sums,
-                    uint16_t *y) {
-    float max_score = parts[head_dim], sum_exp = 0;
+/* The attention of one head from the results of `count` chunks, `stride` apart. */
+static void combine(const float *chunks, int64_t count, int64_t stride, int64_t head_dim,
+                    float *sums, uint16_t *y) {
+    float max_score = chunks[head_dim], sum_exp = 0;
     for (int64_t c = 1; c < count; c++)
-        max_score = parts[c * stride + head_dim] > max_score ? parts[c * stride + head_dim] : max_score;
+        max_score =
+            chunks[c * stride + head_dim] > max_score ? chunks[c * stride + head_dim] : max_score;
     memset(sums, 0, head_dim * sizeof(float));
     for (int64_t c = 0; c < count; c++) {
-        const float *part = parts + c * stride;
-        float weight = fast_exp(part[head_dim] - max_score);
-        sum_exp += weight * part[head_dim + 1];
-        for (int64_t i = 0; i < head_dim; i++) sums[i] += weight * part[i];
+        const float *chunk = chunks + c * stride;
+        float weight = fast_exp(chunk[head_dim] - max_score);
+        sum_exp += weight * chunk[head_dim + 1];
+        for (int64_t i = 0; i < head_dim; i++) sums[i] += weight * chunk[i];
     }
     for (int64_t i = 0; i < head_dim; i++) y[i] = to_bf16(sums[i] / sum_exp);
 }
 
-/* x (rows, dim) bfloat16, at most MOST_ROWS rows. Their keys and values are stored in the cache, then
-   each attends to all positions up to its own. y (rows, dim): bfloat16 x + the result, or with
-   `is_partial` the float32 result. Returns 1 without memory, 2 for a position outside the cache. */
-int attention_block(const attention_weights *l, const cache_layer *cache, const token_positions *at, const uint16_t *x,
-              void *y, int is_partial) {
+/* x (rows, dim) bfloat16, at most MAX_ROWS rows. Stores their keys and values in the cache; then each
+   attends to all positions up to its own. y (rows, dim): bfloat16 x + the result, or with `is_partial`
+   the float32 result. Returns 1 without memory, 2 for a position outside the cache. */
+int attention_block(const attention_weights *l, const cache_layer *cache, const token_positions *at,
+                    const uint16_t *x, void *y, int is_partial) {
     const int64_t rows = at->rows;
     int64_t positions[MAX_ROWS], last = 0;
     for (int64_t b = 0; b < rows; b++) {
@@ -204,14 +193,14 @@ int attention_block(const attention_weights *l, const cache_layer *cache, const 
     }
     const int64_t dim = l->wq.k, hd = l->head_dim, kv = l->kv_heads, group = l->heads / kv;
     const int64_t q_dim = l->heads * hd, kv_dim = kv * hd, width = q_dim + 2 * kv_dim;
-    const int64_t chunks = last / CHUNK + 1, part = group * (hd + 2);
+    const int64_t chunks = last / CHUNK + 1, result_size = group * (hd + 2);
     const int64_t max_score = dim > q_dim ? dim : q_dim;
-    /* float32 first, so that all of it is aligned */
-    const int64_t floats = rows * width + rows * kv * chunks * part;
+    /* float32 first, for its alignment */
+    const int64_t floats = rows * width + rows * kv * chunks * result_size;
     const int64_t num_bf16 = rows * (dim + 2 * q_dim);
     char *memory = malloc(4 * floats + prepared_size(rows, max_score) + 2 * num_bf16);
     if (!memory) return 1;
-    float *qkv = (float *)memory, *parts = qkv + rows * width;
+    float *qkv = (float *)memory, *chunk_results = qkv + rows * width;
     uint16_t *normed = (uint16_t *)(memory + 4 * floats + prepared_size(rows, max_score));
     uint16_t *q_rotated = normed + rows * dim, *attended = q_rotated + rows * q_dim;
     inputs in = {.x = normed, .rows = rows, .k = dim};
@@ -264,16 +253,17 @@ int attention_block(const attention_weights *l, const cache_layer *cache, const 
             const uint16_t *q = q_rotated + b * q_dim + h * group * hd;
             const uint16_t *keys =
                 load_heads(cache->keys, cache->key_scales, offset, hd, count, dequantized);
-            const uint16_t *values = load_heads(cache->values, cache->value_scales, offset, hd, count,
-                                            dequantized + CHUNK * hd);
-            attend(hd, q, keys, values, group, count, scratch, parts + i * part);
+            const uint16_t *values = load_heads(cache->values, cache->value_scales, offset, hd,
+                                                count, dequantized + CHUNK * hd);
+            attend(hd, q, keys, values, group, count, scratch, chunk_results + i * result_size);
         }
 
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < rows * l->heads; i++) {
             int64_t b = i / l->heads, head = i % l->heads, h = head / group, g = head % group;
-            combine(parts + (b * kv + h) * chunks * part + g * (hd + 2), positions[b] / CHUNK + 1,
-                    part, hd, scratch, attended + b * q_dim + head * hd);
+            combine(chunk_results + (b * kv + h) * chunks * result_size + g * (hd + 2),
+                    positions[b] / CHUNK + 1, result_size, hd, scratch,
+                    attended + b * q_dim + head * hd);
         }
         prepare(&heads, l->wo.bits);
 
@@ -285,9 +275,9 @@ int attention_block(const attention_weights *l, const cache_layer *cache, const 
     return 0;
 }
 
-/* x and y as in `attention`. */
+/* x and y as in `attention_block`. */
 int feed_forward_block(const feed_forward_weights *l, const uint16_t *x, void *y, int64_t rows,
-                 int is_partial) {
+                       int is_partial) {
     const int64_t dim = l->w1.k, hidden = l->w2.k, max_score = dim > hidden ? dim : hidden;
     char *memory = malloc(prepared_size(rows, max_score) + 2 * rows * (dim + hidden));
     if (!memory) return 1;

@@ -1,5 +1,5 @@
-/* What the sources for training share. They are compiled twice, for what lies in bfloat16 and, with
-   IN_FLOAT32, in float32. */
+/* The type of numbers in training: its sources are compiled twice, for bfloat16 and, with IN_FLOAT32,
+   for float32. */
 
 #ifndef ELEMENT_TYPES_H
 #define ELEMENT_TYPES_H
@@ -8,17 +8,17 @@
 
 #define LOG2_E 1.44269504f
 
-/* 2^x to 1e-7, for x up to 126; less than -126 counts as that. Shorter than `exponential`. */
+/* 2^x to 1e-7, for x up to 126; below -126 as for -126. Shorter than `fast_exp`. */
 INLINE float fast_exp2(float x) {
-    x = x < -126.0f ? -126.0f : x; /* NaN stays */
-    const float shifted = x + 12582912.0f; /* 1.5 * 2^23: its last bit is worth 1 */
-    const float part = x - (shifted - 12582912.0f);
+    x = x < -126.0f ? -126.0f : x;         /* NaN stays */
+    const float shifted = x + 12582912.0f; /* 1.5 * 2^23: its last bit is 1 */
+    const float fraction = x - (shifted - 12582912.0f);
     float power = 0.00132764713f;
-    power = power * part + 0.00967554096f;
-    power = power * part + 0.0555071309f;
-    power = power * part + 0.240221202f;
-    power = power * part + 0.693146944f;
-    power = power * part + 1.00000012f;
+    power = power * fraction + 0.00967554096f;
+    power = power * fraction + 0.0555071309f;
+    power = power * fraction + 0.240221202f;
+    power = power * fraction + 0.693146944f;
+    power = power * fraction + 1.00000012f;
     uint32_t bits, whole;
     memcpy(&bits, &power, 4);
     memcpy(&whole, &shifted, 4);

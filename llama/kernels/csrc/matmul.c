@@ -1,7 +1,7 @@
-/* Products of a few rows with a large matrix, at the speed at which the matrix is read.
+/* Products of a few rows with a large matrix, at the speed of reading the matrix.
 
-   y[b][n] = sum over k of x[b][k] * w[n][k], for rows b that are few: one while a single answer is
-   decoded. Plain C: no torch headers, so that it compiles in seconds.
+   y[b][n] = sum over k of x[b][k] * w[n][k], for few rows b: one while a single sequence is decoded.
+   Plain C without torch's headers compiles in seconds.
 
    Packed weights (int8, int4) lie in tiles of 16 outputs, each tile in groups of 32 inputs. In a
    group of int8, byte 64 i + 4 r + j is input 4 i + j of output r, so that a vector of 64 bytes has
@@ -10,24 +10,23 @@
        tile 0, group 0:   r0: k0-3  r1: k0-3 ... r15: k0-3 | r0: k4-7 ... | ... k28-31
        tile 0, group 1:   r0: k32-35 ...
 
-   int4 has in the same order inputs 0-15 of a group in the low half of each byte and inputs 16-31 in
-   the high half. Both are stored without sign, with 128 or 8 added. Each group of each output has a
-   scale, 16 of them side by side. Inputs are rounded to int8 with a scale for each group of 32 too,
-   which is why results do not depend on how inputs are divided among processes. */
+   int4 has in the same order inputs 0-15 of a group in the low nibbles and inputs 16-31 in the high
+   ones. Both are stored unsigned, with 128 or 8 added. Each group of each output has a scale, 16 of
+   them side by side. Inputs are rounded to int8 with a scale for each group of 32 too, so that results
+   do not depend on how ranks divide the inputs. */
 
 #include "matmul.h"
 
-#include <math.h>
 #include <stdlib.h>
 
-/* A function for each number of rows, in which loops over rows are unrolled into registers. As many
-   rows go at a time as gain by it; the weights stay in the cache for the next. A row's sums are added
-   up in one order, however many rows there are. */
+/* A specialization for each number of rows, with loops over rows unrolled into registers. More rows
+   than pay off go in several passes, with the weights in the cache. The order of a row's sums does
+   not depend on the number of rows. */
 #define CASE(rows, call)                                                                           \
     case rows: call(rows); break;
 #define UP_TO_4_ROWS(rows, call)                                                                   \
-    switch (rows) { CASE(1, call) CASE(2, call) CASE(3, call) default: call(4); }
-#ifdef NO_SIMD /* unrolled, they would take minutes to compile */
+    switch (rows) { CASE(1, call) CASE(2, call) CASE(3, call) default : call(4); }
+#ifdef NO_SIMD /* unrolled, they take minutes to compile */
 #define BF16_ROWS 1
 #define BF16_OUTPUTS 1
 #define PACKED_ROWS 1
@@ -41,8 +40,9 @@
 #define PACKED_ROWS 8
 #define FOR_PACKED_ROWS(rows, call)                                                                \
     switch (rows) {                                                                                \
-        CASE(1, call) CASE(2, call) CASE(3, call) CASE(4, call) CASE(5, call) CASE(6, call)        \
-        CASE(7, call) default: call(8);                                                            \
+        CASE(1, call)                                                                              \
+        CASE(2, call)                                                                              \
+        CASE(3, call) CASE(4, call) CASE(5, call) CASE(6, call) CASE(7, call) default : call(8);   \
     }
 #else /* eight are no faster, and take twice as long to compile */
 #define PACKED_ROWS 4
@@ -52,9 +52,9 @@
 
 /* ---- inputs ----------------------------------------------------------------------------------- */
 
-/* bfloat16 weights are multiplied with x as it lies where the processor multiplies bfloat16. Elsewhere
-   factors are made of it, in blocks of up to BF16_ROWS rows: STEP numbers of each row side by side, then
-   the next STEP of each. What k has beyond whole steps is taken from x. */
+/* The factors for bfloat16 weights are x itself where the processor multiplies bfloat16. Elsewhere they
+   are copies, in blocks of up to BF16_ROWS rows: STEP numbers of each row, then the next STEP of each.
+   The rest of k after whole steps is taken from x. */
 #if defined(__AVX512BF16__)
 #define PREPARES_BF16 0
 #else
@@ -75,38 +75,17 @@ void assign_prepared(inputs *in, char *memory) {
     in->q = (int8_t *)(in->bias + groups);
 }
 
-/* Group g of row b to int8 with a scale and what the rounded add up to, times -8. What is not finite
-   makes the scale NaN, and with it the results. */
-static void quantize_group(const inputs *in, int64_t b, int64_t g) {
-    const int64_t at = g * in->rows + b;
-    const uint16_t *x = in->x + b * in->k + g * GROUP;
-    int8_t *q = in->q + at * GROUP;
-    float values[GROUP], max_abs = 0;
-    int has_nonfinite = 0;
-#pragma omp simd reduction(max : max_abs) reduction(| : has_nonfinite)
-    for (int j = 0; j < GROUP; j++) {
-        values[j] = from_bf16(x[j]);
-        float size = fabsf(values[j]);
-        max_abs = size > max_abs ? size : max_abs;
-        has_nonfinite |= !(size <= 3.4e38f);
-    }
-    float inverse = max_abs > 0 && !has_nonfinite ? 127.0f / max_abs : 0;
-    int32_t sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int j = 0; j < GROUP; j++) {
-        int32_t v = has_nonfinite ? 0 : (int32_t)rintf(values[j] * inverse);
-        q[j] = (int8_t)v;
-        sum += v;
-    }
-    in->scales[at] = has_nonfinite ? NAN : max_abs / 127.0f;
-    in->bias[at] = -8 * sum;
-}
-
 void prepare(const inputs *in, int64_t bits) {
     if (bits != 16) {
 #pragma omp for schedule(static)
         for (int64_t g = 0; g < in->k / GROUP; g++)
-            for (int64_t b = 0; b < in->rows; b++) quantize_group(in, b, g);
+            for (int64_t b = 0; b < in->rows; b++) {
+                const int64_t at = g * in->rows + b;
+                int32_t sum;
+                in->scales[at] =
+                    quantize(in->x + b * in->k + g * GROUP, GROUP, in->q + at * GROUP, &sum);
+                in->bias[at] = -8 * sum;
+            }
     } else if (PREPARES_BF16) {
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < in->k / STEP; i++)
@@ -119,13 +98,12 @@ void prepare(const inputs *in, int64_t bits) {
     }
 }
 
-/* ---- bfloat16: w is (n, k), as it lies in the file -------------------------------------------- */
+/* ---- bfloat16: w is (n, k) -------------------------------------------------------------------- */
 
-/* `outputs` rows of w with a block of `rows` inputs. */
+/* `outputs` rows of w times a block of `rows` inputs. */
 INLINE void bf16_block(const int rows, const int outputs, const uint16_t *x, const factor *factors,
                        const uint16_t *w, int64_t k, float *y, int64_t stride) {
     lanes sums[BF16_OUTPUTS][BF16_ROWS];
-    /* The processor is told where the next rows of w lie. */
     const char *next = (const char *)(w + outputs * k);
 #pragma GCC unroll 4
     for (int r = 0; r < outputs; r++)
@@ -151,7 +129,8 @@ INLINE void bf16_block(const int rows, const int outputs, const uint16_t *x, con
 #pragma GCC unroll 4
         for (int b = 0; b < rows; b++) {
             float sum = reduce_add(sums[r][b]);
-            for (int64_t j = i; j < k; j++) sum += from_bf16(x[b * k + j]) * from_bf16(w[r * k + j]);
+            for (int64_t j = i; j < k; j++)
+                sum += from_bf16(x[b * k + j]) * from_bf16(w[r * k + j]);
             y[b * stride + r] = sum;
         }
 }
@@ -160,7 +139,7 @@ static void bf16_tile(const matrix *m, const inputs *in, int64_t tile, float *y,
     int64_t k = m->k, outputs = outputs_of(m, tile);
     const uint16_t *w = (const uint16_t *)m->data + tile * TILE * k;
 #ifdef HAS_AVX512
-    if (in->rows == 1) { /* read as they lie, which the processor foresees */
+    if (in->rows == 1) { /* in order of addresses, for the hardware's prefetcher */
         for (int r = 0; r < outputs; r++)
             bf16_block(1, 1, in->x, in->factors, w + r * k, k, y + r, stride);
         return;
@@ -178,7 +157,7 @@ static void bf16_tile(const matrix *m, const inputs *in, int64_t tile, float *y,
             } else {
 #define CALL(ROWS)                                                                                 \
     for (int s = r; s < outputs; s++)                                                              \
-        bf16_block(ROWS, 1, x, factors, w + s * k, k, to + s - r, stride)
+    bf16_block(ROWS, 1, x, factors, w + s * k, k, to + s - r, stride)
                 FOR_BF16_ROWS(in->rows - b, CALL);
 #undef CALL
             }
@@ -187,8 +166,8 @@ static void bf16_tile(const matrix *m, const inputs *in, int64_t tile, float *y,
 
 /* ---- int8 and int4 ---------------------------------------------------------------------------- */
 
-/* Adds to `out` a group of 16 outputs times the same group of `rows` rows of inputs, the first of which
-   is number `at` of all groups. */
+/* Adds to `out` the products of a group of 16 outputs and the same group of `rows` rows of inputs, of
+   which `at` is the first one's index in `in`. */
 INLINE void add_group(const int rows, const int bits, const uint8_t *w, const _Float16 *scales,
                       const inputs *in, int64_t at, floats *out) {
     const int8_t *q = in->q + at * GROUP;
@@ -214,12 +193,13 @@ INLINE void add_group(const int rows, const int bits, const uint8_t *w, const _F
     }
 #pragma GCC unroll 8
     for (int b = 0; b < rows; b++)
-        out[b] = add_scaled(out[b], finish_sums(sums[b], bias[b], bits), scales, in->scales[at + b]);
+        out[b] =
+            add_scaled(out[b], finish_sums(sums[b], bias[b], bits), scales, in->scales[at + b]);
 }
 
-/* The sum over inputs is made in `parts` of a matrix, which are added up in pairs, as in a knockout: of
-   a matrix whose inputs are divided among 2, 4 or 8 processes each computes a branch, and the sum of
-   the branches has the same last bit. */
+/* The sum over inputs consists of partial sums that are added in pairs, (0 + 1) + (2 + 3). A sum waits
+   at its level until the other one of its pair is there. Ranks that divide the inputs compute subtrees
+   of it. */
 #define LEVELS 8
 
 /* `rows` rows of the inputs from `first` on. */
@@ -230,7 +210,7 @@ INLINE void packed_rows(const int rows, const int bits, const matrix *m, const i
     int64_t level = 0;
     const uint8_t *w = (const uint8_t *)m->data + tile * m->k * TILE * bits / 8;
     const _Float16 *scales = m->scales + tile * groups * TILE;
-    floats waiting[LEVELS][PACKED_ROWS]; /* the sums that wait for their partner */
+    floats waiting[LEVELS][PACKED_ROWS]; /* partial sums that wait for the other of their pair */
     for (int64_t begin = 0; begin < groups; begin += leaf) {
         floats out[PACKED_ROWS];
 #pragma GCC unroll 8
@@ -272,16 +252,33 @@ void multiply_tile(const matrix *m, const inputs *in, int64_t tile, float *y, in
         packed_tile(m, in, tile, y, stride);
 }
 
-/* x (rows, k) bfloat16, y (rows, n) float32, or bfloat16 where the layer's result is wanted as it
-   is. Packed weights have n a multiple of 16 and k of 32. 1 without memory. */
+void output_tile(const matrix *m, const inputs *in, int64_t tile, const uint16_t *x, void *y,
+                 int as_float) {
+    float sums[MAX_ROWS * TILE];
+    multiply_tile(m, in, tile, sums, TILE);
+    for (int64_t b = 0; b < in->rows; b++)
+        for (int64_t r = 0; r < outputs_of(m, tile); r++) {
+            const int64_t at = b * m->n + tile * TILE + r;
+            const float sum = sums[b * TILE + r];
+            if (as_float)
+                ((float *)y)[at] = sum;
+            else
+                ((uint16_t *)y)[at] = to_bf16(x ? from_bf16(x[at]) + sum : sum);
+        }
+}
+
+/* x (rows, k) bfloat16, y (rows, n) float32 or bfloat16. Packed weights have n a multiple of 16 and
+   k of 32. Returns 1 without memory. */
 int linear(const matrix *m, const uint16_t *x, void *y, int64_t rows, int as_float) {
     const int64_t blocks = (rows + MAX_ROWS - 1) / MAX_ROWS, size = prepared_size(MAX_ROWS, m->k);
+    const int64_t block_bytes = MAX_ROWS * m->n * (as_float ? 4 : 2);
     char *memory = malloc(blocks * (size + sizeof(inputs)));
     if (!memory) return 1;
     inputs *in = (inputs *)(memory + blocks * size);
     for (int64_t i = 0; i < blocks; i++) {
         const int64_t first = i * MAX_ROWS, left = rows - first;
-        in[i] = (inputs){.x = x + first * m->k, .rows = left < MAX_ROWS ? left : MAX_ROWS, .k = m->k};
+        in[i] =
+            (inputs){.x = x + first * m->k, .rows = left < MAX_ROWS ? left : MAX_ROWS, .k = m->k};
         assign_prepared(in + i, memory + i * size);
     }
 #pragma omp parallel
@@ -289,18 +286,8 @@ int linear(const matrix *m, const uint16_t *x, void *y, int64_t rows, int as_flo
         for (int64_t i = 0; i < blocks; i++) prepare(in + i, m->bits);
 #pragma omp for schedule(static)
         for (int64_t tile = 0; tile < tiles_of(m); tile++)
-            for (int64_t i = 0; i < blocks; i++) {
-                float part[MAX_ROWS * TILE];
-                multiply_tile(m, in + i, tile, part, TILE);
-                for (int64_t b = 0; b < in[i].rows; b++)
-                    for (int64_t r = 0; r < outputs_of(m, tile); r++) {
-                        int64_t at = (i * MAX_ROWS + b) * m->n + tile * TILE + r;
-                        if (as_float)
-                            ((float *)y)[at] = part[b * TILE + r];
-                        else
-                            ((uint16_t *)y)[at] = to_bf16(part[b * TILE + r]);
-                    }
-            }
+            for (int64_t i = 0; i < blocks; i++)
+                output_tile(m, in + i, tile, NULL, (char *)y + i * block_bytes, as_float);
     }
     free(memory);
     return 0;
@@ -308,17 +295,19 @@ int linear(const matrix *m, const uint16_t *x, void *y, int64_t rows, int as_flo
 
 /* ---- packing ---------------------------------------------------------------------------------- */
 
-/* Rounds a group of inputs of one output: its scale, and each number with 128 or 8 added. int8 is
-   scaled by the largest size; int4, from -8 to 7, has the largest number at -8 or a little nearer,
-   whichever of four scales errs least. */
+/* Rounds a group of one output: returns its scale, writes numbers with 128 or 8 added. int8 is scaled
+   by the largest magnitude; int4, from -8 to 7, by the one of four scales with the least squared error,
+   which bring the number of largest magnitude to -8 or a little less. */
 static _Float16 pack_group(const uint16_t *w, int bits, uint8_t *out) {
     static const float reaches[4] = {8.0f, 7.6f, 7.2f, 6.8f};
     float values[GROUP], max_abs = 0, largest = 0, least = INFINITY;
     _Float16 best = 0;
     for (int j = 0; j < GROUP; j++) values[j] = from_bf16(w[j]);
 #pragma omp simd reduction(max : max_abs)
-    for (int j = 0; j < GROUP; j++) max_abs = fabsf(values[j]) > max_abs ? fabsf(values[j]) : max_abs;
-    for (int j = GROUP - 1; j >= 0; j--) largest = fabsf(values[j]) == max_abs ? values[j] : largest;
+    for (int j = 0; j < GROUP; j++)
+        max_abs = fabsf(values[j]) > max_abs ? fabsf(values[j]) : max_abs;
+    for (int j = GROUP - 1; j >= 0; j--)
+        largest = fabsf(values[j]) == max_abs ? values[j] : largest;
     float lowest = bits == 8 ? -127 : -8, highest = bits == 8 ? 127 : 7;
     for (int c = 0; c < (bits == 8 ? 1 : 4); c++) {
         _Float16 scale = (_Float16)(bits == 8 ? fabsf(largest) / 127 : largest / -reaches[c]);
@@ -339,8 +328,9 @@ static _Float16 pack_group(const uint16_t *w, int bits, uint8_t *out) {
     return best;
 }
 
-/* w (n, k) bfloat16 to tiles and scales; n a multiple of 16, k of 32. */
-void pack_weight(const uint16_t *w, uint8_t *data, _Float16 *scales, int64_t n, int64_t k, int bits) {
+/* w (n, k) bfloat16 to tiles and scales; n is a multiple of 16 and k of 32. */
+void pack_weight(const uint16_t *w, uint8_t *data, _Float16 *scales, int64_t n, int64_t k,
+                 int bits) {
     int64_t groups = k / GROUP;
 #pragma omp parallel for schedule(static)
     for (int64_t tile = 0; tile < n / TILE; tile++)
@@ -353,7 +343,8 @@ void pack_weight(const uint16_t *w, uint8_t *data, _Float16 *scales, int64_t n, 
                 for (int i = 0; i < bits; i++)
                     for (int j = 0; j < 4; j++) {
                         uint8_t first = row[4 * i + j];
-                        to[64 * i + 4 * r + j] = bits == 8 ? first : first | row[16 + 4 * i + j] << 4;
+                        to[64 * i + 4 * r + j] =
+                            bits == 8 ? first : first | row[16 + 4 * i + j] << 4;
                     }
             }
         }

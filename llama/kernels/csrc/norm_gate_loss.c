@@ -1,31 +1,33 @@
-/* What training does between matrix products besides attention: the norm, the gate and the loss, each
-   in one pass over memory, and their gradients. Every sum is float32. How a row is computed depends
-   neither on other rows nor on the number of threads. */
+/* Norm, gate and loss of training, and their gradients, each in one pass over memory. Sums are float32.
+   A row's result depends neither on other rows nor on the number of threads. */
 
 #include "element_types.h"
 
 enum { MAX_USES = 3 };
 
-/* A norm of x (rows, dim), to which `branch` is added first where there is one. Of the gradients those
-   that are NULL add nothing, or are not wanted. kernels/training.py has the same. */
+/* The norm of x + branch, (rows, dim). A gradient that is NULL is zero, or is not computed.
+   training_ops.py has the same structure. */
 typedef struct {
-    int64_t rows, dim, is_float; /* x, sum and their gradients are float32, else elements */
+    int64_t rows, dim,
+        is_float; /* is_float: x, sum and their gradients are float32, else elements */
     double eps;
     const float *weight;
     const void *x;
     const element *branch;
-    void *sum; /* x + branch; going back only this is read, and x where nothing was added */
+    void *sum; /* x + branch, or x without one: the backward pass reads only this */
     element *y;
-    const element *dy[MAX_USES]; /* of each use that was made of y */
+    const element *dy[MAX_USES]; /* of each use of y */
     const void *d_sum;
     void *dx;
     element *d_branch;
-    float *d_weight; /* (parts, dim): of as many stretches of rows, and at last all in the first */
+    float
+        *d_weight; /* (partial_sums, dim): of consecutive rows each; the total ends in the first */
     int64_t partial_sums;
 } norm_pass;
 
-/* Row b of floats, or of elements in `space`. */
-INLINE const float *float_row(const void *x, int64_t is_float, int64_t b, int64_t dim, float *space) {
+/* Row b in float32: in place, or converted to `space`. */
+INLINE const float *float_row(const void *x, int64_t is_float, int64_t b, int64_t dim,
+                              float *space) {
     if (is_float) return (const float *)x + b * dim;
     for (int64_t i = 0; i < dim; i++) space[i] = to_float(((const element *)x)[b * dim + i]);
     return space;
@@ -67,10 +69,11 @@ void NAMED(rms_norm_forward)(const norm_pass *p) {
     }
 }
 
-/* With x for the sum and r for 1 / rms(x):
+/* With x the sum and r = 1 / rms(x):
 
        dx = r (dy weight - x r^2 mean(dy weight x)) + d_sum      d_weight = sum over rows of dy x r */
-INLINE void rms_norm_row_backward(const norm_pass *p, int64_t b, float *space, float *d, float *d_weight) {
+INLINE void rms_norm_row_backward(const norm_pass *p, int64_t b, float *space, float *d,
+                                  float *d_weight) {
     const int64_t dim = p->dim;
     const float *x = float_row(p->sum, p->is_float, b, dim, space), *weight = p->weight;
     const float scale = inverse_rms(x, p->eps, dim);
@@ -102,7 +105,8 @@ void NAMED(rms_norm_backward)(const norm_pass *p) {
         for (int64_t i_sum = 0; i_sum < partial_sums; i_sum++) {
             float *d_weight = p->d_weight ? p->d_weight + i_sum * dim : NULL;
             if (d_weight) memset(d_weight, 0, dim * sizeof *d_weight);
-            for (int64_t b = i_sum * p->rows / partial_sums; b < (i_sum + 1) * p->rows / partial_sums; b++)
+            for (int64_t b = i_sum * p->rows / partial_sums;
+                 b < (i_sum + 1) * p->rows / partial_sums; b++)
                 rms_norm_row_backward(p, b, space, d, d_weight);
         }
         if (p->d_weight)
@@ -138,11 +142,11 @@ void NAMED(silu_mul_backward)(const element *gates, const element *ups, const el
     }
 }
 
-/* Of each row of logits (rows, vocab) the loss at its target; the logits become their gradients,
-   (softmax - one at the target) * scale. Targets of -100 count for nothing: loss and gradients are 0.
-   2, and nothing is written, for a target that is no token. */
+/* The loss of each row of logits (rows, vocab); the logits become their gradients, (softmax - one_hot)
+   * scale. Rows with target -100 are ignored: loss and gradients are 0. Returns 2, and writes nothing,
+   for a target that is no token. */
 int NAMED(cross_entropy)(element *logits, const int64_t *targets, float scale, float *losses,
-                     int64_t rows, int64_t vocab) {
+                         int64_t rows, int64_t vocab) {
     for (int64_t b = 0; b < rows; b++)
         if (targets[b] != -100 && (targets[b] < 0 || targets[b] >= vocab)) return 2;
 #pragma omp parallel for schedule(static)
@@ -155,7 +159,8 @@ int NAMED(cross_entropy)(element *logits, const int64_t *targets, float scale, f
         }
         float max_logit = -INFINITY, sum = 0, at_target = to_float(x[targets[b]]);
 #pragma omp simd reduction(max : max_logit)
-        for (int64_t i = 0; i < vocab; i++) max_logit = to_float(x[i]) > max_logit ? to_float(x[i]) : max_logit;
+        for (int64_t i = 0; i < vocab; i++)
+            max_logit = to_float(x[i]) > max_logit ? to_float(x[i]) : max_logit;
         float shift = max_logit * LOG2_E;
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = 0; i < vocab; i++) sum += fast_exp2(to_float(x[i]) * LOG2_E - shift);

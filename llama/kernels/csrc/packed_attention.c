@@ -1,33 +1,32 @@
-/* Attention within the documents that rows are packed with, and its gradients, for training.
+/* Attention within packed documents, and its gradients, for training.
 
    As in flash attention (Dao et al., 2022) no matrix of all scores is kept: queries and keys of a
-   document meet in blocks, and on the way back scores are computed anew. A block lies on its side,
-   keys down and queries across, so that what belongs to a query (the largest score, the sum of
-   exponentials) is a lane of a vector. With S for scores, W for their weights, d for gradients and '
-   for the other side:
+   document are multiplied in blocks, and the backward pass recomputes the scores. Blocks are
+   transposed, keys down and queries across, so that the largest score and the sum of exponentials of a
+   query are a lane of a vector. With scores S, weights W = softmax(S), gradients d and transposes ':
 
        S' = K Q'   Y' = V' W'      dW' = V dY'   dQ' = K' dS'   dK = dS' Q   dV = W' dY
 
-   One thread does all of a document and a head of keys, always in the same order, so that results do
-   not depend on the number of threads. */
+   One thread computes all of a document and a KV head, always in the same order, so that results do not
+   depend on the number of threads. */
 
 #include "block_matmul.h"
 
 #include <stdlib.h>
 
 enum { MAX_HEAD_DIM = 128 };
-enum { PREFETCH_ROWS = 16 };  /* how many rows before it is read a row is fetched */
-#define MASKED -1e30f /* the score of a key after its query */
+enum { PREFETCH_ROWS = 16 }; /* how many rows ahead of use */
+#define MASKED -1e30f        /* the score of a key after its query */
 
-/* kernels/training.py has the same. */
+/* training_ops.py has the same structure. */
 typedef struct {
     int64_t batch, seq, heads, kv_heads, head_dim;
-    const int64_t *positions; /* (batch, seq), 0 where a document begins; NULL: only where a row does */
-    const float *freqs_cis;       /* ([batch,] seq, head_dim / 2, 2): cosine, sine */
-    int64_t freqs_cis_stride;        /* floats from one row of the batch to the next */
-    const element *q, *k, *v; /* (batch, seq, heads or kv_heads, head_dim), not turned yet */
+    const int64_t *positions; /* (batch, seq), 0 where a document begins; NULL: each row is one */
+    const float *freqs_cis;   /* ([batch,] seq, head_dim / 2, 2): cosine, sine */
+    int64_t freqs_cis_stride; /* floats from one row of the batch to the next */
+    const element *q, *k, *v; /* (batch, seq, heads or kv_heads, head_dim), before rotation */
     element *y;
-    float *sums; /* (heads, batch, seq): base 2 logarithms of the sums of exponentials */
+    float *sums; /* (heads, batch, seq), base 2: log2(sum of exp(scores)) */
     const element *dy;
     element *dq, *dk, *dv;
 } attention_pass;
@@ -41,12 +40,13 @@ typedef struct {
 #define BY_BLOCK [BLOCK * BLOCK] __attribute__((aligned(64)))
 #define OF_QUERIES [BLOCK] __attribute__((aligned(64)))
 
-/* What a thread works in. Of a document and its head of keys there are rows, (length, head_dim), and
-   turned over, (head_dim, BLOCK) for each block, what queries gather: values, and going back keys. */
+/* A thread's memory. Keys and values of a document and KV head are (length, head_dim). For each block
+   `kv_transposed` has (head_dim, BLOCK): values, or in the backward pass keys. */
 typedef struct {
     number *keys, *values, *kv_transposed;
     float *d_keys, *d_values;
-    number q_rows BY_DIM, dy_rows BY_DIM; /* of a block of queries, and as `b` of products */
+    number q_rows BY_DIM,
+        dy_rows BY_DIM; /* of a block of queries; transposed; as `b` of products */
     number q_across BY_DIM, dy_across BY_DIM, q_down BY_DIM, dy_down BY_DIM;
     float scores BY_BLOCK, d_weights BY_BLOCK;
     number as_a BY_BLOCK, as_b BY_BLOCK;
@@ -68,7 +68,7 @@ static workspace *new_workspace(int64_t longest, int64_t head_dim) {
     return w;
 }
 
-/* Turns pairs of neighbours, which in bfloat16 lie in 32 bits, by angles given as cosine and sine. */
+/* Rotates pairs of neighbours, 32 bits in bfloat16, by the angles of freqs_cis. */
 INLINE void rotate(const element *x, const float *freqs_cis, int64_t head_dim, number *y) {
 #pragma omp simd
     for (int64_t j = 0; j < head_dim / 2; j++) {
@@ -85,7 +85,8 @@ INLINE void rotate(const element *x, const float *freqs_cis, int64_t head_dim, n
         memcpy(&odd, &high, 4);
 #endif
 #if WORD == 2
-        pair = round_to_bf16(even * c - odd * s) | (uint32_t)round_to_bf16(even * s + odd * c) << 16;
+        pair = round_to_bf16(even * c - odd * s) | (uint32_t)round_to_bf16(even * s + odd * c)
+                                                       << 16;
         memcpy(y + 2 * j, &pair, 4);
 #else
         y[2 * j] = even * c - odd * s;
@@ -106,7 +107,7 @@ INLINE void prefetch(const element *row, int64_t head_dim) {
     for (int64_t d = 0; d < head_dim; d += 64 / sizeof *row) __builtin_prefetch(row + d);
 }
 
-/* Rows of x to (rows, head_dim), turned where there are turns, with zeros up to a multiple of 16. */
+/* Rows of x to (rows, head_dim), rotated unless freqs_cis is NULL, with zeros to a multiple of 16. */
 static void load_rows(const element *x, int64_t x_row, const float *freqs_cis, int64_t rows,
                       int64_t head_dim, number *y) {
     memset(y + rows * head_dim, 0, (round_up(rows, 16) - rows) * head_dim * sizeof *y);
@@ -119,10 +120,12 @@ static void load_rows(const element *x, int64_t x_row, const float *freqs_cis, i
     }
 }
 
-INLINE void rotate_back(const float *x, float scale, const float *freqs_cis, int64_t head_dim, element *y) {
+INLINE void rotate_back(const float *x, float scale, const float *freqs_cis, int64_t head_dim,
+                        element *y) {
 #pragma omp simd
     for (int64_t j = 0; j < head_dim / 2; j++) {
-        float even = scale * x[2 * j], odd = scale * x[2 * j + 1], c = freqs_cis[2 * j], s = freqs_cis[2 * j + 1];
+        float even = scale * x[2 * j], odd = scale * x[2 * j + 1], c = freqs_cis[2 * j],
+              s = freqs_cis[2 * j + 1];
         y[2 * j] = from_float(even * c + odd * s);
         y[2 * j + 1] = from_float(odd * c - even * s);
     }
@@ -138,15 +141,16 @@ static void mask_future(float *scores, int64_t rows, int64_t columns) {
         for (int64_t c = 0; c < min_int(r, columns); c++) scores[r * BLOCK + c] = MASKED;
 }
 
-/* Scores of a block to weights below the largest so far, to which what was summed before shrinks. */
+/* Scores of a block to weights exp(score - largest), and the factor for the sums of earlier blocks. */
 static void softmax_block(workspace *w, int is_own, int is_first, int64_t rows, int64_t columns,
-                  int64_t head_dim) {
+                          int64_t head_dim) {
     const float scale = LOG2_E / sqrtf((float)head_dim);
     for (int64_t c = 0; c < columns; c += 16) {
         const int64_t end = rows_in(is_own, c, rows);
         float max_score[16], sum_exp[16] = {0}, *scores = w->scores + c;
         for (int i = 0; i < 16; i++) max_score[i] = scores[i];
-        for (int64_t r = 0; r < end; r += 4) /* by four: `most` is kept in memory, not in a register */
+        for (int64_t r = 0; r < end;
+             r += 4) /* by four: max_score is in memory, not in a register */
 #pragma omp simd
             for (int i = 0; i < 16; i++) {
                 const float *x = scores + r * BLOCK + i;
@@ -172,15 +176,17 @@ static void softmax_block(workspace *w, int is_own, int is_first, int64_t rows, 
                 sum_exp[i] += x[0] + x[BLOCK];
             }
         for (int i = 0; i < 16; i++)
-            w->sum_exp[c + i] = is_first ? sum_exp[i] : w->sum_exp[c + i] * w->rescale[c + i] + sum_exp[i];
+            w->sum_exp[c + i] =
+                is_first ? sum_exp[i] : w->sum_exp[c + i] * w->rescale[c + i] + sum_exp[i];
     }
     if (!is_first)
         for (int64_t d = 0; d < head_dim; d++)
             for (int64_t c = 0; c < columns; c++) w->sums_across[d * BLOCK + c] *= w->rescale[c];
 }
 
-/* The same of scores computed anew; gradients of weights become those of scores. */
-static void softmax_block_backward(workspace *w, int is_own, int64_t rows, int64_t columns, int64_t head_dim) {
+/* The same for recomputed scores; gradients of weights become those of scores. */
+static void softmax_block_backward(workspace *w, int is_own, int64_t rows, int64_t columns,
+                                   int64_t head_dim) {
     const float scale = LOG2_E / sqrtf((float)head_dim);
     for (int64_t c = 0; c < columns; c += 16)
         for (int64_t r = 0; r < rows_in(is_own, c, rows); r++)
@@ -192,7 +198,7 @@ static void softmax_block_backward(workspace *w, int is_own, int64_t rows, int64
             }
 }
 
-/* A document's keys, turned, its values, and the ones of them that queries gather. */
+/* A document's keys, rotated, its values, and the transposed ones. */
 static void load_kv(const attention_pass *p, const document *doc, int64_t kv_head, workspace *w) {
     const int64_t hd = p->head_dim, row = p->kv_heads * hd;
     for (int64_t b = 0; b < doc->length; b += BLOCK) {
@@ -206,7 +212,7 @@ static void load_kv(const attention_pass *p, const document *doc, int64_t kv_hea
     }
 }
 
-/* Attention of the block of a document's queries that begins with token `first` of it. */
+/* Attention of the block of a document's queries that begins at its token `first`. */
 static void attend_block(const attention_pass *p, const document *doc, int64_t head, int64_t first,
                          workspace *w) {
     const int64_t hd = p->head_dim, row = p->heads * hd, token = doc->first + first;
@@ -217,13 +223,13 @@ static void attend_block(const attention_pass *p, const document *doc, int64_t h
     for (int64_t b = 0; b <= first; b += BLOCK) {
         const int is_own = b == first, is_first = b == 0;
         const int64_t rows = is_own ? columns : BLOCK;
-        multiply(is_own ? SCORES : ALL, 1, w->scores, BLOCK, w->keys + b * hd, hd, w->q_across, BLOCK,
-                 rows, columns, hd);
+        multiply(is_own ? SCORES : ALL, 1, w->scores, BLOCK, w->keys + b * hd, hd, w->q_across,
+                 BLOCK, rows, columns, hd);
         if (is_own) mask_future(w->scores, rows, columns);
         softmax_block(w, is_own, is_first, rows, columns, hd);
         const number *weights = block_as_b(is_own, w->scores, rows, columns, w->as_b);
-        multiply(is_own ? FOR_QUERIES : ALL, is_first, w->sums_across, BLOCK, w->kv_transposed + b * hd,
-                 BLOCK, weights, BLOCK, hd, columns, rows);
+        multiply(is_own ? FOR_QUERIES : ALL, is_first, w->sums_across, BLOCK,
+                 w->kv_transposed + b * hd, BLOCK, weights, BLOCK, hd, columns, rows);
     }
     transpose(w->sums_across, BLOCK, w->sums, hd, hd, columns);
     for (int64_t i = 0; i < count; i++) {
@@ -232,7 +238,7 @@ static void attend_block(const attention_pass *p, const document *doc, int64_t h
     }
 }
 
-/* What the gradients of a query's weights are less on average: dY Y'. */
+/* dY Y': the mean of the gradients of a query's weights, which the gradient of softmax subtracts. */
 static float dot_dy_y(const element *dy, const element *y, int64_t head_dim) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -241,7 +247,7 @@ static float dot_dy_y(const element *dy, const element *y, int64_t head_dim) {
 }
 
 static void attend_block_backward(const attention_pass *p, const document *doc, int64_t head,
-                              int64_t first, workspace *w) {
+                                  int64_t first, workspace *w) {
     const int64_t hd = p->head_dim, row = p->heads * hd, token = doc->first + first;
     const int64_t count = min_int(doc->length - first, BLOCK), columns = round_up(count, 16);
     const int64_t from = token * row + head * hd;
@@ -252,7 +258,7 @@ static void attend_block_backward(const attention_pass *p, const document *doc, 
     transpose(w->dy_rows, hd / WORD, w->dy_across, BLOCK, columns, hd / WORD);
     const number *q_down = rows_as_b(w->q_rows, columns, hd, w->q_down);
     const number *dy_down = rows_as_b(w->dy_rows, columns, hd, w->dy_down);
-    for (int64_t i = 0; i < columns; i++) { /* 0 past the end, where dy is too */
+    for (int64_t i = 0; i < columns; i++) { /* 0 past the end, as dy is */
         const int64_t at = from + i * row;
         prefetch(p->y + at + PREFETCH_ROWS * row, hd);
         w->sum_exp[i] = i < count ? dot_dy_y(p->dy + at, p->y + at, hd) : 0;
@@ -262,26 +268,30 @@ static void attend_block_backward(const attention_pass *p, const document *doc, 
         const int is_own = b == first, is_new = is_own && head % (p->heads / p->kv_heads) == 0;
         const int64_t rows = is_own ? columns : BLOCK, at = b * hd;
         const triangle scores = is_own ? SCORES : ALL, for_keys = is_own ? FOR_KEYS : ALL;
-        multiply(scores, 1, w->scores, BLOCK, w->keys + at, hd, w->q_across, BLOCK, rows, columns, hd);
-        multiply(scores, 1, w->d_weights, BLOCK, w->values + at, hd, w->dy_across, BLOCK, rows, columns,
+        multiply(scores, 1, w->scores, BLOCK, w->keys + at, hd, w->q_across, BLOCK, rows, columns,
                  hd);
+        multiply(scores, 1, w->d_weights, BLOCK, w->values + at, hd, w->dy_across, BLOCK, rows,
+                 columns, hd);
         if (is_own) mask_future(w->scores, rows, columns);
         softmax_block_backward(w, is_own, rows, columns, hd);
         const number *weights = block_as_a(is_own, w->scores, rows, columns, w->as_a);
-        multiply(for_keys, is_new, w->d_values + at, hd, weights, BLOCK, dy_down, hd, rows, hd, columns);
+        multiply(for_keys, is_new, w->d_values + at, hd, weights, BLOCK, dy_down, hd, rows, hd,
+                 columns);
         const number *d_scores = block_as_a(is_own, w->d_weights, rows, columns, w->as_a);
-        multiply(for_keys, is_new, w->d_keys + at, hd, d_scores, BLOCK, q_down, hd, rows, hd, columns);
+        multiply(for_keys, is_new, w->d_keys + at, hd, d_scores, BLOCK, q_down, hd, rows, hd,
+                 columns);
         d_scores = block_as_b(is_own, w->d_weights, rows, columns, w->as_b);
-        multiply(is_own ? FOR_QUERIES : ALL, b == 0, w->sums_across, BLOCK, w->kv_transposed + at, BLOCK,
-                 d_scores, BLOCK, hd, columns, rows);
+        multiply(is_own ? FOR_QUERIES : ALL, b == 0, w->sums_across, BLOCK, w->kv_transposed + at,
+                 BLOCK, d_scores, BLOCK, hd, columns, rows);
     }
     transpose(w->sums_across, BLOCK, w->sums, hd, hd, columns);
     for (int64_t i = 0; i < count; i++)
-        rotate_back(w->sums + i * hd, 1 / sqrtf((float)hd), freqs_cis + i * hd, hd, p->dq + from + i * row);
+        rotate_back(w->sums + i * hd, 1 / sqrtf((float)hd), freqs_cis + i * hd, hd,
+                    p->dq + from + i * row);
 }
 
 static void store_kv_gradients(const attention_pass *p, const document *doc, int64_t kv_head,
-                            const workspace *w) {
+                               const workspace *w) {
     const int64_t hd = p->head_dim;
     for (int64_t i = 0; i < doc->length; i++) {
         const int64_t to = ((doc->first + i) * p->kv_heads + kv_head) * hd, at = i * hd;
@@ -310,7 +320,8 @@ static document *find_documents(const attention_pass *p, int64_t *count) {
             last += i > 0;
             last->first = i;
             last->length = 0;
-            last->freqs_cis = p->freqs_cis + i / p->seq * p->freqs_cis_stride + i % p->seq * p->head_dim;
+            last->freqs_cis =
+                p->freqs_cis + i / p->seq * p->freqs_cis_stride + i % p->seq * p->head_dim;
         }
         last->length++;
     }
@@ -318,7 +329,7 @@ static document *find_documents(const attention_pass *p, int64_t *count) {
     return found;
 }
 
-/* Writes y and sums, or where there is dy the gradients of q, k and v. Returns 1 without memory. */
+/* Writes y and logsumexp, or with dy the gradients of q, k and v. Returns 1 without memory. */
 int NAMED(packed_attention)(const attention_pass *p) {
     const int64_t group = p->heads / p->kv_heads;
     int64_t count;

@@ -1,5 +1,5 @@
-/* What a prompt's many rows need between matrix products: the norm, rotation into the cache, attention
-   and the gate, each in one pass over memory. Products of so many rows are left to torch. */
+/* A prompt's many rows between matrix products, which torch computes: norm, rotary embedding, attention
+   and gate, each in one pass over memory. */
 
 #include "transformer_ops.h"
 
@@ -7,7 +7,7 @@
 
 /* x, y (rows, dim) bfloat16. */
 void rms_norm_rows(const uint16_t *x, const uint16_t *weight, double eps, uint16_t *y, int64_t rows,
-                    int64_t dim) {
+                   int64_t dim) {
 #pragma omp parallel for schedule(static)
     for (int64_t b = 0; b < rows; b++) rms_norm(x + b * dim, weight, eps, dim, y + b * dim);
 }
@@ -18,10 +18,11 @@ void silu_mul_rows(uint16_t *gates, const uint16_t *ups, int64_t count) {
     for (int64_t i = 0; i < count; i++) gates[i] = silu_mul(from_bf16(gates[i]), from_bf16(ups[i]));
 }
 
-/* Turns q (rows, heads, head_dim) in place; k, turned, and v (rows, kv_heads, head_dim) go to the
-   cache. 2 for a position outside of it. */
-int rope_and_store(const cache_layer *cache, const token_positions *at, uint16_t *q, const uint16_t *k,
-               const uint16_t *v, int64_t heads, int64_t kv_heads, int64_t head_dim) {
+/* Rotates q (rows, heads, head_dim) in place; k, rotated, and v (rows, kv_heads, head_dim) go to the
+   cache. Returns 2 for a position outside of it. */
+int rope_and_store(const cache_layer *cache, const token_positions *at, uint16_t *q,
+                   const uint16_t *k, const uint16_t *v, int64_t heads, int64_t kv_heads,
+                   int64_t head_dim) {
     for (int64_t b = 0; b < at->rows; b += at->seq)
         if (position_of(at, b) < 0 || position_of(at, b) + at->seq > cache->seq_len) return 2;
 #pragma omp parallel
@@ -51,10 +52,10 @@ int rope_and_store(const cache_layer *cache, const token_positions *at, uint16_t
 
 #if defined(HAS_AVX512) && defined(__AVX512BF16__)
 
-/* As in flash attention (Dao et al., 2022): some rows, the query heads of one head of keys side by
-   side, go over the positions in blocks, and keep for each row the largest score so far, the sum of
-   exponentials below it, and values weighted by those. Both products are sums of pairs of bfloat16
-   numbers, for which a block's keys and values are laid out anew:
+/* As in flash attention (Dao et al., 2022): some rows, the query heads of one KV head side by side, go
+   over the positions in blocks. Each row has the largest score so far, the sum of exp(score - largest)
+   and the sum of values with these weights. Both products are dot products of bfloat16 pairs, for
+   which a block's keys and values are rearranged:
 
        keys     [pair of dimensions][position][2]
        values   [pair of positions][dimension][2] */
@@ -76,8 +77,8 @@ INLINE __m512bh broadcast_pair(const uint16_t *p) {
     return (__m512bh)_mm512_set1_epi32(both);
 }
 
-INLINE void rearrange(const int head_dim, workspace *w, const uint16_t *keys, const uint16_t *values,
-                    int64_t count) {
+INLINE void rearrange(const int head_dim, workspace *w, const uint16_t *keys,
+                      const uint16_t *values, int64_t count) {
     uint32_t *k = (uint32_t *)w->keys;
     for (int64_t p = 0; p < POSITIONS; p++) {
         const char *row = (const char *)(keys + (p < count ? p : 0) * head_dim);
@@ -85,7 +86,7 @@ INLINE void rearrange(const int head_dim, workspace *w, const uint16_t *keys, co
     }
     for (int64_t p = 0; p < POSITIONS; p += 2) {
         const uint16_t *even = values + p * head_dim, *odd = even + head_dim;
-        for (int d = 0; d < head_dim; d++) { /* 0 past the end: garbage there could be NaN */
+        for (int d = 0; d < head_dim; d++) { /* 0 past the end, where memory could hold NaN */
             w->values[p * head_dim + 2 * d] = p < count ? even[d] : 0;
             w->values[p * head_dim + 2 * d + 1] = p + 1 < count ? odd[d] : 0;
         }
@@ -117,12 +118,13 @@ INLINE void block_scores(const int head_dim, workspace *w, int64_t rows) {
         }
 }
 
-/* Scores of `count` positions of row r to weights; what was added up before shrinks. */
+/* Scores of `count` positions of row r to weights, and the factor for the sums of earlier blocks. */
 INLINE void softmax_row(workspace *w, int64_t r, int64_t count, float scale) {
     float *scores = w->scores + r * POSITIONS, max_score = w->max_score[r], sum_exp = 0;
     uint16_t *weights = w->weights + r * POSITIONS;
 #pragma omp simd reduction(max : max_score)
-    for (int64_t p = 0; p < count; p++) max_score = scores[p] * scale > max_score ? scores[p] * scale : max_score;
+    for (int64_t p = 0; p < count; p++)
+        max_score = scores[p] * scale > max_score ? scores[p] * scale : max_score;
     for (int64_t p = count; p < POSITIONS; p++) scores[p] = -INFINITY;
 #pragma omp simd reduction(+ : sum_exp)
     for (int64_t p = 0; p < POSITIONS; p++) {
@@ -144,8 +146,9 @@ INLINE void add_values(const int head_dim, workspace *w, int64_t rows) {
             for (int i = 0; i < AT_ONCE; i++)
 #pragma GCC unroll 4
                 for (int j = 0; j < 4; j++)
-                    sums[i][j] = _mm512_mul_ps(_mm512_load_ps(w->sums + (r + i) * head_dim + d + 16 * j),
-                                               _mm512_set1_ps(w->rescale[r + i]));
+                    sums[i][j] =
+                        _mm512_mul_ps(_mm512_load_ps(w->sums + (r + i) * head_dim + d + 16 * j),
+                                      _mm512_set1_ps(w->rescale[r + i]));
             for (int64_t p = 0; p < POSITIONS; p += 2) {
                 __m512bh v[4];
 #pragma GCC unroll 4
@@ -167,15 +170,16 @@ INLINE void add_values(const int head_dim, workspace *w, int64_t rows) {
         }
 }
 
-/* Queries `first` to `first` + `count` of a row of the batch, for one head of keys. */
-INLINE void attend_block(const int head_dim, workspace *w, const cache_layer *cache, const token_positions *at,
-                         const uint16_t *q, uint16_t *y, int64_t first, int64_t count, int64_t h,
-                         int64_t group, int64_t heads) {
+/* Queries `first` to `first` + `count` of a row of the batch, for one KV head. */
+INLINE void attend_block(const int head_dim, workspace *w, const cache_layer *cache,
+                         const token_positions *at, const uint16_t *q, uint16_t *y, int64_t first,
+                         int64_t count, int64_t h, int64_t group, int64_t heads) {
     const int64_t rows = count * group, padded = (rows + 7) / 8 * 8;
     const float scale = 1.0f / sqrtf((float)head_dim);
     memset(w->q, 0, padded * head_dim * sizeof *w->q);
     for (int64_t r = 0; r < rows; r++)
-        memcpy(w->q + r * head_dim, q + ((first + r / group) * heads + h * group + r % group) * head_dim,
+        memcpy(w->q + r * head_dim,
+               q + ((first + r / group) * heads + h * group + r % group) * head_dim,
                head_dim * sizeof *q);
     memset(w->sums, 0, padded * head_dim * sizeof *w->sums);
     for (int64_t r = 0; r < padded; r++) {
@@ -186,10 +190,12 @@ INLINE void attend_block(const int head_dim, workspace *w, const cache_layer *ca
     for (int64_t p = 0; p < end; p += POSITIONS) {
         const int64_t offset = cache_offset(cache, at, first, h, p, head_dim);
         const int64_t seen = end - p < POSITIONS ? end - p : POSITIONS;
-        rearrange(head_dim, w,
-                load_heads(cache->keys, cache->key_scales, offset, head_dim, seen, w->dequantized[0]),
-                load_heads(cache->values, cache->value_scales, offset, head_dim, seen, w->dequantized[1]),
-                end - p);
+        rearrange(
+            head_dim, w,
+            load_heads(cache->keys, cache->key_scales, offset, head_dim, seen, w->dequantized[0]),
+            load_heads(cache->values, cache->value_scales, offset, head_dim, seen,
+                       w->dequantized[1]),
+            end - p);
         block_scores(head_dim, w, padded);
         for (int64_t r = 0; r < padded; r++) {
             int64_t seen = start + (r < rows ? r / group : 0) + 1 - p;
@@ -217,7 +223,7 @@ int attend_rows(const cache_layer *cache, const token_positions *at, const uint1
 #pragma omp atomic write
             failed = 1;
         }
-        /* The last block has most to read, and is first. */
+        /* The last block reads most, and is first. */
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < batch * kv_heads * blocks; i++) {
             int64_t block = blocks - 1 - i / (batch * kv_heads), b = i / kv_heads % batch;
@@ -235,7 +241,7 @@ int attend_rows(const cache_layer *cache, const token_positions *at, const uint1
 
 int supports_head_dim(int64_t head_dim) { return head_dim == 64 || head_dim == 128; }
 
-#else /* torch's attention is as good */
+#else /* torch's attention is as fast */
 int supports_head_dim(int64_t head_dim) {
     (void)head_dim;
     return 0;

@@ -1,12 +1,12 @@
-/* Sixteen numbers at a time, by what the processor has: AVX-512, AVX2, NEON, or plain loops that the
-   compiler makes of them what it can. Everything else here is written once, in these terms.
+/* SIMD operations on 16 numbers, for AVX-512, AVX2 and NEON, or as plain loops. The other sources are
+   written in these terms.
 
-   `floats` and `ints` have 16 lanes, `bytes` has 4 bytes for each of them. `add_products` begins with
-   `sums_from`, and what it has added up becomes a number with `sums_of`: both know the bias, -8 times
-   the sum of the inputs, since weights are taken to be too large, by BIAS(bits).
+   `floats` and `ints` have 16 lanes, `bytes` has 4 bytes for each lane. An integer product begins with
+   `init_sums`, goes on with `add_products` and ends with `finish_sums`; the two take the bias, -8
+   times the sum of the inputs, since packed weights are stored with an offset of BIAS(bits).
 
-   `lanes` is what a single register holds, LANES float32, and SUMS is how many of them a product may
-   add up at a time and leave registers for its factors. */
+   `lanes` is a single register of LANES float32. SUMS of them can be accumulators at a time, which
+   leaves registers for the factors. */
 
 #ifndef SIMD_H
 #define SIMD_H
@@ -23,7 +23,7 @@ INLINE float from_bf16(uint16_t v) {
     return f;
 }
 
-/* As `to_bf16`, for results of arithmetic: the last bits of such a NaN are 0 and carry nothing. */
+/* As `to_bf16`, for results of arithmetic: the low bits of such a NaN are 0, so that none carries. */
 INLINE uint16_t round_to_bf16(float f) {
     uint32_t bits;
     memcpy(&bits, &f, 4);
@@ -69,8 +69,12 @@ INLINE floats add_scaled(floats sums, ints x, const _Float16 *scales, float scal
 
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #include <immintrin.h>
-typedef struct { __m256 a, b; } floats;
-typedef struct { __m256i a, b; } ints;
+typedef struct {
+    __m256 a, b;
+} floats;
+typedef struct {
+    __m256i a, b;
+} ints;
 typedef ints bytes;
 typedef __m256 lanes;
 #define HAS_AVX2
@@ -85,7 +89,9 @@ INLINE lanes load_bf16_lanes(const uint16_t *p) {
 }
 INLINE lanes multiply_add_lanes(lanes a, lanes b, lanes sum) { return _mm256_fmadd_ps(a, b, sum); }
 INLINE void store_lanes(float *p, lanes x) { _mm256_storeu_ps(p, x); }
-INLINE floats load_bf16(const uint16_t *p) { return (floats){load_bf16_lanes(p), load_bf16_lanes(p + 8)}; }
+INLINE floats load_bf16(const uint16_t *p) {
+    return (floats){load_bf16_lanes(p), load_bf16_lanes(p + 8)};
+}
 INLINE floats load(const float *p) { return (floats){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 INLINE floats multiply_add(floats a, floats b, floats sum) {
     return (floats){_mm256_fmadd_ps(a.a, b.a, sum.a), _mm256_fmadd_ps(a.b, b.b, sum.b)};
@@ -107,10 +113,11 @@ INLINE bytes load_bytes(const uint8_t *p) {
 INLINE __m256i low_nibbles_32(__m256i x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
 INLINE bytes low_nibbles(bytes x) { return (bytes){low_nibbles_32(x.a), low_nibbles_32(x.b)}; }
 INLINE bytes high_nibbles(bytes x) {
-    return (bytes){low_nibbles_32(_mm256_srli_epi16(x.a, 4)), low_nibbles_32(_mm256_srli_epi16(x.b, 4))};
+    return (bytes){low_nibbles_32(_mm256_srli_epi16(x.a, 4)),
+                   low_nibbles_32(_mm256_srli_epi16(x.b, 4))};
 }
-/* Products of pairs must fit into 16 bits. Of int8 they are the size of the weight times the signed
-   input; of int4 a group's 16 in a lane fit together, and are added up there. */
+/* maddubs adds two products in 16 bits, saturated, of an unsigned and a signed factor: for int8 these
+   are |w| and sign(w) q. The 16 products of an int4 group in a lane fit into 16 bits together. */
 INLINE __m256i add_products_8(__m256i sums, __m256i w, __m256i q, int bits) {
     if (bits == 8) {
         w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
@@ -118,7 +125,7 @@ INLINE __m256i add_products_8(__m256i sums, __m256i w, __m256i q, int bits) {
         sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     } else
         sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(w, q));
-    __asm__("" : "+x"(sums)); /* else gcc first makes all products, and is out of registers */
+    __asm__("" : "+x"(sums)); /* else gcc computes all products first and spills registers */
     return sums;
 }
 INLINE ints add_products(ints sums, bytes w, int32_t q, int bits) {
@@ -153,7 +160,7 @@ typedef float32x4_t lanes;
 #define LANES 4
 #define SUMS 16
 #define BIAS(bits) (bits == 8 ? 0 : 8)
-#define FOR_EACH(result, value)                                                                        \
+#define FOR_EACH(result, value)                                                                    \
     for (int i = 0; i < 4; i++) result.val[i] = value;
 
 INLINE floats broadcast(float x) {
@@ -218,13 +225,19 @@ INLINE floats add_scaled(floats sums, ints x, const _Float16 *scales, float scal
 
 #else
 #define NO_SIMD
-typedef struct { float lane[16]; } floats, lanes;
-typedef struct { int32_t lane[16]; } ints;
-typedef struct { uint8_t lane[64]; } bytes;
+typedef struct {
+    float lane[16];
+} floats, lanes;
+typedef struct {
+    int32_t lane[16];
+} ints;
+typedef struct {
+    uint8_t lane[64];
+} bytes;
 #define LANES 16
 #define SUMS 16
 #define BIAS(bits) (bits == 8 ? 128 : 8)
-#define FOR_EACH(result, value)                                                                        \
+#define FOR_EACH(result, value)                                                                    \
     for (int i = 0; i < 16; i++) result.lane[i] = value;
 
 INLINE floats broadcast(float x) {
@@ -275,7 +288,7 @@ INLINE ints add_products(ints sums, bytes w, int32_t q, int bits) {
     (void)bits;
     memcpy(four, &q, 4);
     FOR_EACH(sums, sums.lane[i] + w.lane[4 * i] * four[0] + w.lane[4 * i + 1] * four[1] +
-                   w.lane[4 * i + 2] * four[2] + w.lane[4 * i + 3] * four[3])
+                       w.lane[4 * i + 2] * four[2] + w.lane[4 * i + 3] * four[3])
     return sums;
 }
 INLINE floats add_scaled(floats sums, ints x, const _Float16 *scales, float scale) {
@@ -301,7 +314,7 @@ INLINE ints finish_sums(ints sums, int32_t bias, int bits) {
 }
 #endif
 
-/* What the lanes of each of SUMS registers add up to. */
+/* The sum of the lanes of each of SUMS registers. */
 INLINE void store_reduced(float *y, const lanes v[SUMS]) {
 #if defined(HAS_AVX512)
     lanes pairs[8], fours[4];
@@ -331,10 +344,9 @@ INLINE void store_reduced(float *y, const lanes v[SUMS]) {
 #endif
 }
 
-/* What bfloat16 numbers of a matrix are multiplied with, STEP of them at a time: bfloat16 too where
-   the processor has a product for pairs, which adds them up in float32. Elsewhere both become
-   float32, and since the even and the odd ones of a register take a shift and a mask, those with even
-   numbers of a step come before the odd ones. */
+/* A `factor` is multiplied by a bfloat16 number of a matrix, STEP at a time. It is bfloat16 where the
+   processor has dot products of bfloat16 pairs. Elsewhere both become float32: a shift gives the even
+   numbers of a register and a mask the odd ones, so a step has its even factors before the odd ones. */
 #if defined(__AVX512BF16__)
 typedef uint16_t factor;
 typedef __m512i pairs;
@@ -346,7 +358,9 @@ INLINE lanes add_pairs(lanes sum, const factor *x, pairs w) {
 }
 #else
 typedef float factor;
-typedef struct { lanes even, odd; } pairs;
+typedef struct {
+    lanes even, odd;
+} pairs;
 #define STEP (2 * LANES)
 
 INLINE pairs load_pairs(const uint16_t *w) {
@@ -382,7 +396,7 @@ INLINE lanes add_pairs(lanes sum, const factor *x, pairs w) {
 }
 #endif
 
-/* STEP numbers of x. */
+/* STEP numbers of x as factors. */
 INLINE void load_factors(const uint16_t *x, factor *to) {
 #if defined(__AVX512BF16__)
     memcpy(to, x, STEP * sizeof *x);
