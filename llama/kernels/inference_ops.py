@@ -128,11 +128,10 @@ class _CacheLayer(ctypes.Structure):
     def of(cls, cache: KVCache) -> "_CacheLayer":
         """Of one layer's cache, in bfloat16 or int8."""
         keys, values, *scales = cache.tensors
-        row, head, position, last = strides = keys.stride()
-        _, _, seq_len, head_dim = keys.shape
-        assert (position, last) == (head_dim, 1) and strides == values.stride()
+        assert keys.stride() == values.stride()
+        row, head, _, _ = keys.stride()
         pointers = [tensor.data_ptr() for tensor in scales] or (None, None)
-        return cls(keys.data_ptr(), values.data_ptr(), *pointers, row, head, seq_len)
+        return cls(keys.data_ptr(), values.data_ptr(), *pointers, row, head, keys.shape[2])
 
 
 class _Positions(ctypes.Structure):
