@@ -149,7 +149,13 @@ needs_compiler = pytest.mark.skipif(
 )
 
 # Architectures to compile native kernels for, and what a processor has to have for each.
-KERNEL_TARGETS = {"x86-64-v3": "avx2", "cascadelake": "avx512_vnni", "x86-64": "sse2", "off": ""}
+KERNEL_TARGETS = {"x86-64-v3": "avx2", "cascadelake": "avx512_vnni", "x86-64": "sse2"}
+
+
+def kernel_targets(*quick: str) -> list[Any]:
+    """Parameters of a test: the targets, of which only the `quick` ones are in the default run."""
+    slow = pytest.mark.slow
+    return [t if t in quick else pytest.param(t, marks=slow) for t in KERNEL_TARGETS]
 
 
 def use_kernels(target: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fixtures import KERNEL_TARGETS, difference, needs_compiler, use_kernels
+from fixtures import difference, kernel_targets, needs_compiler, use_kernels
 
 from llama.kernels import Packed, bindings, linear, pack, unpack
 
@@ -10,7 +10,7 @@ MATRICES = [(16, 32), (48, 96), (256, 768), (4096, 64)]
 RAGGED = [(1, 1), (3, 7), (5, 33), (18, 100)]
 
 
-@pytest.fixture(params=[pytest.param("native", marks=needs_compiler), *KERNEL_TARGETS])
+@pytest.fixture(params=[pytest.param("native", marks=needs_compiler), "off", *kernel_targets()])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The library for this processor, those for lesser ones, or none."""
     if request.param != "native":

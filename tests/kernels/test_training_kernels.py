@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 import torch.nn.functional as F
-from fixtures import KERNEL_TARGETS, difference, needs_compiler, use_kernels
+from fixtures import difference, kernel_targets, needs_compiler, use_kernels
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -54,7 +54,7 @@ NORMS = [
 Function = Callable[..., Tensor]
 
 
-@pytest.fixture(params=["native", *(target for target in KERNEL_TARGETS if target != "off")])
+@pytest.fixture(params=["native", *kernel_targets()])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The library for this processor, or those for lesser ones."""
     if request.param != "native":
