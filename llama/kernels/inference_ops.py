@@ -144,10 +144,10 @@ class _Positions(ctypes.Structure):
         freqs_cis = freqs_cis.contiguous()
         if isinstance(start_pos, Tensor):
             start_pos = start_pos.contiguous()
-            numbers = 0, start_pos.data_ptr()
+            start, starts = 0, start_pos.data_ptr()
         else:
-            numbers = start_pos, None
-        positions = cls(batch * seq, seq, *numbers, freqs_cis.data_ptr())
+            start, starts = start_pos, 0
+        positions = cls(batch * seq, seq, start, starts, freqs_cis.data_ptr())
         positions.kept = start_pos, freqs_cis
         return positions
 
