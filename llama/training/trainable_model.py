@@ -53,6 +53,11 @@ class TrainableModel:
         config: TrainConfig,
         device: torch.device,
     ) -> None:
+        if base is not None and base.quantize and not config.lora:
+            raise InputError(
+                f"{base.folder.path} holds {base.quantize} weights, which can't be trained: train "
+                "an adapter beside them (--lora), or the model that they were made from"
+            )
         self.config, self.device = config, device
         self._format = config.quantize or (base.quantize if base else None)
         self.dtype = config.compute_dtype(device, bool(self._format))

@@ -12,6 +12,7 @@ from fixtures import run_ranks, tiny_args
 from torch import nn
 
 from llama import Transformer, distributed
+from llama.checkpoint.convert import convert
 from llama.checkpoint.opening import open_checkpoint
 from llama.checkpoint.saving import save_model
 from llama.model import TransformerBlock
@@ -211,3 +212,12 @@ def test_gradients_of_packed_documents_match_transformers(name: str, tmp_path: P
     for key, parameter in theirs.named_parameters():
         error = (ours[key] - parameter.grad).norm() / parameter.grad.norm()
         assert error < 1e-4, key
+
+
+def test_packed_weights_are_trained_with_an_adapter_only(tmp_path: Path) -> None:
+    convert(
+        str(Path(__file__).parents[2] / "params" / "tiny"), str(tmp_path / "int4"), quantize="int4"
+    )
+    base = open_checkpoint(tmp_path / "int4")
+    with pytest.raises(ValueError, match=r"int4 holds int4 weights, .* an adapter .*--lora"):
+        TrainableModel(base.args, base, CONFIG, torch.device("cpu"))
