@@ -560,6 +560,11 @@ def test_model_args_refuse_what_does_not_fit_with_the_numbers(wrong, message):
         tiny_args(**wrong)
 
 
+def test_model_args_refuse_what_is_no_number():
+    with pytest.raises(TypeError, match="max_seq_len='512' should be a number"):
+        tiny_args(max_seq_len="512")
+
+
 def test_an_unknown_vocabulary_is_refused_when_the_model_is_built():
     args = tiny_args(vocab_size=-1)  # as Llama 2's params.json has it
     with pytest.raises(ValueError, match="vocab_size=-1"):

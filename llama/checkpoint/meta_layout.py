@@ -130,7 +130,7 @@ def shards_of(
             return list({s: t for s, t in zip(starts[::-1], stored[::-1], strict=True)}.items())
     raise InputError(
         f"{name} in {first.where} has shape {local}, but {params} asks for {whole}"
-        + (f" in {count} parts" if count > 1 else "")
+        + (f" in {count} shards" if count > 1 else "")
     )
 
 

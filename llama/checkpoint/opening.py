@@ -1,4 +1,4 @@
-"""Opening a checkpoint: which layout a folder has, what model it holds, and where each weight lies.
+"""Opening a checkpoint: which layout a folder has, what model it holds, and where each weight is.
 
 The files in the folder show the layout: Meta's (`params.json`, `consolidated.00.pth` and so on) or
 Hugging Face's (`config.json`, `.safetensors` or `.bin` files, each with some whole weights). Once

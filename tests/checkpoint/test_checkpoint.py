@@ -249,8 +249,8 @@ def test_a_file_that_would_run_code_is_not_opened(
         torch.save({"output.weight": _Runs(mark)}, path)
     else:
         path.write_bytes(pickle.dumps({"output.weight": _Runs(mark)}))
-    told = "holds .*getattr beside tensors" if zipped else "is no complete .pth file"
-    with pytest.raises(ValueError, match=told):
+    message = "holds .*getattr beside tensors" if zipped else "is no complete .pth file"
+    with pytest.raises(ValueError, match=message):
         load(folder, device=CPU, dtype=torch.float32)
     assert not mark.exists()
 
@@ -287,7 +287,7 @@ def test_a_matrix_in_fewer_parts_than_shards(parts: int, name: str, tmp_path: Pa
         path = tmp_path / f"consolidated.{i:02d}.pth"
         part = weights[name].chunk(parts, int("w2" in name))[i * parts // 4].clone()
         torch.save({**torch.load(path), name: part}, path)
-    with pytest.raises(ValueError, match=rf"{name} in .*00.pth has shape .* in 4 parts"):
+    with pytest.raises(ValueError, match=rf"{name} in .*00.pth has shape .* in 4 shards"):
         load(tmp_path, device=CPU, dtype=torch.float32)
 
 

@@ -93,8 +93,10 @@ def test_what_transformers_wrote_computes_the_same(name: str, tmp_path: Path) ->
     meta, again = tmp_path / "meta", tmp_path / "again"
     convert(str(tmp_path), str(meta), to="meta")
     convert(str(meta), str(again), to="hf", shards=2)
-    from_ours, told = transformers.LlamaForCausalLM.from_pretrained(again, output_loading_info=True)
-    assert not any(told.values()), told
+    from_ours, problems = transformers.LlamaForCausalLM.from_pretrained(
+        again, output_loading_info=True
+    )
+    assert not any(problems.values()), problems
     with torch.no_grad():
         assert torch.equal(from_ours(tokens).logits, expected)
 
@@ -223,7 +225,7 @@ def test_a_config_that_we_write_says_what_it_was_made_from(args: ModelArgs, tied
     config = write_config(args, tied, torch.bfloat16)
     again, again_tied = read_config(json.loads(json.dumps(config)), "config.json")
     assert again_tied == tied
-    # max_batch_size is ours; what makes the hidden size is told by the size.
+    # max_batch_size is ours; the hidden size shows what makes it.
     same = {"max_batch_size": 32, "multiple_of": 0, "ffn_dim_multiplier": 0.0}
     assert vars(again) | same == vars(args) | same
     assert again.hidden_dim == args.hidden_dim == config["intermediate_size"]

@@ -954,5 +954,5 @@ def test_the_command(of_tiny: Path, tmp_path: Path, capsys, monkeypatch) -> None
     monkeypatch.setattr(sys, "argv", ["llama", *arguments])
     cli.main()
     size = 4 * sum(weight.numel() for weight in of_checkpoint(tmp_path / "8").values())
-    told = f"{tmp_path / '8'}: 1 file(s) of weights, {size / 1e6:.1f} MB\n"
-    assert capsys.readouterr().out == told
+    expected = f"{tmp_path / '8'}: 1 file(s) of weights, {size / 1e6:.1f} MB\n"
+    assert capsys.readouterr().out == expected
