@@ -2,6 +2,7 @@
 written out number by number."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llama import Llama, kernels
+from llama.checkpoint import loading
+from llama.checkpoint.convert import convert
 from llama.checkpoint.loading import load
+from llama.checkpoint.opening import open_checkpoint
 from llama.quantization import cuda_packed
 from llama.quantization.cuda_packed import CudaPacked, repack
 from llama.quantization.linear_layers import PackedCudaLinear, PackedLinear, check_format
@@ -101,6 +105,27 @@ def test_a_model_of_repacked_layers(
         ours, theirs = (model(tokens).log_softmax(-1) for model in (found, expected))
     difference = F.kl_div(ours, theirs, log_target=True, reduction="none").sum(-1).mean()
     assert 0 < difference < most
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "int8"])
+def test_weights_for_a_gpu_are_packed_on_the_cpu(
+    stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With torch's meta device in the place of a GPU."""
+    folder, calls = TINY, []
+    if stored == "int8":
+        convert(str(TINY), str(tmp_path / "int8"), quantize="int8")
+        folder = tmp_path / "int8"
+
+    def on_device(layer: Any, packed: kernels.Packed, device: torch.device) -> PackedLinear:
+        calls.append((packed.data.device.type, packed.scales.device.type, device.type))
+        return PackedLinear(layer, packed)
+
+    monkeypatch.setattr(loading, "packed_linear", on_device)
+    checkpoint, device = open_checkpoint(folder), torch.device("meta")
+    model = loading._read_model(checkpoint, checkpoint.args, device, torch.bfloat16, "int8")
+    assert calls == [("cpu", "cpu", "meta")] * (7 * model.n_layers + 1)
+    assert {weight.device for weight in model.parameters()} == {device}
 
 
 def test_a_gpu_without_the_tensor_cores_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
