@@ -90,6 +90,7 @@ def test_params_json_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch)
 def test_the_model_is_for_inference_unless_it_is_to_be_trained(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("LLAMA_CACHE", str(files.cache_root()))  # native kernels stay compiled
     monkeypatch.setenv("HOME", str(folder.parent))
     adapter, path = folder / "adapter", f"~/{folder.name}"
     model = load(path, device="cpu", dtype="bfloat16", trainable=True)
