@@ -421,6 +421,16 @@ def runs(dtype: torch.dtype = torch.bfloat16) -> dict[str, Callable[[], list[Ten
     }
 
 
+@needs_compiler
+def test_avx2_computes_the_same(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One input; the slow run has all tests for all targets."""
+    native = {name: run() for name, run in runs(dtype).items()}
+    use_kernels("x86-64-v3", monkeypatch)
+    for name, run in runs(dtype).items():
+        for found, expected in zip(run(), native[name], strict=True):
+            assert difference(found, expected) < (2e-6 if dtype == torch.float32 else 1e-2), name
+
+
 @pytest.mark.parametrize("name", runs())
 @pytest.mark.parametrize("threads", [2, 3, 7])
 def test_results_do_not_depend_on_threads(

@@ -75,8 +75,7 @@ INLINE void multiply_tile_of(const int across, int is_new, float *c, int64_t c_r
         for (int i = 0; i < DOWN; i++) {
             words left = spread_word(a + i * a_row + k);
 #pragma GCC unroll 2
-            for (int j = 0; j < across / 16; j++)
-                sums[i][j] = add_words(sums[i][j], left, right[j]);
+            for (int j = 0; j < across / 16; j++) sums[i][j] = add_words(sums[i][j], left, right[j]);
         }
     }
 #pragma GCC unroll 8

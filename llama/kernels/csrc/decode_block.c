@@ -81,8 +81,8 @@ INLINE void weighted_sum(const int head_dim, const int heads, const float *score
                 const lanes v = load_bf16_lanes(values + p * head_dim + d + LANES * j);
 #pragma GCC unroll 4
                 for (int h = 0; h < heads; h++)
-                    sums[h * across + j] = multiply_add_lanes(
-                        broadcast_lanes(scores[h * CHUNK + p]), v, sums[h * across + j]);
+                    sums[h * across + j] = multiply_add_lanes(broadcast_lanes(scores[h * CHUNK + p]),
+                                                              v, sums[h * across + j]);
             }
 #pragma GCC unroll 4
         for (int h = 0; h < heads; h++)
@@ -123,22 +123,21 @@ static void weighted_sum_any(int64_t head_dim, const float *scores, const uint16
 #define MAX_HEADS 1
 #define BY_SIZE(name, ...) name##_any(head_dim, __VA_ARGS__);
 #else
-#define BY_SIZE(name, ...)                                                                         \
-    switch (head_dim == 64 ? heads : head_dim == 128 ? MAX_HEADS + heads : 0) {                    \
-        case 1: name(64, 1, __VA_ARGS__); break;                                                   \
-        case 2: name(64, 2, __VA_ARGS__); break;                                                   \
-        case 3: name(64, 3, __VA_ARGS__); break;                                                   \
-        case 4: name(64, 4, __VA_ARGS__); break;                                                   \
-        case 5: name(128, 1, __VA_ARGS__); break;                                                  \
-        case 6: name(128, 2, __VA_ARGS__); break;                                                  \
-        case 7: name(128, 3, __VA_ARGS__); break;                                                  \
-        case 8: name(128, 4, __VA_ARGS__); break;                                                  \
-        default: name##_any(head_dim, __VA_ARGS__);                                                \
+#define BY_SIZE(name, ...)                                                                           \
+    switch (head_dim == 64 ? heads : head_dim == 128 ? MAX_HEADS + heads : 0) {                      \
+        case 1: name(64, 1, __VA_ARGS__); break;                                                     \
+        case 2: name(64, 2, __VA_ARGS__); break;                                                     \
+        case 3: name(64, 3, __VA_ARGS__); break;                                                     \
+        case 4: name(64, 4, __VA_ARGS__); break;                                                     \
+        case 5: name(128, 1, __VA_ARGS__); break;                                                    \
+        case 6: name(128, 2, __VA_ARGS__); break;                                                    \
+        case 7: name(128, 3, __VA_ARGS__); break;                                                    \
+        case 8: name(128, 4, __VA_ARGS__); break;                                                    \
+        default: name##_any(head_dim, __VA_ARGS__);                                                  \
     }
 #endif
-static void attend(int64_t head_dim, const uint16_t *q, const uint16_t *keys,
-                   const uint16_t *values, int64_t group, int64_t count, float *scores,
-                   float *out) {
+static void attend(int64_t head_dim, const uint16_t *q, const uint16_t *keys, const uint16_t *values,
+                   int64_t group, int64_t count, float *scores, float *out) {
     const int64_t stride = head_dim + 2;
     const int64_t step = head_dim == 64 || head_dim == 128 ? MAX_HEADS : 1;
     for (int64_t h = 0; h < group; h += step) {
@@ -163,8 +162,8 @@ static void attend(int64_t head_dim, const uint16_t *q, const uint16_t *keys,
 }
 
 /* The attention of one head from the results of `count` chunks, `stride` apart. */
-static void combine(const float *chunks, int64_t count, int64_t stride, int64_t head_dim,
-                    float *sums, uint16_t *y) {
+static void combine(const float *chunks, int64_t count, int64_t stride, int64_t head_dim, float *sums,
+                    uint16_t *y) {
     float max_score = chunks[head_dim], sum_exp = 0;
     for (int64_t c = 1; c < count; c++)
         max_score =
@@ -253,8 +252,8 @@ int attention_block(const attention_weights *l, const cache_layer *cache, const 
             const uint16_t *q = q_rotated + b * q_dim + h * group * hd;
             const uint16_t *keys =
                 load_heads(cache->keys, cache->key_scales, offset, hd, count, dequantized);
-            const uint16_t *values = load_heads(cache->values, cache->value_scales, offset, hd,
-                                                count, dequantized + CHUNK * hd);
+            const uint16_t *values = load_heads(cache->values, cache->value_scales, offset, hd, count,
+                                                dequantized + CHUNK * hd);
             attend(hd, q, keys, values, group, count, scratch, chunk_results + i * result_size);
         }
 

@@ -22,9 +22,9 @@
 /* A specialization for each number of rows, with loops over rows unrolled into registers. More rows
    than pay off go in several passes, with the weights in the cache. The order of a row's sums does
    not depend on the number of rows. */
-#define CASE(rows, call)                                                                           \
+#define CASE(rows, call)                                                                             \
     case rows: call(rows); break;
-#define UP_TO_4_ROWS(rows, call)                                                                   \
+#define UP_TO_4_ROWS(rows, call)                                                                     \
     switch (rows) { CASE(1, call) CASE(2, call) CASE(3, call) default : call(4); }
 #ifdef NO_SIMD /* unrolled, they take minutes to compile */
 #define BF16_ROWS 1
@@ -38,11 +38,11 @@
 #define FOR_BF16_ROWS UP_TO_4_ROWS
 #ifdef HAS_AVX512
 #define PACKED_ROWS 8
-#define FOR_PACKED_ROWS(rows, call)                                                                \
-    switch (rows) {                                                                                \
-        CASE(1, call)                                                                              \
-        CASE(2, call)                                                                              \
-        CASE(3, call) CASE(4, call) CASE(5, call) CASE(6, call) CASE(7, call) default : call(8);   \
+#define FOR_PACKED_ROWS(rows, call)                                                                  \
+    switch (rows) {                                                                                  \
+        CASE(1, call)                                                                                \
+        CASE(2, call)                                                                                \
+        CASE(3, call) CASE(4, call) CASE(5, call) CASE(6, call) CASE(7, call) default : call(8);     \
     }
 #else /* eight are no faster, and take twice as long to compile */
 #define PACKED_ROWS 4
@@ -129,8 +129,7 @@ INLINE void bf16_block(const int rows, const int outputs, const uint16_t *x, con
 #pragma GCC unroll 4
         for (int b = 0; b < rows; b++) {
             float sum = reduce_add(sums[r][b]);
-            for (int64_t j = i; j < k; j++)
-                sum += from_bf16(x[b * k + j]) * from_bf16(w[r * k + j]);
+            for (int64_t j = i; j < k; j++) sum += from_bf16(x[b * k + j]) * from_bf16(w[r * k + j]);
             y[b * stride + r] = sum;
         }
 }
@@ -155,8 +154,8 @@ static void bf16_tile(const matrix *m, const inputs *in, int64_t tile, float *y,
                 FOR_BF16_ROWS(in->rows - b, CALL);
 #undef CALL
             } else {
-#define CALL(ROWS)                                                                                 \
-    for (int s = r; s < outputs; s++)                                                              \
+#define CALL(ROWS)                                                                                   \
+    for (int s = r; s < outputs; s++)                                                                \
     bf16_block(ROWS, 1, x, factors, w + s * k, k, to + s - r, stride)
                 FOR_BF16_ROWS(in->rows - b, CALL);
 #undef CALL
@@ -193,8 +192,7 @@ INLINE void add_group(const int rows, const int bits, const uint8_t *w, const _F
     }
 #pragma GCC unroll 8
     for (int b = 0; b < rows; b++)
-        out[b] =
-            add_scaled(out[b], finish_sums(sums[b], bias[b], bits), scales, in->scales[at + b]);
+        out[b] = add_scaled(out[b], finish_sums(sums[b], bias[b], bits), scales, in->scales[at + b]);
 }
 
 /* The sum over inputs consists of partial sums that are added in pairs, (0 + 1) + (2 + 3). A sum waits
@@ -277,8 +275,7 @@ int linear(const matrix *m, const uint16_t *x, void *y, int64_t rows, int as_flo
     inputs *in = (inputs *)(memory + blocks * size);
     for (int64_t i = 0; i < blocks; i++) {
         const int64_t first = i * MAX_ROWS, left = rows - first;
-        in[i] =
-            (inputs){.x = x + first * m->k, .rows = left < MAX_ROWS ? left : MAX_ROWS, .k = m->k};
+        in[i] = (inputs){.x = x + first * m->k, .rows = left < MAX_ROWS ? left : MAX_ROWS, .k = m->k};
         assign_prepared(in + i, memory + i * size);
     }
 #pragma omp parallel
@@ -304,10 +301,8 @@ static _Float16 pack_group(const uint16_t *w, int bits, uint8_t *out) {
     _Float16 best = 0;
     for (int j = 0; j < GROUP; j++) values[j] = from_bf16(w[j]);
 #pragma omp simd reduction(max : max_abs)
-    for (int j = 0; j < GROUP; j++)
-        max_abs = fabsf(values[j]) > max_abs ? fabsf(values[j]) : max_abs;
-    for (int j = GROUP - 1; j >= 0; j--)
-        largest = fabsf(values[j]) == max_abs ? values[j] : largest;
+    for (int j = 0; j < GROUP; j++) max_abs = fabsf(values[j]) > max_abs ? fabsf(values[j]) : max_abs;
+    for (int j = GROUP - 1; j >= 0; j--) largest = fabsf(values[j]) == max_abs ? values[j] : largest;
     float lowest = bits == 8 ? -127 : -8, highest = bits == 8 ? 127 : 7;
     for (int c = 0; c < (bits == 8 ? 1 : 4); c++) {
         _Float16 scale = (_Float16)(bits == 8 ? fabsf(largest) / 127 : largest / -reaches[c]);
@@ -329,8 +324,7 @@ static _Float16 pack_group(const uint16_t *w, int bits, uint8_t *out) {
 }
 
 /* w (n, k) bfloat16 to tiles and scales; n is a multiple of 16 and k of 32. */
-void pack_weight(const uint16_t *w, uint8_t *data, _Float16 *scales, int64_t n, int64_t k,
-                 int bits) {
+void pack_weight(const uint16_t *w, uint8_t *data, _Float16 *scales, int64_t n, int64_t k, int bits) {
     int64_t groups = k / GROUP;
 #pragma omp parallel for schedule(static)
     for (int64_t tile = 0; tile < n / TILE; tile++)
@@ -343,8 +337,7 @@ void pack_weight(const uint16_t *w, uint8_t *data, _Float16 *scales, int64_t n, 
                 for (int i = 0; i < bits; i++)
                     for (int j = 0; j < 4; j++) {
                         uint8_t first = row[4 * i + j];
-                        to[64 * i + 4 * r + j] =
-                            bits == 8 ? first : first | row[16 + 4 * i + j] << 4;
+                        to[64 * i + 4 * r + j] = bits == 8 ? first : first | row[16 + 4 * i + j] << 4;
                     }
             }
         }

@@ -8,8 +8,7 @@ enum { MAX_USES = 3 };
 /* The norm of x + branch, (rows, dim). A gradient that is NULL is zero, or is not computed.
    training_ops.py has the same structure. */
 typedef struct {
-    int64_t rows, dim,
-        is_float; /* is_float: x, sum and their gradients are float32, else elements */
+    int64_t rows, dim, is_float; /* is_float: x, sum and their gradients are float32, else elements */
     double eps;
     const float *weight;
     const void *x;
@@ -20,14 +19,12 @@ typedef struct {
     const void *d_sum;
     void *dx;
     element *d_branch;
-    float
-        *d_weight; /* (partial_sums, dim): of consecutive rows each; the total ends in the first */
+    float *d_weight; /* (partial_sums, dim): of consecutive rows each; the total ends in the first */
     int64_t partial_sums;
 } norm_pass;
 
 /* Row b in float32: in place, or converted to `space`. */
-INLINE const float *float_row(const void *x, int64_t is_float, int64_t b, int64_t dim,
-                              float *space) {
+INLINE const float *float_row(const void *x, int64_t is_float, int64_t b, int64_t dim, float *space) {
     if (is_float) return (const float *)x + b * dim;
     for (int64_t i = 0; i < dim; i++) space[i] = to_float(((const element *)x)[b * dim + i]);
     return space;
@@ -105,8 +102,8 @@ void NAMED(rms_norm_backward)(const norm_pass *p) {
         for (int64_t i_sum = 0; i_sum < partial_sums; i_sum++) {
             float *d_weight = p->d_weight ? p->d_weight + i_sum * dim : NULL;
             if (d_weight) memset(d_weight, 0, dim * sizeof *d_weight);
-            for (int64_t b = i_sum * p->rows / partial_sums;
-                 b < (i_sum + 1) * p->rows / partial_sums; b++)
+            for (int64_t b = i_sum * p->rows / partial_sums; b < (i_sum + 1) * p->rows / partial_sums;
+                 b++)
                 rms_norm_row_backward(p, b, space, d, d_weight);
         }
         if (p->d_weight)

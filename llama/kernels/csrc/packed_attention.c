@@ -45,8 +45,7 @@ typedef struct {
 typedef struct {
     number *keys, *values, *kv_transposed;
     float *d_keys, *d_values;
-    number q_rows BY_DIM,
-        dy_rows BY_DIM; /* of a block of queries; transposed; as `b` of products */
+    number q_rows BY_DIM, dy_rows BY_DIM; /* of a block of queries; transposed; as `b` of products */
     number q_across BY_DIM, dy_across BY_DIM, q_down BY_DIM, dy_down BY_DIM;
     float scores BY_BLOCK, d_weights BY_BLOCK;
     number as_a BY_BLOCK, as_b BY_BLOCK;
@@ -85,8 +84,7 @@ INLINE void rotate(const element *x, const float *freqs_cis, int64_t head_dim, n
         memcpy(&odd, &high, 4);
 #endif
 #if WORD == 2
-        pair = round_to_bf16(even * c - odd * s) | (uint32_t)round_to_bf16(even * s + odd * c)
-                                                       << 16;
+        pair = round_to_bf16(even * c - odd * s) | (uint32_t)round_to_bf16(even * s + odd * c) << 16;
         memcpy(y + 2 * j, &pair, 4);
 #else
         y[2 * j] = even * c - odd * s;
@@ -149,8 +147,7 @@ static void softmax_block(workspace *w, int is_own, int is_first, int64_t rows, 
         const int64_t end = rows_in(is_own, c, rows);
         float max_score[16], sum_exp[16] = {0}, *scores = w->scores + c;
         for (int i = 0; i < 16; i++) max_score[i] = scores[i];
-        for (int64_t r = 0; r < end;
-             r += 4) /* by four: max_score is in memory, not in a register */
+        for (int64_t r = 0; r < end; r += 4) /* by four: max_score is in memory, not in a register */
 #pragma omp simd
             for (int i = 0; i < 16; i++) {
                 const float *x = scores + r * BLOCK + i;
@@ -223,8 +220,8 @@ static void attend_block(const attention_pass *p, const document *doc, int64_t h
     for (int64_t b = 0; b <= first; b += BLOCK) {
         const int is_own = b == first, is_first = b == 0;
         const int64_t rows = is_own ? columns : BLOCK;
-        multiply(is_own ? SCORES : ALL, 1, w->scores, BLOCK, w->keys + b * hd, hd, w->q_across,
-                 BLOCK, rows, columns, hd);
+        multiply(is_own ? SCORES : ALL, 1, w->scores, BLOCK, w->keys + b * hd, hd, w->q_across, BLOCK,
+                 rows, columns, hd);
         if (is_own) mask_future(w->scores, rows, columns);
         softmax_block(w, is_own, is_first, rows, columns, hd);
         const number *weights = block_as_b(is_own, w->scores, rows, columns, w->as_b);

@@ -77,8 +77,8 @@ INLINE __m512bh broadcast_pair(const uint16_t *p) {
     return (__m512bh)_mm512_set1_epi32(both);
 }
 
-INLINE void rearrange(const int head_dim, workspace *w, const uint16_t *keys,
-                      const uint16_t *values, int64_t count) {
+INLINE void rearrange(const int head_dim, workspace *w, const uint16_t *keys, const uint16_t *values,
+                      int64_t count) {
     uint32_t *k = (uint32_t *)w->keys;
     for (int64_t p = 0; p < POSITIONS; p++) {
         const char *row = (const char *)(keys + (p < count ? p : 0) * head_dim);
@@ -193,8 +193,7 @@ INLINE void attend_block(const int head_dim, workspace *w, const cache_layer *ca
         rearrange(
             head_dim, w,
             load_heads(cache->keys, cache->key_scales, offset, head_dim, seen, w->dequantized[0]),
-            load_heads(cache->values, cache->value_scales, offset, head_dim, seen,
-                       w->dequantized[1]),
+            load_heads(cache->values, cache->value_scales, offset, head_dim, seen, w->dequantized[1]),
             end - p);
         block_scores(head_dim, w, padded);
         for (int64_t r = 0; r < padded; r++) {

@@ -160,7 +160,7 @@ typedef float32x4_t lanes;
 #define LANES 4
 #define SUMS 16
 #define BIAS(bits) (bits == 8 ? 0 : 8)
-#define FOR_EACH(result, value)                                                                    \
+#define FOR_EACH(result, value)                                                                      \
     for (int i = 0; i < 4; i++) result.val[i] = value;
 
 INLINE floats broadcast(float x) {
@@ -237,7 +237,7 @@ typedef struct {
 #define LANES 16
 #define SUMS 16
 #define BIAS(bits) (bits == 8 ? 128 : 8)
-#define FOR_EACH(result, value)                                                                    \
+#define FOR_EACH(result, value)                                                                      \
     for (int i = 0; i < 16; i++) result.lane[i] = value;
 
 INLINE floats broadcast(float x) {

@@ -55,8 +55,8 @@ INLINE const float *freqs_cis_of(const token_positions *p, int64_t i, int64_t he
 }
 
 /* The offset in keys and values of position `at` of head h, for row i of the forward pass. */
-INLINE int64_t cache_offset(const cache_layer *cache, const token_positions *p, int64_t i,
-                            int64_t h, int64_t at, int64_t head_dim) {
+INLINE int64_t cache_offset(const cache_layer *cache, const token_positions *p, int64_t i, int64_t h,
+                            int64_t at, int64_t head_dim) {
     return i / p->seq * cache->row_stride + h * cache->head_stride + at * head_dim;
 }
 
