@@ -16,6 +16,9 @@ from typing import Annotated, Any
 import torch
 import torch.distributed as dist
 from cyclopts import Parameter
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from llama import console, distributed
 from llama.args import ModelArgs
@@ -119,7 +122,8 @@ def train_command(
     args = _model_args(checkpoint, params, shape, max_seq_len, n_words)
     config.sequence_length(args)
 
-    _start_processes(num_gpus, chosen, torchrun_flags)
+    if _ran_as_torchrun(num_gpus, chosen, torchrun_flags):
+        return
     distributed.initialize(config.model_parallel_size, chosen)
     with locked(folder):
         if tokenizer is None:
@@ -140,7 +144,7 @@ def train_command(
 
 @functools.wraps(train_command)
 def train_from_command_line(*args: Any, **kwargs: Any) -> None:
-    """`train_command` for the `llama` command, which may become torchrun."""
+    """`train_command` for the `llama` command, which may act as torchrun."""
     flags = sys.argv[2:] if sys.argv[1:2] == ["train"] else None  # else called by a program
     train_command(*args, **kwargs, torchrun_flags=flags)
 
@@ -181,32 +185,37 @@ def tokenizer_command(
     console.say(f"{path}: {found:,} tokens, {SPECIAL_TOKENS[kind]} of them special")
 
 
-def _start_processes(
+def _ran_as_torchrun(
     count: int | None, device: torch.device, torchrun_flags: Sequence[str] | None
-) -> None:
-    """Becomes torchrun with `count` processes of this command, if it is more than one."""
+) -> bool:
+    """Runs `count` processes of this command, if it is more than one, as torchrun does."""
     if "RANK" in os.environ:
         if count not in (None, int(os.environ["WORLD_SIZE"])):
             raise InputError(
                 f"num_gpus={count}, but torchrun started {os.environ['WORLD_SIZE']} processes"
             )
-        return
+        return False
     gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     if count is None:
         count = 1 if torchrun_flags is None else max(gpus, 1)
     if count < 1 or (gpus and count > gpus):
         raise InputError(f"num_gpus={count} should be from 1 to the {gpus or 'number of'} GPUs")
     if count == 1:
-        return
+        return False
     if torchrun_flags is None:
         raise InputError(
             f"num_gpus={count}: a Python program trains in its own process; start several with "
             "`llama train` or torchrun"
         )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cpu_cores() // count, 1)))
-    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    runner += ["--nproc_per_node", str(count), "-m", "llama.training"]
-    os.execv(sys.executable, [*runner, *torchrun_flags])
+    settings = ["--standalone", "--nproc_per_node", str(count), "-m", "llama.training"]
+    try:
+        torchrun.run(torchrun.parse_args([*settings, *torchrun_flags]))
+    except SignalException:
+        raise KeyboardInterrupt from None
+    except ChildFailedError:  # the processes have printed why
+        sys.exit(1)
+    return True
 
 
 def _known_tokenizer(path: str | None, base: Checkpoint | None) -> Tokenizer | None:

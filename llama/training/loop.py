@@ -14,7 +14,6 @@ epochs it extends a run, under the learning rate schedule of the new length.
 """
 
 import hashlib
-import itertools
 import json
 import math
 import signal
@@ -24,20 +23,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from llama import console, distributed
 from llama.args import ModelArgs, weight_shapes
 from llama.checkpoint.opening import Checkpoint, open_checkpoint
 from llama.checkpoint.saving import save_model
 from llama.distributed.hardware_peak import matrix_rate
-from llama.engine.sampling import SamplingParams
-from llama.engine.scheduler import Engine
-from llama.engine.scheduler import Sequence as Prompt
 from llama.errors import InputError
 from llama.lora.adapter_layers import save_adapter
 from llama.storage.files import expand, short_size
@@ -45,12 +40,11 @@ from llama.tokenizer import Tokenizer
 from llama.training.config import TrainConfig, default_learning_rate, learning_rate
 from llama.training.documents import Document
 from llama.training.metrics import METRICS, Report, draw_curve
-from llama.training.packing import IGNORED, Batch, PackedRows, Row, collate
+from llama.training.packing import IGNORED, PackedRows, Row, local_batches
 from llama.training.state import STATES, latest_state, load_state, locked, read_run, save_state
 from llama.training.trainable_model import TrainableModel, keep_freed_memory
+from llama.training.validation import evaluate, samples
 
-_PROMPT_TOKENS = 8  # of a validation text that a sample continues
-_SAMPLE_TOKENS = 48
 # Settings that may change when a run resumes: they leave its steps as they are, or extend it.
 _MAY_CHANGE = {
     *("epochs", "steps", "micro_batch_size", "eval_every", "save_every", "patience", "samples"),
@@ -60,13 +54,6 @@ _MAY_CHANGE = {
 
 class DivergenceError(InputError, FloatingPointError):
     """The loss or its gradient is not finite any more."""
-
-
-class Evaluation(NamedTuple):
-    """On validation documents: nats per loss token, and bits per byte of their text."""
-
-    loss: float
-    bits_per_byte: float
 
 
 def train(
@@ -170,8 +157,6 @@ class _Run:
         self.trainable = TrainableModel(args, base, config, device)
         if state is not None:
             load_state(state, self.trainable.model, self.trainable.optimizers)
-        sizes = torch.tensor([_text_bytes(tokenizer, i) for i in range(tokenizer.n_words)])
-        self.text_bytes = sizes.to(device)
 
     def _identity(self, device: torch.device) -> dict[str, Any]:
         """What has to be the same for a run to resume."""
@@ -179,9 +164,9 @@ class _Run:
         packed = bool(self.base and self.base.quantize)
         lengths = self.rows.lengths
         identity = {
+            **asdict(self.args),
             **settings,
             "dtype": self.config.compute_dtype(device, packed),
-            "args": asdict(self.args),
             "base": self.base and _fingerprint(self.base),
             "documents": [len(lengths), int(lengths.sum())],
         }
@@ -281,18 +266,12 @@ class _Run:
     def _rate(self, step: int) -> float:
         return learning_rate(self.config, self.rate, step, self.steps)
 
-    def _batches(self, rows: Sequence[Row], documents: Sequence[Document]) -> Iterator[Batch]:
-        """This process's share of rows, in micro-batches."""
-        local = rows[distributed.data_parallel_rank() :: distributed.data_parallel_size()]
-        for i in range(0, len(local), self.micro_batch_size):
-            yield collate(documents, local[i : i + self.micro_batch_size], self.seq_len)
-
     def _step(
         self, rows: Sequence[Row], interrupted: Callable[[], bool]
     ) -> tuple[float, float, bool]:
         """Loss, norm of the gradient, and whether any process was asked to stop."""
         step = self.progress.step
-        batches = list(self._batches(rows, self.documents))
+        batches = list(local_batches(self.documents, rows, self.seq_len, self.micro_batch_size))
         loss_tokens = sum(int((batch.targets != IGNORED).sum()) for batch in batches)
         counts = torch.tensor([loss_tokens, interrupted()], device=self.trainable.device)
         if dist.get_world_size() > 1:
@@ -312,7 +291,10 @@ class _Run:
 
     def _validate(self, report: Report) -> dict[str, float]:
         """Evaluates, keeps the model if it is the best so far, and prints samples."""
-        progress, found = self.progress, self.evaluate()
+        progress, trainable = self.progress, self.trainable
+        found = evaluate(
+            trainable, self.tokenizer, self.held_out, self.held_out_rows, self.micro_batch_size
+        )
         better = found.loss < progress.best
         progress.worse = 0 if better else progress.worse + 1
         report.say(
@@ -322,49 +304,9 @@ class _Run:
         if better:
             progress.best = found.loss
             self._write(self.path)
-        for prompt, answer in self.samples():
+        for prompt, answer in samples(trainable, self.tokenizer, self.held_out):
             report.say(f"  {prompt!r} -> {answer!r}")
         return {"valid_loss": found.loss, "bits_per_byte": found.bits_per_byte}
-
-    def evaluate(self) -> Evaluation:
-        """On all validation documents, packed, a share of them on each process."""
-        rows = list(self.held_out_rows.epoch(0))
-        rows += [[] for _ in range(-len(rows) % distributed.data_parallel_size())]
-        sums = torch.zeros(4, dtype=torch.float64)
-        with torch.no_grad():
-            for batch in self._batches(rows, self.held_out):
-                _, losses, targets = self.trainable.losses(batch)
-                sums += torch.stack([x.cpu() for x in _loss_sums(losses, targets, self.text_bytes)])
-        if distributed.data_parallel_size() > 1:
-            sums = sums.to(self.trainable.device, torch.float32)
-            dist.all_reduce(sums, group=distributed.data_parallel_group())
-        nats, tokens, text_nats, size = sums.tolist()
-        return Evaluation(nats / tokens, text_nats / math.log(2) / max(size, 1))
-
-    def samples(self) -> list[tuple[str, str]]:
-        """Beginnings of validation documents, and the model's continuation of each."""
-        sequences = []
-        for document in itertools.islice(self.held_out, self.config.samples):
-            loss_at = document.loss_mask.nonzero().squeeze(1)
-            first = int(loss_at[0]) if len(loss_at) else len(document)
-            length = max(first, min(_PROMPT_TOKENS, len(document) // 2), 1)
-            if length + _SAMPLE_TOKENS <= self.args.max_seq_len:
-                prompt = document.tokens[:length].tolist()
-                params = SamplingParams(temperature=0.6, top_p=0.9, seed=self.config.seed)
-                sequences.append(Prompt(prompt, max_gen_len=_SAMPLE_TOKENS, params=params))
-        if not sequences:
-            return []
-        longest = max(len(s.prompt) for s in sequences) + _SAMPLE_TOKENS
-        with self.trainable.generating():
-            # A CUDA graph would capture FSDP's collectives, and is not worth it for 48 tokens.
-            engine = Engine(
-                self.trainable.model, self.tokenizer, len(sequences), longest, cuda_graphs=False
-            )
-            for sequence in sequences:
-                engine.add(sequence)
-            while not engine.idle:
-                engine.step()
-        return [(self.tokenizer.decode(s.prompt), s.text) for s in sequences]
 
     def _save(self) -> None:
         progress = self.progress
@@ -405,24 +347,6 @@ class _Run:
         kind = "the adapter" if self.config.lora else "the model"
         best = f", its best at {self.progress.best:.4f} nats per token" if self.held_out else ""
         report.say(f"{kind} is in {self.path}{best}")
-
-
-def _loss_sums(losses: Tensor, targets: Tensor, text_bytes: Tensor) -> tuple[Tensor, ...]:
-    """Sums over targets: nats, loss tokens, nats of those that are text, and its bytes.
-
-    `losses` and `targets` are (n,), `text_bytes` (vocab,), on one device.
-    """
-    counted = targets >= 0
-    sizes = text_bytes[targets.clamp(min=0)] * counted
-    return losses.sum(), counted.sum(), (losses * (sizes > 0)).sum(), sizes.sum()
-
-
-def _text_bytes(tokenizer: Tokenizer, token: int) -> int:
-    """How many bytes of text a token stands for; 0 for special tokens."""
-    if token in tokenizer.special_tokens.values():
-        return 0
-    piece = tokenizer.vocabulary.piece(token)
-    return len(piece.encode() if isinstance(piece, str) else piece)
 
 
 def _matrix_parameters(args: ModelArgs) -> int:

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llama import distributed
 from llama.errors import InputError
 from llama.training.documents import Document
 from llama.training.tokenized import Documents
@@ -195,3 +196,12 @@ def collate(documents: Sequence[Document], rows: Sequence[Row], seq_len: int) ->
             positions[row, begin:end] = np.arange(end - begin)
             begin = end
     return Batch(*map(torch.from_numpy, (tokens, targets, positions)))
+
+
+def local_batches(
+    documents: Sequence[Document], rows: Sequence[Row], seq_len: int, micro_batch_size: int
+) -> Iterator[Batch]:
+    """This data parallel process's share of `rows`, in micro-batches."""
+    local = rows[distributed.data_parallel_rank() :: distributed.data_parallel_size()]
+    for i in range(0, len(local), micro_batch_size):
+        yield collate(documents, local[i : i + micro_batch_size], seq_len)

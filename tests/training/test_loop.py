@@ -18,7 +18,7 @@ from training_runs import CONFIG, args, documents, losses, metrics, weights
 
 from llama import Llama, Tokenizer
 from llama.lora.adapter_layers import LoraConfig
-from llama.training import dialog_document, text_document, train
+from llama.training import dialog_document, text_document, train, validation
 from llama.training import loop as loop_module
 from llama.training.documents import Document
 from llama.training.metrics import draw_curve, read_metrics
@@ -151,6 +151,8 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     with pytest.raises(ValueError, match=r"another run \(learning_rate differ\)"):
         train(tmp_path / "parts", *call, replace(config, learning_rate=1e-3), **given)
+    with pytest.raises(ValueError, match=r"another run \(dim, head_dim differ\)"):
+        train(tmp_path / "parts", *call, config, **{**given, "args": args(tokenizer, dim=64)})
     with pytest.raises(ValueError, match=r"another run \(documents differ\)"):
         train(tmp_path / "parts", tokenizer, call[1][:9], config, **given)
     train(tmp_path / "parts", *call, replace(config, save_every=7), **given)  # done already
@@ -224,7 +226,7 @@ def test_evaluation_computes_on_the_models_device(tokenizer: Tokenizer) -> None:
     trainable.device, trainable.computing = torch.device("meta"), contextlib.nullcontext
     trainable.module = lambda *inputs: (inputs[-1].sum().float(), inputs[-1].float())
     _, losses, targets = trainable.losses(batch(0))
-    sums = loop_module._loss_sums(losses, targets, torch.ones(128, device="meta"))
+    sums = validation.loss_sums(losses, targets, torch.ones(128, device="meta"))
     assert {x.device.type for x in (losses, targets, *sums)} == {"meta"}
 
 
@@ -234,12 +236,12 @@ def test_samples_record_no_cuda_graphs(
     """On a GPU they would capture FSDP's collectives."""
     asked = []
 
-    class CPUEngine(loop_module.Engine):
+    class CPUEngine(validation.Engine):
         def __init__(self, *args: Any, **settings: Any) -> None:
             asked.append(settings["cuda_graphs"])
             super().__init__(*args, **settings)
 
-    monkeypatch.setattr(loop_module, "Engine", CPUEngine)
+    monkeypatch.setattr(validation, "Engine", CPUEngine)
     given = documents(tokenizer)
     config = replace(CONFIG, steps=1, samples=1)
     train(tmp_path, tokenizer, given, config, args=args(tokenizer), held_out=given[:1])

@@ -1,7 +1,6 @@
 """The command `llama train`: what it makes of flags and files, and what it refuses."""
 
 import json
-import os
 import random
 import re
 import signal
@@ -205,40 +204,34 @@ def test_what_does_not_fit_together_is_refused(
     assert not (ROOT / "params" / "tiny" / STATES).exists()
 
 
-def test_only_the_command_line_becomes_torchrun(
+def test_only_the_command_line_acts_as_torchrun(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A notebook on a machine with two GPUs keeps its process."""
-
-    class Replaced(Exception):
-        pass
-
-    def execv(path: str, arguments: list[str]) -> None:
-        raise Replaced(*arguments)
-
-    monkeypatch.setattr(os, "execv", execv)
+    """A notebook on a machine with two GPUs keeps its process to itself."""
+    started: list[Any] = []
+    monkeypatch.setattr(commands.torchrun, "run", started.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(
-        commands.distributed, "select_device", lambda device: torch.device("cuda", 0)
-    )
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(commands.distributed, "select_device", lambda _: device)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     data, model = files(tmp_path)
     settings: dict[str, Any] = {**SHAPE, "tokenizer_path": tokenizer.model_path}
     with pytest.raises(ValueError, match="a Python program trains in its own process"):
         train_command(str(data), str(model), SHORT, num_gpus=2, **settings)
-    commands._start_processes(None, torch.device("cuda", 0), None)
+    assert not commands._ran_as_torchrun(None, device, None)
     with pytest.raises(ValueError, match="from 1 to the 2 GPUs"):
         train_command(str(data), str(model), SHORT, num_gpus=3, **settings)
     arguments = flags(data, model, tokenizer, "--steps", "2")
-    with pytest.raises(Replaced) as replaced:
-        command(monkeypatch, *arguments)
-    assert list(replaced.value.args[1:]) == [
-        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-        *("-m", "llama.training", *arguments[1:]),
-    ]
+    assert command(monkeypatch, *arguments, "--patience", "1") == 1  # found before the start
+    assert not started
+    assert command(monkeypatch, *arguments) == 0
+    (run,) = started
+    assert (run.nproc_per_node, run.training_script) == ("2", "llama.training")
+    assert run.training_script_args == arguments[1:]
     monkeypatch.setattr(sys, "argv", ["notebook"])
     with pytest.raises(SystemExit):
         cli.main([*arguments, "--num_gpus", "2"])
+    assert len(started) == 1
     assert not model.exists()
 
 
