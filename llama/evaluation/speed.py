@@ -166,10 +166,8 @@ class Runner:
 
     def measure(self, request: Request, seed: int) -> tuple[float, float]:
         """Seconds to the first token of each row, and of the tokens after it."""
-        prompts, device = (
-            request.prompts(self.model.vocab_size, seed),
-            self.model.norm.weight.device,
-        )
+        device = self.model.norm.weight.device
+        prompts = request.prompts(self.model.vocab_size, seed)
         synchronize(device)
         begin = time.perf_counter()
         self.start(prompts, request.tokens, request.sampled)
@@ -252,6 +250,8 @@ def bench(
             "peak": {**peak, "dtype": str(dtype).removeprefix("torch.")},
             "settings": {"prompt": prompt, "context": context, "tokens": tokens, "rounds": rounds},
         }
+        if not as_json:
+            console.say(heading(report))
         runners: dict[str, Runner] = {}
         results: dict[str, dict[str, Any]] = {}
         for name in names:
@@ -271,8 +271,10 @@ def bench(
         median, weights = statistics.median(rates), bytes_read(facts.args, name)
         share = metric.share(median, facts.args, weights, peak)
         results[name][metric.name] = {"median": median, "share": share, "rounds": rates}
-    report["formats"] = results
-    console.say(json.dumps(report) if as_json else readable(report))
+    if as_json:
+        console.say(json.dumps({**report, "formats": results}))
+    else:
+        console.say(console.table(table_rows(results)))
 
 
 def usable_formats(
@@ -348,22 +350,25 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {"processor": processor, "device": str(device), **versions}
 
 
-def readable(report: dict[str, Any]) -> str:
-    """The report as text: what was measured where, and a table of the formats."""
-    where, peak, formats = report["machine"], report["peak"], report["formats"]
-    rows: list[list[str]] = [[name] for name in next(iter(formats.values()))]
-    rows[0] = ["load, s"]
-    head = ["tokens per second"]
-    for name, figures in formats.items():
-        head += [name, "of peak"]
-        rows[0] += [f"{figures['load']:.2f}", ""]
-        for row in rows[1:]:
-            median, share = (figures[row[0]][key] for key in ("median", "share"))
-            row += [f"{median:,.{0 if median >= 100 else 1}f}", f"{share:.0%}"]
+def heading(report: dict[str, Any]) -> str:
+    """The lines above the table: the model, the machine and its peak."""
+    where, peak = report["machine"], report["peak"]
     return (
         f"{report['model']}: {short_count(report['parameters'])} parameters, {report['weights']} "
         f"weights\n{where['processor']}, {where['threads']} thread(s), torch {where['torch']}\n"
         f"hardware peak: torch reads {peak['read'] / 1e9:.1f} GB/s and multiplies "
-        f"{peak['multiply'] / 1e12:.2f} TFLOP/s in {peak['dtype']}\n\n"
-        + console.table([head, *rows])
+        f"{peak['multiply'] / 1e12:.2f} TFLOP/s in {peak['dtype']}\n"
     )
+
+
+def table_rows(results: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """A row for each metric, two columns for each format."""
+    rows = [["tokens per second"], ["load, s"]]
+    rows += [[name] for name in next(iter(results.values())) if name != "load"]
+    for name, figures in results.items():
+        rows[0] += [name, "of peak"]
+        rows[1] += [f"{figures['load']:.2f}", ""]
+        for row in rows[2:]:
+            median, share = (figures[row[0]][key] for key in ("median", "share"))
+            row += [f"{median:,.{0 if median >= 100 else 1}f}", f"{share:.0%}"]
+    return rows
