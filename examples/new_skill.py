@@ -45,13 +45,13 @@ def main(out: str, base: str = str(TINY), examples: int = 200, seed: int = 1) ->
     Args:
         out: folder that the adapter goes to.
         base: folder of the model.
-        examples: how many to learn from.
-        seed: of the choice of words, and of the training.
+        examples: how many to train on.
+        seed: of the choice of words and of the training.
     """
     words = random.Random(seed).sample(WORDS, len(WORDS))
-    learned, asked = ([*map(dialog, part)] for part in (words[:examples], words[examples:]))
+    trained, asked = ([*map(dialog, part)] for part in (words[:examples], words[examples:]))
     tokenizer = Tokenizer(Path(base) / "tokenizer.model")
-    documents = [dialog_document(tokenizer, each) for each in learned]
+    documents = [dialog_document(tokenizer, each) for each in trained]
     before = right_answers(Llama.build(base, max_batch_size=32), asked)
     train(out, tokenizer, documents, CONFIG, base=base)
     after = right_answers(Llama.build(base, adapter=out, max_batch_size=32), asked)

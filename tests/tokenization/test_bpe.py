@@ -1,6 +1,4 @@
 import io
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +8,11 @@ import sentencepiece
 from fixtures import SENTENCES
 from tiktoken.load import load_tiktoken_bpe
 
-from llama import Tokenizer
+from llama import Tokenizer, cli
 from llama.tokenization import bpe
 from llama.tokenization.bpe import train_tokenizer
 from llama.training.command import tokenizer_command
 
-ROOT = Path(__file__).parents[2]
 HARD = [
     "",
     " ",
@@ -185,18 +182,11 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_command(data: Path, tmp_path: Path) -> None:
+def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "tokenizer.model"
-    command = ["-m", "llama", "tokenizer", "train", "--data_path", data / "a.txt", "--out", out]
-    done = subprocess.run(
-        [sys.executable, *command, "--vocab_size", "400", "--kind", "sentencepiece"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{out}: 400 tokens, 3 of them special\n"
+    flags = ["--data_path", str(data / "a.txt"), "--out", str(out), "--vocab_size", "400"]
+    cli.main(["tokenizer", "train", *flags, "--kind", "sentencepiece"])
+    assert capsys.readouterr() == (f"{out}: 400 tokens, 3 of them special\n", "")
     assert Tokenizer(out).n_words == 400
 
 

@@ -276,7 +276,7 @@ def test_the_layout_is_the_one_that_is_told(tokenizer: Tokenizer, tmp_path: Path
     assert index == [0, len(first), count, int(first.loss_mask.sum()), int(second.loss_mask.sum())]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_many_batches_in_order(
     tokenizer: Tokenizer,
     tmp_path: Path,

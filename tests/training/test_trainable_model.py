@@ -24,7 +24,7 @@ from llama.training.trainable_model import TrainableModel
 sys.path.insert(0, str(Path(__file__).parents[1] / "reference"))
 
 VOCAB = 128
-STEPS = 50
+STEPS = 20
 CONFIG = TrainConfig(dtype=torch.float32, tie_embeddings=True)
 # Data parallel processes, ranks that share a model, how the former divide, batches of a step.
 LAYOUTS = {
@@ -69,11 +69,13 @@ def trained_in_layouts(ranks: int, tied: bool) -> list[tuple[Any, Any]]:
     return found
 
 
-@pytest.mark.parametrize(("ranks", "tied"), [(2, True), (4, False)])
+@pytest.mark.parametrize(
+    ("ranks", "tied"), [(2, True), pytest.param(4, False, marks=pytest.mark.slow)]
+)
 def test_any_number_of_processes_makes_the_same_losses(ranks: int, tied: bool) -> None:
     distributed.initialize()
     losses, weights = trained(replace(CONFIG, tie_embeddings=tied), 1)
-    assert losses[-1, 0] < 0.9 * losses[0, 0]
+    assert losses[-1, 0] < 0.97 * losses[0, 0]
     results = run_ranks(ranks, trained_in_layouts, ranks, tied)
     for i, layout in enumerate(LAYOUTS[ranks]):
         found, parts = results[0][i]

@@ -64,6 +64,7 @@ def test_a_worker_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch) -> None
         call([1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
 def test_an_interruption_leaves_neither_files_nor_processes(
     tokenizer: Tokenizer, tmp_path: Path, sign: signal.Signals
