@@ -5,7 +5,8 @@ cache is another class with `seq_len`, `view`, `layer` and `update`; `model.py` 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +74,15 @@ class KVCache:
         for tensor in self.tensors:
             tensor[:, row] = 0
 
+    def read(self, start: int, end: int) -> tuple[Tensor, ...]:
+        """A copy of what the first row has at positions `start` to `end` - 1."""
+        return tuple(part[:, 0, :, start:end].clone() for part in self.tensors)
+
+    def write(self, start: int, tensors: tuple[Tensor, ...]) -> None:
+        """Overwrites the first row from `start` on by what `read` returned."""
+        for part, tensor in zip(self.tensors, tensors, strict=True):
+            part[:, 0, :, start : start + tensor.shape[2]] = tensor
+
     def copy_from(self, smaller: "KVCache") -> None:
         """Copies all rows and positions of a cache that is no larger."""
         window = (slice(None), slice(smaller.batch_size), slice(None), slice(smaller.seq_len))
@@ -93,6 +103,37 @@ class KVCache:
         self.k[rows, :, positions] = xk.type_as(self.k)
         self.v[rows, :, positions] = xv.type_as(self.v)
         return self.k, self.v
+
+
+@dataclass
+class RaggedKVCache:
+    """The rows of a decode step, each in a cache of its own and of its own length.
+
+    A cache may be there several times: for consecutive tokens of a sequence. Native kernels take
+    it; plain torch runs such rows one by one.
+    """
+
+    rows: list[KVCache]
+    index: int = -1  # the layer
+    shared: dict[str, Any] = field(default_factory=dict)  # what the views of all layers have
+
+    @property
+    def seq_len(self) -> int:
+        return max(row.seq_len for row in self.rows)
+
+    def view(self, first_row: int, rows: int, length: int) -> "RaggedKVCache":
+        """All of it, which is what a forward pass of all its rows needs."""
+        if (first_row, rows) != (0, len(self.rows)):
+            raise InputError(f"{rows} rows do not fit a ragged KV cache of {len(self.rows)}")
+        return self
+
+    def layer(self, index: int) -> "RaggedKVCache":
+        """One layer's part."""
+        return RaggedKVCache(self.rows, index, self.shared)
+
+    def suits(self, like: Tensor) -> bool:
+        """Whether the rows have the dtype and the device of `like`."""
+        return all(row.suits(like) for row in self.rows)
 
 
 @dataclass

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama.cache import KVCache
+from llama.cache import KVCache, RaggedKVCache
 from llama.errors import InputError, InputTypeError
 from llama.kernels import bindings
 from llama.kernels.bindings import check, fields
@@ -78,7 +78,13 @@ def silu_mul(gates: Tensor, ups: Tensor) -> Tensor:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, start_pos: int | Tensor, freqs_cis: Tensor, cache: KVCache
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    start_pos: int | Tensor,
+    freqs_cis: Tensor,
+    cache: KVCache | RaggedKVCache,
+    head_dim: int,
 ) -> Tensor:
     """Rotary attention of many rows, (batch, seq, n_heads * head_dim) as `q`.
 
@@ -89,7 +95,6 @@ def attend(
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     layer, positions = _CacheLayer.of(cache), _Positions.of(q, start_pos, freqs_cis)
     where = ctypes.byref(layer), ctypes.byref(positions)
-    head_dim = cache.k.shape[-1]
     sizes = q.shape[-1] // head_dim, k.shape[-1] // head_dim, head_dim
     y = torch.empty_like(q)
     check(native.rope_and_store(*where, q.data_ptr(), k.data_ptr(), v.data_ptr(), *sizes))
@@ -121,17 +126,30 @@ class _FeedForwardWeights(ctypes.Structure):
 
 class _CacheLayer(ctypes.Structure):
     _fields_ = fields(
-        "ppppnnn", "keys values key_scales value_scales row_stride head_stride seq_len"
+        "ppppnnnpn",
+        "keys values key_scales value_scales row_stride head_stride seq_len rows layer",
     )
 
     @classmethod
-    def of(cls, cache: KVCache) -> "_CacheLayer":
+    def of(cls, cache: KVCache | RaggedKVCache) -> "_CacheLayer":
         """Of one layer's cache, in bfloat16 or int8."""
-        keys, values, *scales = cache.tensors
+        if isinstance(cache, RaggedKVCache):
+            if "native" not in cache.shared:
+                rows = [cls._of(row.tensors, row.k.stride(0)) for row in cache.rows]
+                cache.shared["native"] = (cls * len(rows))(*rows)
+            layer = cls(rows=ctypes.addressof(cache.shared["native"]), layer=cache.index)
+            layer.kept = cache.shared
+            return layer
+        return cls._of(cache.tensors, cache.k.stride(0))
+
+    @classmethod
+    def _of(cls, tensors: tuple[Tensor, ...], row_stride: int) -> "_CacheLayer":
+        keys, values, *scales = tensors
         assert keys.stride() == values.stride()
-        row, head, _, _ = keys.stride()
         pointers = [tensor.data_ptr() for tensor in scales] or (None, None)
-        return cls(keys.data_ptr(), values.data_ptr(), *pointers, row, head, keys.shape[2])
+        head_stride, seq_len = keys.stride(-3), keys.shape[-2]
+        addresses = keys.data_ptr(), values.data_ptr(), *pointers
+        return cls(*addresses, row_stride, head_stride, seq_len, None, 0)
 
 
 class _Positions(ctypes.Structure):
@@ -179,7 +197,7 @@ class AttentionBlock:
         x: Tensor,
         start_pos: int | Tensor,
         freqs_cis: Tensor,
-        cache: KVCache,
+        cache: KVCache | RaggedKVCache,
         is_partial: bool,
     ) -> Tensor:
         """x (batch, seq, dim) in bfloat16, at most `MAX_ROWS` rows, to the same shape.

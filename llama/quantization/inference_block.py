@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from llama import distributed, kernels
-from llama.cache import KVCache
+from llama.cache import KVCache, RaggedKVCache
 from llama.kernels import AttentionBlock, FeedForwardBlock
 from llama.model import DocumentMask, TransformerBlock
 
@@ -41,27 +41,38 @@ class InferenceBlock(TransformerBlock):
         start_pos: int | Tensor,
         freqs_cis: Tensor,
         mask: Tensor | DocumentMask | None,
-        cache: KVCache | None = None,
+        cache: KVCache | RaggedKVCache | None = None,
     ) -> Tensor:
         """As `TransformerBlock.forward`."""
         if cache is None or not self._is_native(x, cache):
+            assert not isinstance(cache, RaggedKVCache)  # the engine asks `takes_ragged_rows`
             return super().forward(x, start_pos, freqs_cis, mask, cache)
         is_few = x.shape[0] * x.shape[1] <= kernels.MAX_ROWS and not self.is_adapted
         if is_few and (native := self._native_blocks()):
             return self._few_rows(*native, x, start_pos, freqs_cis, cache)
         if kernels.supports_head_dim(self.attention.head_dim):
             return self._many_rows(x, start_pos, freqs_cis, cache)
+        assert not isinstance(cache, RaggedKVCache)
         return super().forward(x, start_pos, freqs_cis, mask, cache)
 
-    def _is_native(self, x: Tensor, cache: KVCache) -> bool:
+    def _is_native(self, x: Tensor, cache: KVCache | RaggedKVCache) -> bool:
         return (
             x.dtype == torch.bfloat16
             and x.device.type == "cpu"
             and not torch.is_grad_enabled()
             and cache.suits(x)
-            and cache.k.stride()[2:] == (cache.k.shape[3], 1)
+            and (isinstance(cache, RaggedKVCache) or _is_contiguous(cache))
             and kernels.available()
         )
+
+    @property
+    def takes_ragged_rows(self) -> bool:
+        """Whether a `RaggedKVCache` may be handed in, for at most `kernels.MAX_ROWS` rows."""
+        if self.attention_norm.weight.dtype != torch.bfloat16 or not kernels.available():
+            return False
+        if self.is_adapted:
+            return kernels.supports_head_dim(self.attention.head_dim)
+        return self._native_blocks() is not None
 
     def _few_rows(
         self,
@@ -70,7 +81,7 @@ class InferenceBlock(TransformerBlock):
         x: Tensor,
         start_pos: int | Tensor,
         freqs_cis: Tensor,
-        cache: KVCache,
+        cache: KVCache | RaggedKVCache,
     ) -> Tensor:
         if distributed.model_parallel_size() == 1:
             return feed_forward(attention(x, start_pos, freqs_cis, cache, False), False)
@@ -79,12 +90,16 @@ class InferenceBlock(TransformerBlock):
         return (h + distributed.sum_over_ranks(feed_forward(h, True))).bfloat16()
 
     def _many_rows(
-        self, x: Tensor, start_pos: int | Tensor, freqs_cis: Tensor, cache: KVCache
+        self,
+        x: Tensor,
+        start_pos: int | Tensor,
+        freqs_cis: Tensor,
+        cache: KVCache | RaggedKVCache,
     ) -> Tensor:
         a, f, norm = self.attention, self.feed_forward, self.attention_norm
         n = kernels.rms_norm(x, norm.weight, norm.eps)
         q, k, v = (layer(n) for layer in (a.wq, a.wk, a.wv))
-        h = x + a.wo(kernels.attend(q, k, v, start_pos, freqs_cis, cache))
+        h = x + a.wo(kernels.attend(q, k, v, start_pos, freqs_cis, cache, a.head_dim))
         norm = self.ffn_norm
         for rows in h.flatten(0, 1).split(_MICRO_BATCH_ROWS):
             n = kernels.rms_norm(rows, norm.weight, norm.eps)
@@ -153,3 +168,8 @@ class InferenceBlock(TransformerBlock):
         self._native = None  # it would keep the memory of parameters that move
         self._weights_of_native = []
         return super()._apply(fn, recurse)
+
+
+def _is_contiguous(cache: KVCache) -> bool:
+    """Whether a head's positions in a layer's cache follow each other."""
+    return isinstance(cache, KVCache) and cache.k.stride()[2:] == (cache.k.shape[3], 1)

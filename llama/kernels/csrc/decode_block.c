@@ -187,7 +187,7 @@ int attention_block(const attention_weights *l, const cache_layer *cache, const 
     int64_t positions[MAX_ROWS], last = 0;
     for (int64_t b = 0; b < rows; b++) {
         positions[b] = position_of(at, b);
-        if (positions[b] < 0 || positions[b] >= cache->seq_len) return 2;
+        if (positions[b] < 0 || positions[b] >= cache_row(cache, at, b, l->head_dim).seq_len) return 2;
         last = positions[b] > last ? positions[b] : last;
     }
     const int64_t dim = l->wq.k, hd = l->head_dim, kv = l->kv_heads, group = l->heads / kv;
@@ -209,7 +209,7 @@ int attention_block(const attention_weights *l, const cache_layer *cache, const 
 #pragma omp parallel
     {
         float scratch[group * CHUNK + hd];
-        uint16_t dequantized[cache->key_scales ? 2 * CHUNK * hd : 1];
+        uint16_t dequantized[cache_row(cache, at, 0, hd).key_scales ? 2 * CHUNK * hd : 1];
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < rows; b++)
             rms_norm(x + b * dim, l->norm, l->eps, dim, normed + b * dim);
@@ -230,16 +230,17 @@ int attention_block(const attention_weights *l, const cache_layer *cache, const 
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < rows * kv; i++) {
             int64_t b = i / kv, h = i % kv;
-            int64_t offset = cache_offset(cache, at, b, h, positions[b], hd);
+            const cache_layer kv_row = cache_row(cache, at, b, hd);
+            int64_t offset = h * kv_row.head_stride + positions[b] * hd;
             const float *freqs = freqs_cis_of(at, b, hd);
             const float *from = qkv + b * width;
             for (int64_t g = h * group; g < (h + 1) * group; g++)
                 apply_rope(from + g * hd, freqs, hd, q_rotated + b * q_dim + g * hd);
             uint16_t row[hd];
             apply_rope(from + q_dim + h * hd, freqs, hd, row);
-            store_head(cache->keys, cache->key_scales, offset, hd, row);
+            store_head(kv_row.keys, kv_row.key_scales, offset, hd, row);
             for (int64_t d = 0; d < hd; d++) row[d] = to_bf16(from[q_dim + kv_dim + h * hd + d]);
-            store_head(cache->values, cache->value_scales, offset, hd, row);
+            store_head(kv_row.values, kv_row.value_scales, offset, hd, row);
         }
 
 #pragma omp for schedule(dynamic)
@@ -248,11 +249,12 @@ int attention_block(const attention_weights *l, const cache_layer *cache, const 
             int64_t count = positions[b] + 1 - first;
             if (count <= 0) continue;
             count = count < CHUNK ? count : CHUNK;
-            int64_t offset = cache_offset(cache, at, b, h, first, hd);
+            const cache_layer kv_row = cache_row(cache, at, b, hd);
+            int64_t offset = h * kv_row.head_stride + first * hd;
             const uint16_t *q = q_rotated + b * q_dim + h * group * hd;
             const uint16_t *keys =
-                load_heads(cache->keys, cache->key_scales, offset, hd, count, dequantized);
-            const uint16_t *values = load_heads(cache->values, cache->value_scales, offset, hd, count,
+                load_heads(kv_row.keys, kv_row.key_scales, offset, hd, count, dequantized);
+            const uint16_t *values = load_heads(kv_row.values, kv_row.value_scales, offset, hd, count,
                                                 dequantized + CHUNK * hd);
             attend(hd, q, keys, values, group, count, scratch, chunk_results + i * result_size);
         }

@@ -24,7 +24,9 @@ int rope_and_store(const cache_layer *cache, const token_positions *at, uint16_t
                    const uint16_t *k, const uint16_t *v, int64_t heads, int64_t kv_heads,
                    int64_t head_dim) {
     for (int64_t b = 0; b < at->rows; b += at->seq)
-        if (position_of(at, b) < 0 || position_of(at, b) + at->seq > cache->seq_len) return 2;
+        if (position_of(at, b) < 0 ||
+            position_of(at, b) + at->seq > cache_row(cache, at, b, head_dim).seq_len)
+            return 2;
 #pragma omp parallel
     {
         float wide[head_dim];
@@ -37,13 +39,14 @@ int rope_and_store(const cache_layer *cache, const token_positions *at, uint16_t
                 for (int64_t d = 0; d < head_dim; d++) wide[d] = from_bf16(row[d]);
                 apply_rope(wide, freqs, head_dim, row);
             }
+            const cache_layer row = cache_row(cache, at, b, head_dim);
             for (int64_t h = 0; h < kv_heads; h++) {
                 int64_t from = (b * kv_heads + h) * head_dim;
-                int64_t offset = cache_offset(cache, at, b, h, position_of(at, b), head_dim);
+                int64_t offset = h * row.head_stride + position_of(at, b) * head_dim;
                 for (int64_t d = 0; d < head_dim; d++) wide[d] = from_bf16(k[from + d]);
                 apply_rope(wide, freqs, head_dim, rotated);
-                store_head(cache->keys, cache->key_scales, offset, head_dim, rotated);
-                store_head(cache->values, cache->value_scales, offset, head_dim, v + from);
+                store_head(row.keys, row.key_scales, offset, head_dim, rotated);
+                store_head(row.values, row.value_scales, offset, head_dim, v + from);
             }
         }
     }
@@ -186,14 +189,15 @@ INLINE void attend_block(const int head_dim, workspace *w, const cache_layer *ca
         w->max_score[r] = -1e30f;
         w->sum_exp[r] = 0;
     }
+    const cache_layer row = cache_row(cache, at, first, head_dim);
     const int64_t start = position_of(at, first), end = position_of(at, first + count - 1) + 1;
     for (int64_t p = 0; p < end; p += POSITIONS) {
-        const int64_t offset = cache_offset(cache, at, first, h, p, head_dim);
+        const int64_t offset = h * row.head_stride + p * head_dim;
         const int64_t seen = end - p < POSITIONS ? end - p : POSITIONS;
         rearrange(
             head_dim, w,
-            load_heads(cache->keys, cache->key_scales, offset, head_dim, seen, w->dequantized[0]),
-            load_heads(cache->values, cache->value_scales, offset, head_dim, seen, w->dequantized[1]),
+            load_heads(row.keys, row.key_scales, offset, head_dim, seen, w->dequantized[0]),
+            load_heads(row.values, row.value_scales, offset, head_dim, seen, w->dequantized[1]),
             end - p);
         block_scores(head_dim, w, padded);
         for (int64_t r = 0; r < padded; r++) {

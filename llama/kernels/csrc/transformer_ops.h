@@ -7,10 +7,14 @@
 
 /* A layer's keys and values, each (rows, kv_heads, seq_len, head_dim); strides in elements. They are
    bfloat16, or int8 with a scale for each position of a head, (rows, kv_heads, seq_len). */
-typedef struct {
+typedef struct cache_layer {
     void *keys, *values;
     float *key_scales, *value_scales; /* NULL for bfloat16 */
     int64_t row_stride, head_stride, seq_len;
+    /* Where each row has a cache of its own, these are its first layer's, and their `row_stride` is
+       that between layers; else NULL. */
+    const struct cache_layer *rows;
+    int64_t layer;
 } cache_layer;
 
 /* Stores a head's key or value of one position. */
@@ -54,10 +58,20 @@ INLINE const float *freqs_cis_of(const token_positions *p, int64_t i, int64_t he
     return p->freqs_cis + (p->starts ? i : i % p->seq) * head_dim;
 }
 
-/* The offset in keys and values of position `at` of head h, for row i of the forward pass. */
-INLINE int64_t cache_offset(const cache_layer *cache, const token_positions *p, int64_t i, int64_t h,
-                            int64_t at, int64_t head_dim) {
-    return i / p->seq * cache->row_stride + h * cache->head_stride + at * head_dim;
+/* The row of the cache for row i of the forward pass. */
+INLINE cache_layer cache_row(const cache_layer *cache, const token_positions *p, int64_t i,
+                             int64_t head_dim) {
+    const int64_t b = i / p->seq;
+    cache_layer row = cache->rows ? cache->rows[b] : *cache;
+    const int64_t first = row.row_stride * (cache->rows ? cache->layer : b);
+    const int64_t size = row.key_scales ? sizeof(int8_t) : sizeof(uint16_t);
+    row.keys = (char *)row.keys + first * size;
+    row.values = (char *)row.values + first * size;
+    if (row.key_scales) {
+        row.key_scales += first / head_dim;
+        row.value_scales += first / head_dim;
+    }
+    return row;
 }
 
 /* e^x to about 1e-7, in operations that compilers vectorize. */
