@@ -4,6 +4,7 @@
 `model_parallel.py` is the one file that knows fairscale, `hardware_peak.py` measures the machine.
 """
 
+from llama.distributed.cpu_threads import CpuThreads
 from llama.distributed.devices import (
     DTYPES,
     cpu_multiplies_bfloat16,
@@ -24,6 +25,7 @@ from llama.distributed.model_parallel import (
 )
 from llama.distributed.process_groups import (
     broadcast,
+    broadcast_object,
     initialize,
     shutdown,
     sum_over_ranks,
@@ -32,8 +34,10 @@ from llama.distributed.process_groups import (
 
 __all__ = [
     "DTYPES",
+    "CpuThreads",
     "ParallelLayersOnMeta",
     "broadcast",
+    "broadcast_object",
     "copy_to_model_parallel_region",
     "cpu_multiplies_bfloat16",
     "data_parallel_group",

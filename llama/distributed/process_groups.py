@@ -8,6 +8,7 @@ nothing else.
 
 import atexit
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -112,6 +113,15 @@ def broadcast(tensor: Tensor) -> Tensor:
         group = model_parallel.model_parallel_group()
         dist.broadcast(tensor, src=dist.get_global_rank(group, 0), group=group)
     return tensor
+
+
+def broadcast_object(value: Any) -> Any:
+    """The first rank's `value`, which can be pickled, on every rank of a model."""
+    box = [value]
+    if model_parallel.model_parallel_size() > 1:
+        group, cpu = model_parallel.model_parallel_group(), torch.device("cpu")
+        dist.broadcast_object_list(box, dist.get_global_rank(group, 0), group, cpu)
+    return box[0]
 
 
 def sum_over_ranks(partial_sum: Tensor) -> Tensor:

@@ -144,6 +144,13 @@ def load_adapter(
     model's, is for inference. Raises what `open_adapter` raises, and ValueError where the model has
     an adapter already.
     """
+    _adapt(model, *adapter_shards(model, adapter, dtype))
+
+
+def adapter_shards(
+    model: Transformer, adapter: str | Path | Adapter, dtype: torch.dtype
+) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
+    """A and B of each adapted layer as this rank has them, and the adapter's scale."""
     if not isinstance(adapter, Adapter):
         adapter = open_adapter(adapter, model.params)
     shards, regions, cpu = {}, _regions(model), torch.device("cpu")
@@ -156,7 +163,7 @@ def load_adapter(
             padding = -len(a) % _WIDTH
             a, b = F.pad(a, (0, 0, 0, padding)), F.pad(b, (0, padding))
         shards[name] = a, b
-    _adapt(model, shards, adapter.scale)
+    return shards, adapter.scale
 
 
 def save_adapter(model: Transformer, folder: str | Path, base: str | Path | None = None) -> None:

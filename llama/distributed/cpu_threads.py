@@ -1,0 +1,78 @@
+"""Fewer threads while other processes compete for the cores.
+
+The threads of a parallel region wait for each other at its end, some hundred times a token. Where a
+thread has lost its core to another process the rest wait for a time slice each time, and burn their
+own while they do: two threads beside two busy processes on two cores are a hundred times slower
+than one. A thread that loses its core is preempted, which the operating system counts.
+
+    threads = CpuThreads()
+    while ...:
+        with threads:
+            ...  # a step, with all threads or fewer
+"""
+
+import time
+
+import torch
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+_WINDOW = 0.02  # seconds between two looks
+_RATE = 40.0  # preemptions a second of CPU time; a quiet machine has fewer than 10
+_FIRST_HOLD, _LONGEST_HOLD = 0.5, 30.0  # seconds with fewer threads, before more are tried again
+
+
+class CpuThreads:
+    """How many threads the steps of one loop run on: torch's number, or fewer while it is busy."""
+
+    def __init__(self) -> None:
+        self.count = torch.get_num_threads()
+        self._full = self.count
+        self._hold, self._until = _FIRST_HOLD, 0.0
+        self._last = self._usage()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether other processes are competing for the cores."""
+        return self.count < self._full
+
+    def __enter__(self) -> "CpuThreads":
+        self._full = torch.get_num_threads()
+        self.count = min(self.count, self._full) if self._until else self._full
+        if resource is not None and self._full > 1:
+            self._look()
+        if self.is_busy:
+            torch.set_num_threads(self.count)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.is_busy:
+            torch.set_num_threads(self._full)
+
+    def _look(self) -> None:
+        now, cpu, preempted = self._usage()
+        before, cpu_before, preempted_before = self._last
+        if now - before < _WINDOW:
+            return
+        self._last = now, cpu, preempted
+        # With hardly any CPU time of its own the process was waiting: nothing to be seen.
+        if preempted - preempted_before > _RATE * max(cpu - cpu_before, _WINDOW):
+            if not self.is_busy:
+                # Soon after a return to all threads: others still compete, at times.
+                again = now < self._until + 2 * self._hold
+                self._hold = min(2 * self._hold, _LONGEST_HOLD) if again else _FIRST_HOLD
+            self.count = max(self.count // 2, 1)
+            self._until = now + self._hold
+        elif self.is_busy and now > self._until:
+            self.count = min(2 * self.count, self._full)
+
+    @staticmethod
+    def _usage() -> tuple[float, float, int]:
+        """The time, this process's CPU time in seconds, and its threads' preemptions so far."""
+        if resource is None:
+            return time.perf_counter(), 0.0, 0
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return time.perf_counter(), usage.ru_utime + usage.ru_stime, usage.ru_nivcsw

@@ -1,0 +1,85 @@
+"""Several adapters beside one model, of which one at a time, or none, takes part in a forward pass.
+
+switch = AdapterSwitch(model)
+switch.load("polite", "adapters/polite")
+switch.activate("polite")       # the next forward passes
+switch.activate(None)           # the model by itself
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llama.errors import InputError
+from llama.lora.adapter_layers import LoRALinear, adapter_shards
+from llama.model import Transformer
+
+
+class SwitchedLinear(nn.Module):
+    """A layer with adapters by name; what is active computes its output."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.adapters: dict[str, LoRALinear] = {}  # not submodules: each has the base as well
+        self.active: Any = base
+
+    def __getattr__(self, name: str) -> Any:
+        """The base's attributes, such as the matrix that native kernels read."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.active(x)
+
+
+class AdapterSwitch:
+    """The adapters of a model that are loaded for inference."""
+
+    def __init__(self, model: Transformer) -> None:
+        self._model = model
+        self._layers: dict[str, SwitchedLinear] = {}
+        self._active: str | None = None
+        self.fingerprints: dict[str, str] = {}  # of each adapter's numbers
+
+    def load(self, name: str, path: str | Path) -> None:
+        """Puts the adapter in a folder, here or remote, beside the model.
+
+        Raises what `open_adapter` raises, and InputError for a name that is taken, or a model that
+        has an adapter of its own.
+        """
+        if name in self.fingerprints:
+            raise InputError(f"there is an adapter {name!r} already; give another name")
+        if any(isinstance(module, LoRALinear) for module in self._model.modules()):
+            raise InputError("the model has an adapter of its own; build it without")
+        dtype = self._model.norm.weight.dtype
+        shards, scale = adapter_shards(self._model, path, dtype)
+        digest = hashlib.blake2b(str(scale).encode(), digest_size=16)
+        device = self._model.norm.weight.device
+        for layer_name, (a, b) in shards.items():
+            for tensor in (a, b):
+                digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+            layer = self._layers.get(layer_name)
+            if layer is None:
+                layer = SwitchedLinear(self._model.get_submodule(layer_name))
+                self._layers[layer_name] = layer
+                self._model.set_submodule(layer_name, layer)
+            adapter = LoRALinear(layer.base, a.to(device), b.to(device), scale)
+            layer.adapters[name] = adapter.requires_grad_(False)
+        self.fingerprints[name] = digest.hexdigest()
+
+    def activate(self, name: str | None) -> None:
+        """Lets the adapter `name`, or none, take part from now on."""
+        if name == self._active:
+            return
+        self._active = name
+        for layer in self._layers.values():
+            layer.active = layer.adapters.get(name or "", layer.base)
+        for block in self._model.layers:
+            if hasattr(block, "is_adapted"):
+                block.is_adapted = name is not None  # type: ignore[assignment]
