@@ -23,8 +23,10 @@ from typing_extensions import Unpack
 
 from llama.checkpoint.loading import load
 from llama.checkpoint.opening import open_checkpoint
+from llama.engine.beam_search import Hypothesis, beam_search
+from llama.engine.grammar import Grammar
 from llama.engine.request import FinishReason, Sequence, token_ids
-from llama.engine.sampling_params import SamplingParams
+from llama.engine.sampling_params import SamplingParams, expect_integer
 from llama.engine.scheduler import Engine, check_limits
 from llama.errors import InputError, InputTypeError
 from llama.model import Transformer
@@ -57,7 +59,8 @@ class SamplingOptions(TypedDict, total=False):
     `stop` is a string or several: an answer ends before the first of them. With a `seed`, an
     answer is a function of its prompt and the settings; a prompt that is repeated in a call gets
     other draws each time. Without one, each call has a seed of its own, which follows from the
-    `seed` of `Llama.build`.
+    `seed` of `Llama.build`. `n` answers to each prompt, computed once, follow each other in the
+    result. The others are described in `Sequence`.
     """
 
     top_k: int | None
@@ -68,8 +71,17 @@ class SamplingOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     seed: int | None
     stop: str | Iterable[str] | None
+    n: int
+    top_logprobs: int
+    min_tokens: int
+    ignore_eos: bool
+    grammar: Grammar | None
+    adapter: str | None
+    priority: int
 
 
+# Those that are not SamplingParams'.
+_REQUEST_OPTIONS = ("top_logprobs", "min_tokens", "ignore_eos", "grammar", "adapter", "priority")
 _SETTINGS = ["temperature", "top_p", *SamplingOptions.__annotations__]
 
 
@@ -105,6 +117,10 @@ class Llama:
         quantize: str | None = None,
         adapter: str | Path | None = None,
         kv_cache_dtype: str | None = None,
+        kv_memory: int | None = None,
+        prefix_memory: int | None = None,
+        prefix_folder: str | Path | None = None,
+        draft: str | Path | None = None,
     ) -> "Llama":
         """Loads the checkpoint in the folder `ckpt_dir`, under torchrun or in plain python.
 
@@ -113,8 +129,12 @@ class Llama:
         for a small model on a CPU; see `select_dtype`). `quantize` is int8 or int4, on a CPU or an
         NVIDIA GPU (`llama.quantization`): weights are packed while they are read, or have been by
         `llama convert`. `adapter` is the folder of a LoRA adapter (see `llama.lora`), which is kept
-        beside the weights. With `kv_cache_dtype` int8 the KV cache takes about half the memory of
-        bfloat16 (see `Int8KVCache`). `seed` is what the draws of all later calls follow from.
+        apart from the weights. With `kv_cache_dtype` int8 the KV cache takes near half the memory
+        of bfloat16 (see `Int8KVCache`). `seed` is what the draws of all later calls follow from.
+        `kv_memory` and `prefix_memory` are bytes: for keys and values of running requests (see
+        `Engine`), and of prompts that later ones may begin with (0 for none; see `PrefixStore`),
+        which `prefix_folder` keeps for later processes. `draft` is the folder of a smaller model
+        with the same tokenizer, which makes decoding faster and no answer different.
         Raises FileNotFoundError or ValueError, naming the file and the values, for what is missing,
         damaged or does not fit.
         """
@@ -132,14 +152,40 @@ class Llama:
             model_parallel_size=model_parallel_size,
             kv_cache_dtype=kv_cache_dtype,
         )
-        return Llama(model, tokenizer, seed)
+        smaller = None
+        if draft is not None:
+            small = open_checkpoint(draft)
+            vocabularies = tokenizer.vocabulary, small.open_tokenizer(None).vocabulary
+            one, other = ([v.piece(i) for i in range(v.n_words)] for v in vocabularies)
+            if one != other:
+                raise InputError(f"the tokenizer in {draft} is not that of {ckpt_dir}")
+            smaller = load(small, device=device, dtype=dtype, quantize=quantize, max_batch_size=1)
+        return Llama(model, tokenizer, seed, kv_memory, prefix_memory, prefix_folder, smaller)
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, seed: int = 1) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        seed: int = 1,
+        kv_memory: int | None = None,
+        prefix_memory: int | None = None,
+        prefix_folder: str | Path | None = None,
+        draft: Transformer | None = None,
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.formatter = ChatFormat(tokenizer)
         args = model.params
-        self.engine = Engine(model, tokenizer, args.max_batch_size, args.max_seq_len)
+        self.engine = Engine(
+            model,
+            tokenizer,
+            args.max_batch_size,
+            args.max_seq_len,
+            kv_memory=kv_memory,
+            prefix_memory=prefix_memory,
+            prefix_folder=prefix_folder,
+            draft=draft,
+        )
         self._seeds = random.Random(seed)
 
     def __reduce__(self) -> NoReturn:
@@ -216,6 +262,22 @@ class Llama:
             }
             for s in self._finish(sequences)
         ]
+
+    def beam_search(
+        self,
+        prompt: str | Iterable[int],
+        beams: int = 4,
+        n_best: int = 1,
+        length_penalty: float = 1.0,
+        max_gen_len: int = 64,
+    ) -> list[Hypothesis]:
+        """The most likely answers to a text or to token ids, best first, with their scores.
+
+        See `llama.engine.beam_search`; `tokenizer.decode` makes text of a hypothesis's tokens.
+        """
+        ids = self._text_prompts([prompt])[0] if isinstance(prompt, str) else prompt
+        tokens = token_ids("prompt", ids)
+        return beam_search(self.engine, tokens, beams, n_best, length_penalty, max_gen_len)
 
     def generate_stream(
         self,
@@ -305,17 +367,24 @@ class Llama:
         stop: Any = settings.get("stop")
         if isinstance(stop, Iterable):
             stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        params = SamplingParams(**{k: v for k, v in settings.items() if k != "stop"})
+        options = {k: v for k, v in settings.items() if k in _REQUEST_OPTIONS}
+        count = expect_integer("n", settings.get("n", 1), at_least=1)
+        params = SamplingParams(
+            **{k: v for k, v in settings.items() if k not in ("stop", "n", *_REQUEST_OPTIONS)}
+        )
         if params.seed is None:  # other draws in each call
             params = replace(params, seed=self._seeds.getrandbits(32))
         seen: Counter[tuple[int, ...]] = Counter()
         sequences = []
         for i, prompt in enumerate(prompts):
             key, scored = tuple(prompt), echo and logprobs
-            sequence = Sequence(prompt, max_gen_len, params, stop, echo, scored, seen[key])
-            seen[key] += 1
-            self.engine.check(sequence, f"{name}[{i}]")
-            sequences.append(sequence)
+            for _ in range(count):
+                sequence = Sequence(
+                    prompt, max_gen_len, params, stop, echo, scored, seen[key], **options
+                )
+                seen[key] += 1
+                self.engine.check(sequence, f"{name}[{i}]")
+                sequences.append(sequence)
         return sequences
 
     def _finish(self, sequences: list[Sequence]) -> list[Sequence]:
@@ -326,14 +395,15 @@ class Llama:
     def _run(self, sequences: list[Sequence]) -> Iterator[Chunk]:
         finished: set[int] = set()
         try:
-            for sequence in sequences:
-                self.engine.add(sequence)
-            while len(finished) < len(sequences):
-                self.engine.step()
+            self.engine.add(*sequences)
+            for _ in self.engine.run(sequences):
                 for i, sequence in enumerate(sequences):
                     if i in finished:
                         continue
-                    text, reason = sequence.take_text(), sequence.finish_reason
+                    reason = sequence.finish_reason  # before the text, which may be added to
+                    text = sequence.take_text()
+                    if sequence.error is not None:
+                        raise sequence.error
                     if reason:
                         finished.add(i)
                     if text or reason:

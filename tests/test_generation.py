@@ -11,7 +11,6 @@ import torch
 from fixtures import run_ranks, write_sentencepiece, write_tiktoken
 
 from llama import Llama, Tokenizer
-from llama.engine import scheduler
 from llama.engine.sampling import NonFiniteLogitsError
 from llama.errors import InputTypeError
 
@@ -44,11 +43,9 @@ def test_greedy_tokens_are_the_likeliest_of_a_whole_forward_pass(llama: Llama) -
     assert sum(map(len, tokens)) > 40
 
 
-@pytest.mark.parametrize("at_once", [512, 5, 1])
-def test_echo_scores_every_prompt_token(
-    llama: Llama, monkeypatch: pytest.MonkeyPatch, at_once: int
-) -> None:
-    monkeypatch.setattr(scheduler, "_SCORING_CHUNK", at_once)
+@pytest.mark.parametrize("chunk", [256, 5, 1])
+def test_echo_scores_every_prompt_token(llama: Llama, chunk: int) -> None:
+    llama.engine._runner.chunk = chunk
     prompts = ids(llama)
     tokens, logprobs = llama.generate(prompts, 6, logprobs=True, echo=True)
     assert logprobs is not None

@@ -4,8 +4,19 @@ The files follow each other: `sampling_params` (settings), `sampling` (the draw)
 request and its answer), `cuda_graphs` (decoding steps on a GPU), `scheduler` (who runs when).
 """
 
+from llama.engine.async_engine import AsyncEngine
+from llama.engine.grammar import Grammar
+from llama.engine.prefix_store import PrefixStore
 from llama.engine.request import FinishReason, Sequence
 from llama.engine.sampling_params import SamplingParams
 from llama.engine.scheduler import Engine
 
-__all__ = ["Engine", "FinishReason", "SamplingParams", "Sequence"]
+__all__ = [
+    "AsyncEngine",
+    "Engine",
+    "FinishReason",
+    "Grammar",
+    "PrefixStore",
+    "SamplingParams",
+    "Sequence",
+]

@@ -4,16 +4,23 @@ The engine decides when a sequence runs and which token comes next; what that to
 answer (its text, a stop string, the end) is decided here.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llama.engine.grammar import Grammar, GrammarState
 from llama.engine.sampling import SamplerState
 from llama.engine.sampling_params import SamplingParams, expect_integer
 from llama.errors import InputError, InputTypeError
-from llama.tokenizer import StreamDecoder
+from llama.tokenizer import Tokenizer
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(eq=False)
@@ -28,6 +35,16 @@ class Sequence:
         for the first.
     sample_index: number of this request among those with the same prompt and seed; each index
         draws its own random numbers.
+    num_prefix_tokens: how many tokens at the end of the prompt are the beginning of the answer: its
+        text begins with theirs, and a grammar goes on after them.
+    top_logprobs: how many of the likeliest tokens are kept with their log-probabilities, for each
+        generated token, and with `score_prompt` for each token of the prompt.
+    min_tokens: stop tokens and stop strings do not end the answer before it has so many tokens.
+    ignore_eos: stop tokens do not end it at all.
+    grammar: what the answer has to match.
+    adapter: the name of an adapter that the engine has loaded.
+    priority: requests of a higher one are admitted first, and step aside last.
+    speculate: whether the engine may guess tokens; the answer is the same.
 
     Raises InputError or InputTypeError for values that no engine can run.
     """
@@ -39,14 +56,32 @@ class Sequence:
     echo: bool = False
     score_prompt: bool = False
     sample_index: int = 0
+    num_prefix_tokens: int = 0
+    top_logprobs: int = 0
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    grammar: Grammar | None = None
+    adapter: str | None = None
+    priority: int = 0
+    speculate: bool = True
 
     tokens: list[int] = field(default_factory=list)  # generated, without a stop token
     logprobs: list[float] = field(default_factory=list)  # of those
     prompt_logprobs: list[float] = field(default_factory=list)
     token_texts: list[str] = field(default_factory=list)  # the text that each token completed
-    prompt_token_texts: list[str] = field(default_factory=list)  # with echo
+    prompt_token_texts: list[str] = field(default_factory=list)  # those that the text begins with
     text: str = ""  # all token texts; until the end it may still lose a stop string's beginning
     finish_reason: FinishReason | None = None  # None while it waits or runs
+    stopped_by: str | int | None = None  # the stop string or stop token that ended it
+    error: Exception | None = None  # why it ended with "error"
+    # (token, log-probability) of the likeliest, for each token; none for the prompt's first
+    likeliest: list[list[tuple[int, float]]] = field(default_factory=list)
+    prompt_likeliest: list[list[tuple[int, float]]] = field(default_factory=list)
+    times: dict[str, float] = field(default_factory=dict)  # queued, started, first_token, finished
+    num_cached_tokens: int = 0  # of the prompt, copied from the prefix store or another request
+    num_accepted_tokens: int = 0  # that were guessed
+    num_preemptions: int = 0  # how often it stepped aside
+    on_change: Callable[["Sequence"], None] | None = None  # called by the thread that steps
 
     _num_emitted: int = 0  # characters that take_text has returned
 
@@ -63,68 +98,144 @@ class Sequence:
             raise InputTypeError(f"stop must hold strings, got {wrong[0]!r}")
         if "" in self.stop:
             raise InputError("stop strings must not be empty")
+        for name in ("num_prefix_tokens", "top_logprobs", "min_tokens", "sample_index"):
+            setattr(self, name, expect_integer(name, getattr(self, name), at_least=0))
+        self.priority = expect_integer("priority", self.priority)
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise InputTypeError(
+                f"grammar must be a Grammar, got {self.grammar!r:.60}: write "
+                "Grammar(json_schema=...), Grammar(regex=...), Grammar(choice=...) or "
+                "Grammar(lark=...)"
+            )
+        if self.grammar is not None and self.ignore_eos:
+            raise InputError("ignore_eos and a grammar exclude each other: a grammar ends")
+        self._lock = threading.Lock()  # of the text, which other threads may take
+
+    def request(self) -> dict[str, Any]:
+        """The arguments that make this request again."""
+        names = [f.name for f in fields(self)]
+        return {name: getattr(self, name) for name in names[: names.index("tokens")]}
 
     def take_text(self) -> str:
         """Text that is certain and that an earlier call has not returned."""
-        certain = len(self.text) - (0 if self.finish_reason else self._num_uncertain())
-        new = self.text[self._num_emitted : certain]
-        self._num_emitted = max(self._num_emitted, certain)
-        return new
+        with self._lock:
+            certain = len(self.text) - (0 if self.finish_reason else self._num_uncertain())
+            new = self.text[self._num_emitted : certain]
+            self._num_emitted = max(self._num_emitted, certain)
+            return new
 
     def _num_uncertain(self) -> int:
         """How many characters at the end of the answer may turn out to begin a stop string."""
         longest = max((len(stop) - 1 for stop in self.stop), default=0)
-        for size in range(min(longest, len(self.text) - self._answer_start), 0, -1):
+        for size in range(min(longest, len(self.text) - self._stop_start), 0, -1):
             if any(stop.startswith(self.text[-size:]) for stop in self.stop):
                 return size
         return 0
 
-    def start(self, decoder: StreamDecoder, max_gen_len: int) -> None:
-        """For the engine: prepares for at most `max_gen_len` tokens."""
-        self._decoder, self.max_gen_len = decoder, max_gen_len
-        self.sampler = SamplerState(self.params, self.prompt, self.sample_index)
-        if self.echo:
-            self.prompt_token_texts = [decoder.feed(token) for token in self.prompt]
-            self.text = "".join(self.prompt_token_texts)
-        self._answer_start = len(self.text)
+    def start(self, tokenizer: Tokenizer, max_gen_len: int) -> None:
+        """For the engine: prepares for at most `max_gen_len` tokens.
 
-    def append(self, token: int, logprob: float, stop_tokens: set[int]) -> None:
-        """For the engine: adds a chosen token, and finishes if it is the last."""
-        if token in stop_tokens:
+        Raises InputError for a grammar that is malformed.
+        """
+        self._decoder, self.max_gen_len = tokenizer.stream_decoder(), max_gen_len
+        self._stop_tokens = set() if self.ignore_eos else tokenizer.stop_tokens
+        self._num_words = tokenizer.n_words
+        self._grammar = None if self.grammar is None else GrammarState(self.grammar, tokenizer)
+        self.sampler = SamplerState(self.params, self.prompt, self.sample_index)
+        if self._grammar is not None or (self.min_tokens and self._stop_tokens):
+            self.sampler.mask = self._mask
+        prefix = self.prompt[len(self.prompt) - self.num_prefix_tokens :]
+        if self._grammar is not None:
+            for token in prefix:
+                self._grammar.advance(token)
+        if self.echo or prefix:
+            shown = self.prompt if self.echo else prefix
+            self.prompt_token_texts = [self._decoder.feed(token) for token in shown]
+            self.text = "".join(self.prompt_token_texts)
+        self._stop_start = len(self.text)  # where stop strings may begin
+
+    def score(self, logits: Tensor, start: int) -> None:
+        """For the engine: scores the prompt by the logits (n, vocab) after tokens from `start`."""
+        after = self.prompt[start + 1 : start + 1 + len(logits)]
+        if start == 0:
+            self.prompt_logprobs, self.prompt_likeliest = [0.0], [[]]
+        targets = logits.new_tensor(after).long()
+        scores = -F.cross_entropy(logits[: len(after)], targets, reduction="none")
+        self.prompt_logprobs += scores.tolist()
+        if self.top_logprobs:
+            self.prompt_likeliest += [self._likeliest(row) for row in logits[: len(after)]]
+
+    def append(self, token: int, logprob: float, logits: Tensor) -> None:
+        """For the engine: adds a chosen token, and finishes if it is the last.
+
+        `logits` (vocab) are those that it was chosen by. Raises InputError where a grammar can't be
+        followed any further.
+        """
+        self.times.setdefault("first_token", time.monotonic())
+        if token in self._stop_tokens and len(self.tokens) >= self.min_tokens:
+            self.stopped_by = token
             self.finish("stop")
             return
+        if self._grammar is not None:
+            self._grammar.advance(token)
         self.sampler.record(token)
-        self.tokens.append(token)
-        self.logprobs.append(logprob)
-        self.token_texts.append(self._decoder.feed(token))
-        self.text += self.token_texts[-1]
-        if self._cut_at_stop():
-            self.finish_reason = "stop"  # what the decoder still holds lies after the cut
-        elif len(self.tokens) == self.max_gen_len:
+        with self._lock:
+            self.tokens.append(token)
+            self.logprobs.append(logprob)
+            if self.top_logprobs:
+                self.likeliest.append(self._likeliest(logits))
+            self.token_texts.append(self._decoder.feed(token))
+            if len(self.tokens) <= self.min_tokens:
+                self._stop_start = len(self.text)
+            self.text += self.token_texts[-1]
+            if len(self.tokens) > self.min_tokens and self._cut_at_stop():
+                self.finish_reason = "stop"  # what the decoder still holds lies after the cut
+        if self.finish_reason is None and len(self.tokens) == self.max_gen_len:
             self.finish("length")
 
     def finish(self, reason: FinishReason) -> None:
         """For the engine: ends the answer, with the bytes of an incomplete character as U+FFFD."""
-        self.finish_reason = reason
-        if texts := self.token_texts or self.prompt_token_texts:
-            rest = self._decoder.flush()
-            texts[-1] += rest
-            self.text += rest
+        with self._lock:
+            if texts := self.token_texts or self.prompt_token_texts:
+                rest = self._decoder.flush()
+                texts[-1] += rest
+                self.text += rest
+            self.finish_reason = reason
+
+    def _mask(self) -> Tensor | None:
+        """Which tokens may come next, bool (vocab); None for all."""
+        bans_stops = len(self.tokens) < self.min_tokens and self._stop_tokens
+        if self._grammar is None and not bans_stops:
+            return None
+        if self._grammar is None:
+            mask = torch.ones(self._num_words, dtype=torch.bool)
+        else:
+            mask = self._grammar.allowed()[: self._num_words]
+        if bans_stops:
+            mask[list(self._stop_tokens)] = False
+        return mask
+
+    def _likeliest(self, logits: Tensor) -> list[tuple[int, float]]:
+        best = logits.float().log_softmax(-1).topk(min(self.top_logprobs, len(logits)))
+        return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
     def _cut_at_stop(self) -> bool:
         """Ends the text before the first stop string in it and drops the tokens after that."""
         # A match ends in the newest token's text, so it begins at most so far before its end.
         reach = max(map(len, self.stop), default=0) + len(self.token_texts[-1])
-        earliest = max(self._answer_start, len(self.text) - reach)
+        earliest = max(self._stop_start, len(self.text) - reach)
         found = [at for stop in self.stop if (at := self.text.find(stop, earliest)) >= 0]
         if not found:
             return False
+        self.stopped_by = next(s for s in self.stop if self.text.startswith(s, min(found)))
         surplus = len(self.text) - min(found)
         self.text = self.text[: min(found)]
         while self.token_texts and len(self.token_texts[-1]) <= surplus:
             surplus -= len(self.token_texts.pop())
             self.tokens.pop()
             self.logprobs.pop()
+            if self.likeliest:
+                self.likeliest.pop()
         if self.token_texts:
             self.token_texts[-1] = self.token_texts[-1][: len(self.token_texts[-1]) - surplus]
         return True

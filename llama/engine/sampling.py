@@ -59,6 +59,9 @@ class SamplerState:
         self, params: SamplingParams, prompt_tokens: Sequence[int] = (), sample_index: int = 0
     ) -> None:
         self.params = params
+        # Which tokens may be chosen next, bool (vocab) on the CPU, or None for all.
+        self.mask: Callable[[], Tensor | None] | None = None
+        self._uniform: float | None = None
         self._generator = torch.Generator()
         self.seed = self._generator.seed() if params.seed is None else params.seed
         # With the seed itself, all prompts of a call would draw the same numbers.
@@ -76,11 +79,14 @@ class SamplerState:
         self.adjustments = torch.tensor(rows, dtype=torch.float64).view(-1, 3)
 
     def draw(self) -> float:
-        """The next uniform number in [0, 1). Each token that is not greedy takes exactly one."""
-        return torch.rand((), generator=self._generator, dtype=torch.float64).item()
+        """The uniform number in [0, 1) of the next token: the same until a token is recorded."""
+        if self._uniform is None:
+            self._uniform = torch.rand((), generator=self._generator, dtype=torch.float64).item()
+        return self._uniform
 
     def record(self, token: int) -> None:
         """Adds the chosen token to the history that the penalties look at."""
+        self._uniform = None
         if not self._has_penalty:
             return
         self._counts[token] = self._counts.get(token, 0) + 1
@@ -248,10 +254,23 @@ def _check_choosable(best_logprob: Tensor, best_score: Tensor) -> None:
     if not finite.all():
         raise NonFiniteLogitsError((~finite).nonzero().flatten().tolist())
     rows = (~choosable).nonzero().flatten().tolist()
-    raise InputError(f"logit_bias and penalties ban every token of the vocabulary in rows {rows}")
+    raise InputError(
+        f"logit_bias, penalties and the grammar ban every token of the vocabulary in rows {rows}"
+    )
 
 
 def _adjust(logits: Tensor, states: Sequence[SamplerState]) -> Tensor:
+    """The logits after penalties, bias and masks; the same tensor if no row has any."""
+    scores = _penalized(logits, states)
+    for row, state in enumerate(states):
+        if state.mask is not None and (mask := state.mask()) is not None:
+            if scores is logits:
+                scores = logits.clone()
+            scores[row].masked_fill_(~mask.to(logits.device), -math.inf)
+    return scores
+
+
+def _penalized(logits: Tensor, states: Sequence[SamplerState]) -> Tensor:
     """The logits after penalties and bias; the same tensor if no row has any."""
     if not any(len(state.adjustments) for state in states):
         return logits

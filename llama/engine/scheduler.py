@@ -1,51 +1,68 @@
-"""`Engine`, the one decode path: requests join a running batch, and leave it when they end.
+"""The decode loop: requests join, their prompts are computed in chunks, and they decode together.
 
-`generate`, streaming and a server are the same loop around it:
+`generate`, streaming, evaluation and a server are the same loop around it:
 
     engine = Engine(model, tokenizer, max_batch_size=8, max_seq_len=2048)
     sequence = engine.add(Sequence(prompt_tokens, max_gen_len=64))
     while sequence.finish_reason is None:
-        for changed in engine.step():
-            print(changed.take_text(), end="")
+        for running in engine.step():
+            print(running.take_text(), end="")
 
-Each running sequence has a row of the KV cache, and rows 0 to n - 1 are those of the n that run:
-when one leaves, the last row moves into its place. Each prompt is computed whole and alone, so that
-its answer cannot depend on the others; tokens after that are decoded for all rows at once.
+A step runs a token of each request that decodes, and then at most one chunk of a prompt, in turns
+where several prompts wait. Chunks begin at multiples of `chunk`, so that a prompt always takes the
+same matrix shapes; the rows of a decode step do not depend on each other. So an answer follows from
+its request alone, whatever else runs.
+
+`add` and `cancel` may be called from any thread; one thread at a time steps (`run` is for several
+threads that each wait for their own requests). What goes wrong with a request ends that request:
+its `finish_reason` is "error" and `error` the exception.
 """
 
+import bisect
+import threading
+import time
 from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from llama import distributed
 from llama.cache import KVCache
-from llama.engine.cuda_graphs import DecodeGraphs, graphs_run_on, read_later
-from llama.engine.request import Sequence
-from llama.engine.sampling import NonFiniteLogitsError, sample
+from llama.engine.cuda_graphs import read_later
+from llama.engine.decoding import BatchDecoder, Job, RaggedDecoder
+from llama.engine.inbox import Inbox
+from llama.engine.kv_memory import KVMemory, free_bytes
+from llama.engine.model_runner import ModelRunner
+from llama.engine.prefix_store import PrefixStore, fingerprint
+from llama.engine.request import FinishReason, Sequence
+from llama.engine.sampling import sample
 from llama.engine.sampling_params import expect_integer
 from llama.errors import InputError
 from llama.model import Transformer
 from llama.tokenizer import Tokenizer
 
-# Prompts are scored in chunks of so many tokens: at a vocabulary of 128,256 the float32 logits of
-# one chunk are 256 MB, those of a prompt of 8192 tokens would be 4 GB.
-_SCORING_CHUNK = 512
-
-# Attention reads keys in whole blocks, those past a row's end masked. Kernels add up what they read
-# block by block, so a row's sums come out alike whatever the length of the rows beside it; with
-# lengths as they are, bfloat16 answers of the bundled model changed with the batch.
-_KEY_BLOCK = 64
+_LEAST_COST = 64  # positions: what a short prompt counts of a step's chunk: weights are read for it
+_PREFIX_MEMORY = 2**30
+_MARGIN = 64  # positions that a new row has beyond its prompt
 
 
 class Engine:
-    """Runs sequences on a model, at most `max_batch_size` at a time, of `max_seq_len` tokens each.
+    """Runs requests on a model, at most `max_batch_size` at a time.
 
-    Every rank has one and makes the same calls in the same order; the tokens are those that the
-    first rank chose. On a GPU that has the whole model, decoding is recorded as CUDA graphs;
-    `cuda_graphs=False` is for a model whose forward pass can't be, as FSDP's with its collectives.
-    A new tensor may be assigned to a weight while nothing runs.
+    kv_memory: bytes for keys and values of all requests; half of the free memory if None. Requests
+        that do not fit wait, and one that grows may make the last admitted step aside: it continues
+        later with the same answer.
+    prefix_memory: bytes for full chunks of prompts, which later prompts that begin alike copy; an
+        eighth of the free memory, at most 1 GiB, if None, and no store if 0.
+    prefix_folder: where they are kept for later processes.
+    chunk: positions of a prompt that are computed between two decode steps; 256 on a CPU, 1024
+        elsewhere.
+    draft: a smaller model with the same tokenizer, which guesses tokens (see `speculation.py`).
+    cuda_graphs: whether decoding on a GPU is recorded, where the GPU has the model to itself.
+
+    Every rank has an engine. The first rank's requests, cancellations and tokens are those of all.
     """
 
     def __init__(
@@ -55,24 +72,58 @@ class Engine:
         max_batch_size: int,
         max_seq_len: int,
         *,
+        kv_memory: int | None = None,
+        prefix_memory: int | None = None,
+        prefix_folder: str | Path | None = None,
+        chunk: int | None = None,
+        draft: Transformer | None = None,
         cuda_graphs: bool = True,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
         check_limits(max_batch_size, max_seq_len)
-        self.max_batch_size, self.max_seq_len = int(max_batch_size), int(max_seq_len)
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # a sequence's index is its row in the cache
-        self._cache: KVCache | None = None
-        self._allow_graphs = cuda_graphs
-        self._graphs: DecodeGraphs | None = None
-        # The sequences and the logits, a row each, of a step that was started before the tokens of
-        # the step before it had been looked at.
-        self._prelaunched: tuple[list[Sequence], Tensor] | None = None
+        self.model, self.tokenizer = model, tokenizer
+        self.max_batch_size, self.max_seq_len = max_batch_size, max_seq_len
+        self.draft = draft
+        device = model.norm.weight.device
+        is_cpu = device.type == "cpu"
+        chunk = chunk or (256 if is_cpu else 1024)
+        self.memory = KVMemory(model, kv_memory)
+        if prefix_memory is None:
+            prefix_memory = min(free_bytes(device) // 8, _PREFIX_MEMORY)
+        store = None
+        if prefix_memory or prefix_folder is not None:
+            identity = "" if prefix_folder is None else fingerprint(model)
+            store = PrefixStore(prefix_memory, chunk, identity, prefix_folder)
+        decoder = (
+            RaggedDecoder(model)
+            if is_cpu
+            else BatchDecoder(model, max_batch_size, max_seq_len, cuda_graphs)
+        )
+        self._runner = ModelRunner(model, tokenizer.n_words, chunk, store, decoder)
+        self._waiting: list[Job] = []  # by order
+        self._prompts: deque[Job] = deque()  # admitted, their prompt not computed to its end
+        self._running: list[Job] = []
+        self._jobs: dict[Sequence, Job] = {}
+        self._num_arrived = 0
+        self._inbox = Inbox(self._new_jobs)
+        self._stepping = threading.RLock()
+        self._threads = distributed.CpuThreads()
+        self._stepped = threading.Condition()
+        self._num_steps = 0
 
     @property
     def idle(self) -> bool:
-        """True when nothing waits and nothing runs."""
-        return not self.waiting and not self.running
+        """True when there is nothing left to do."""
+        return not self._jobs and not self._inbox
+
+    @property
+    def waiting(self) -> list[Sequence]:
+        """Requests that are not admitted, the next one first."""
+        return [job.sequence for job in self._waiting]
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Requests that are admitted, those that decode first."""
+        return [job.sequence for job in (*self._running, *self._prompts)]
 
     def check(self, sequence: Sequence, name: str = "the prompt") -> None:
         """Raises InputError for a request that this engine cannot run; `name` is its prompt's."""
@@ -86,167 +137,349 @@ class Engine:
                 f"{name} has {len(prompt)} tokens, but the context is {self.max_seq_len} "
                 "(max_seq_len); shorten it or build with a larger max_seq_len"
             )
+        if len(prompt) > self.memory.positions:
+            raise InputError(
+                f"{name} has {len(prompt)} tokens, but the memory for keys and values holds "
+                f"{self.memory.positions} (kv_memory); shorten it or give more memory"
+            )
         if wrong := [token for token in prompt if not 0 <= token < vocab_size]:
             raise InputError(f"{name} holds {wrong[0]}, no token id of 0 to {vocab_size - 1}")
+        if sequence.num_prefix_tokens >= len(prompt):
+            raise InputError(
+                f"num_prefix_tokens must be less than the prompt's {len(prompt)} tokens, got "
+                f"{sequence.num_prefix_tokens}"
+            )
+        if (
+            sequence.adapter is not None
+            and sequence.adapter not in self._runner.adapters.fingerprints
+        ):
+            names = ", ".join(self._runner.adapters.fingerprints) or "none"
+            raise InputError(f"no adapter {sequence.adapter!r} is loaded; there are {names}")
         sequence.params.check_vocab(vocab_size)
 
-    def add(self, sequence: Sequence) -> Sequence:
-        """Puts a new sequence at the end of those that wait. Raises as `check` does."""
-        self.check(sequence)
-        room = self.max_seq_len - len(sequence.prompt)
-        wanted = room if sequence.max_gen_len is None else min(sequence.max_gen_len, room)
-        sequence.start(self.tokenizer.stream_decoder(), wanted)
-        if wanted or sequence.score_prompt:
-            self.waiting.append(sequence)
-        else:
-            sequence.finish("length")
+    def add(self, sequence: Sequence, *siblings: Sequence) -> Sequence:
+        """Queues requests, from any thread; those of equal prompts share the work for the prompt.
+
+        Raises as `check` does, and then queues none. Returns the first.
+        """
+        sequences = [sequence, *siblings]
+        for each in sequences:
+            self.check(each)
+        self._inbox.add(self._new_jobs(sequences))
+        self._take_inbox_if_idle()
         return sequence
 
+    def _new_jobs(self, sequences: list[Sequence]) -> list[Job]:
+        """Prepares requests; those that generate nothing are finished at once."""
+        jobs = []
+        for each in sequences:
+            room = min(self.max_seq_len, self.memory.positions) - len(each.prompt)
+            wanted = room if each.max_gen_len is None else min(each.max_gen_len, room)
+            each.start(self.tokenizer, wanted)
+            each.times["queued"] = time.monotonic()
+            if wanted or each.score_prompt:
+                jobs.append(Job(each, (-each.priority, 0)))
+            else:
+                each.finish("length")
+        for job in jobs:
+            same = job.sequence.prompt, job.sequence.adapter
+            job.siblings = [j for j in jobs if (j.sequence.prompt, j.sequence.adapter) == same]
+        return jobs
+
+    def load_adapter(self, name: str, path: str | Path) -> None:
+        """Loads a LoRA adapter beside the model, for requests with that name as their `adapter`.
+
+        Raises FileNotFoundError or InputError for what is missing, damaged or does not fit.
+        """
+        with self._stepping:
+            if self._jobs and self._runner.decoder.owns_rows:
+                raise InputError("on a GPU an adapter is loaded while no request runs")
+            self._runner.load_adapter(name, path)
+
     def cancel(self, sequence: Sequence) -> None:
-        """Ends a sequence that waits or runs, keeping what it has; the others do not notice."""
-        if sequence in self.waiting:
-            self.waiting.remove(sequence)
-            sequence.finish("cancelled")
-        elif sequence in self.running:
-            sequence.finish("cancelled")
-            self._remove_finished()
+        """Ends a request, keeping what it has, from any thread; others go on as they are."""
+        self._inbox.cancel(sequence)
+        self._take_inbox_if_idle()
+
+    def follow(self) -> None:
+        """On a rank besides the first: runs what the first rank's engine runs, until it is closed.
+
+        The first rank sets `is_followed`, and calls `stop_following` at the end.
+        """
+        while not self._inbox.is_stopped:
+            self.step()
+
+    def stop_following(self) -> None:
+        """On the first rank: lets the ranks that follow return."""
+        self._inbox.stop()
+        self.step()
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether other ranks call `follow`, and get their requests from this one."""
+        return self._inbox.is_followed
+
+    @is_followed.setter
+    def is_followed(self, value: bool) -> None:
+        self._inbox.is_followed = value
+
+    @torch.no_grad()
+    def run_prompt(self, prompt: list[int], row: KVCache) -> Tensor:
+        """The logits (1, vocab) after a prompt, computed in `row` between two steps."""
+        job = Job(Sequence(prompt), (0, 0), row)
+        with self._stepping:
+            while (logits := self._runner.run_chunk(job)) is None:
+                pass
+        return logits
 
     @torch.no_grad()
     def step(self) -> list[Sequence]:
-        """Computes waiting prompts if there is room for any, else a token of each running sequence.
+        """Runs a token of each request that decodes, then a chunk of a prompt, if any waits.
 
-        Returns the sequences that changed. Raises NonFiniteLogitsError if the model's output is
-        broken; what runs then should be cancelled.
+        Returns the requests that changed.
         """
-        if not self._prelaunched and (admitted := self._admit()):
-            changed, first = admitted, len(self.running) - len(admitted)
-            logits = torch.cat([self._prefill(s, first + i) for i, s in enumerate(admitted)])
-        elif self.running:
-            changed, logits = list(self.running), self._decode()
-        else:
-            return []
-        generating = [row for row, sequence in enumerate(changed) if sequence.max_gen_len]
-        if len(generating) < len(changed):
-            logits = logits[generating]
+        with self._stepping, self._threads:
+            changed: dict[Sequence, None] = {}
+            self._changed = changed
+            self._take_inbox()
+            self._admit()
+            self._decode()
+            self._run_prompts()
+            with self._stepped:
+                self._num_steps += 1
+                self._stepped.notify_all()
             for sequence in changed:
-                if not sequence.max_gen_len:  # its prompt is scored, and that was all
-                    sequence.finish("length")
-        if generating:
-            self._choose_tokens([changed[row] for row in generating], logits)
-        self._remove_finished()
-        return changed
+                if sequence.on_change is not None:
+                    sequence.on_change(sequence)
+            return list(changed)
 
-    def _choose_tokens(self, sequences: list[Sequence], logits: Tensor) -> None:
-        """Appends to each sequence the next token, from its row of `logits`."""
-        logits = logits[:, : self.tokenizer.n_words]  # an embedding may be padded beyond
+    def run(self, sequences: list[Sequence]) -> Iterator[list[Sequence]]:
+        """Steps until all of `sequences` are finished; yields those that may have changed.
+
+        Several threads may do so at once: one of them steps, for all, and the others wait for it.
+        """
+        while unfinished := [s for s in sequences if s.finish_reason is None]:
+            seen = self._num_steps
+            if self._stepping.acquire(blocking=False):
+                try:
+                    self.step()
+                finally:
+                    self._stepping.release()
+            else:
+                with self._stepped:  # the thread that steps may stop when its requests end
+                    if self._num_steps == seen:
+                        self._stepped.wait(timeout=0.05)
+            yield unfinished
+
+    def _take_inbox_if_idle(self) -> None:
+        """Acts at once where no thread steps, so that one thread sees what it asked for."""
+        if distributed.model_parallel_size() == 1 and self._stepping.acquire(blocking=False):
+            try:
+                self._changed = {}
+                self._take_inbox()
+            finally:
+                self._stepping.release()
+
+    def _take_inbox(self) -> None:
+        added, cancelled = self._inbox.take()
+        for job in added:
+            self._num_arrived += 1
+            job.order = (job.order[0], self._num_arrived)
+            self._jobs[job.sequence] = job
+            bisect.insort(self._waiting, job, key=lambda job: job.order)
+        for job in cancelled:
+            if job.sequence in self._jobs:
+                self._end(job, "cancelled")
+
+    def _admit(self) -> None:
+        """Gives rows to the requests that have waited longest, as far as memory goes."""
+        while self._waiting and len(self._running) + len(self._prompts) < self.max_batch_size:
+            job = self._waiting[0]
+            sequence = job.sequence
+            limit = len(sequence.prompt) + (sequence.max_gen_len or 0)
+            wanted = len(sequence.prompt) + len(sequence.tokens)
+            job.row = self.memory.new_row(min(wanted + _MARGIN, limit))
+            if job.row is None:
+                return
+            self._waiting.pop(0)
+            sequence.times.setdefault("started", time.monotonic())
+            self._prompts.append(job)
+            try:
+                self._runner.copy_stored(job)
+            except Exception as error:
+                self._end(job, "error", error)
+
+    def _run_prompts(self) -> None:
+        """Runs a chunk of the prompt whose turn it is; of short prompts as many as cost a chunk."""
+        chunk = left = self._runner.chunk
+        while self._prompts:
+            job = self._prompts[0]
+            cost = max(min(chunk, len(job.sequence.prompt) - job.length), _LEAST_COST)
+            if cost > left < chunk:
+                return
+            left -= cost
+            self._prompts.popleft()
+            try:
+                logits = self._runner.run_chunk(job)
+            except Exception as error:
+                self._end(job, "error", error)
+                continue
+            self._changed[job.sequence] = None
+            if logits is None:
+                self._prompts.append(job)
+            else:
+                self._finish_prompt(job, logits)
+
+    def _finish_prompt(self, job: Job, logits: Tensor) -> None:
+        """Chooses the first token of a request, and of admitted ones with the same prompt."""
+        jobs = [job]
+        for other in job.siblings:
+            if other in self._prompts and other.row is not None and other is not job:
+                assert job.row is not None
+                other.row.view(0, 1, job.length).copy_from(job.row.view(0, 1, job.length))
+                other.sequence.num_cached_tokens = other.length = job.length
+                self._prompts.remove(other)
+                jobs.append(other)
+        started = []
+        for each in jobs:
+            if not each.sequence.max_gen_len:  # only scored
+                self._end(each, "length")
+                continue
+            self._runner.decoder.join(each)
+            if self._runner.decoder.owns_rows and each.row is not None:
+                self.memory.free(each.row)
+                each.row = None
+            self._running.append(each)
+            if not each.sequence.tokens:  # one that stepped aside has its first token
+                started.append(each)
+        if started:
+            self._choose(started, logits.expand(len(started), -1))
+
+    def _decode(self) -> None:
+        """Runs the newest token of each request, and guesses after it, and chooses what follows."""
+        feeds: list[tuple[Job, list[int]]] = []
+        limit = self._runner.decoder.max_tokens // max(len(self._running), 1) - 1  # guesses
+        for job in list(self._running):
+            tokens = job.pending[: self._runner.decoder.max_tokens]
+            if job not in self._running or not self._make_room(job, job.length + len(tokens)):
+                continue  # it steps aside
+            if tokens == job.pending and job.row is not None:
+                room = min(limit, job.row.seq_len - job.length - len(tokens), job.num_left - 1)
+                tokens += job.guess(room, self.draft)
+            feeds.append((job, tokens))
+        feeds = [(job, tokens) for job, tokens in feeds if job in self._running]
+        if not feeds:
+            return
+        logits, errors = self._runner.run_tokens(feeds)
+        active: list[tuple[Job, list[int], int]] = []  # with its guesses and a row of the logits
+        end = 0
+        for job, tokens in feeds:
+            end += len(tokens)
+            if job in errors:
+                self._end(job, "error", errors[job])
+                continue
+            num_pending = min(len(job.pending), len(tokens))
+            guesses = tokens[num_pending:]
+            job.length += num_pending
+            if not job.pending:  # else tokens from before it stepped aside are still to be run
+                active.append((job, guesses, end - len(guesses) - 1))
+        num_accepted = {job: 0 for job, guesses, _ in active if guesses}
+        while active:
+            rows = [row for _, _, row in active]
+            all_rows = rows == list(range(len(logits)))
+            chosen = self._choose(
+                [job for job, _, _ in active], logits if all_rows else logits[rows]
+            )
+            going_on = []
+            for job, guesses, row in active:
+                if guesses and chosen.get(job) == guesses[0]:
+                    job.length += 1
+                    num_accepted[job] += 1
+                    going_on.append((job, guesses[1:], row + 1))
+            active = going_on
+        for job, count in num_accepted.items():
+            job.sequence.num_accepted_tokens += count
+            job.record_guess(count)
+
+    def _make_room(self, job: Job, length: int) -> bool:
+        """Grows a row to `length` positions; without memory the last in order steps aside."""
+        limit = len(job.sequence.prompt) + (job.sequence.max_gen_len or 0)
+        while job.row is not None and length > job.row.seq_len:
+            row = self.memory.longer_row(job.row, length, limit)
+            if row is not None:
+                job.row = row
+                break
+            last = max((*self._running, *self._prompts), key=lambda job: job.order)
+            self._step_aside(last)
+            if last is job:
+                return False
+        return True
+
+    def _step_aside(self, job: Job) -> None:
+        """Takes a request's memory. Its prompt and its tokens are run again when there is room."""
+        self._leave(job)
+        job.length = 0
+        job.sequence.num_preemptions += 1
+        bisect.insort(self._waiting, job, key=lambda job: job.order)
+
+    def _choose(self, jobs: list[Job], logits: Tensor) -> dict[Job, int]:
+        """Chooses the next token of each job by its row of `logits`, and adds it to the answer.
+
+        Returns the tokens of the jobs that go on.
+        """
+        chosen = {}
+        for job, token, logprob, row in self._sample(jobs, logits[:, : self.tokenizer.n_words]):
+            sequence = job.sequence
+            self._changed[sequence] = None
+            try:
+                sequence.append(token, logprob, row)
+            except Exception as error:
+                self._end(job, "error", error)
+            if sequence.finish_reason is None:
+                job.extend(token)
+                chosen[job] = token
+            elif sequence in self._jobs:
+                self._end(job)
+        return chosen
+
+    def _sample(self, jobs: list[Job], logits: Tensor) -> list[tuple[Job, int, float, Tensor]]:
+        """Draws for all; where that fails, for each alone, and ends those that fail."""
         try:
-            tokens, logprobs = sample(logits, [sequence.sampler for sequence in sequences])
-        except NonFiniteLogitsError as error:
-            assert self._cache is not None
-            for row in error.rows:  # the next sequence there must not read NaN
-                self._cache.clear_row(self.running.index(sequences[row]))
-            raise
+            tokens, logprobs = sample(logits, [job.sequence.sampler for job in jobs])
+        except Exception as error:
+            if len(jobs) == 1:
+                self._end(jobs[0], "error", error)
+                return []
+            alone = (self._sample([job], logits[i : i + 1]) for i, job in enumerate(jobs))
+            return [found for each in alone for found in each]
         distributed.broadcast(tokens)
         read = read_later(tokens, logprobs)
-        if len(sequences) == len(self.running):
-            self._prelaunch(tokens)
-        for sequence, token, logprob in zip(sequences, *read(), strict=True):
-            sequence.append(token, logprob, self.tokenizer.stop_tokens)
+        if len(jobs) == len(self._running) and not self._prompts and not self._waiting:
+            self._runner.decoder.prelaunch(jobs, tokens)
+        return list(zip(jobs, *read(), logits, strict=True))
 
-    def _admit(self) -> list[Sequence]:
-        """Gives free rows to the sequences that have waited longest, and returns those."""
-        admitted = []
-        while self.waiting and len(self.running) < self.max_batch_size:
-            admitted.append(self.waiting.popleft())
-            self.running.append(admitted[-1])
-        if admitted:
-            longest = max(len(s.prompt) + (s.max_gen_len or 0) for s in self.running)
-            self._reserve(len(self.running), longest)
-            if self._graphs is not None:
-                self._graphs.check_weights()
-        return admitted
+    def _end(
+        self, job: Job, reason: FinishReason | None = None, error: Exception | None = None
+    ) -> None:
+        """Ends a request, if it has not ended by itself, and frees what it had."""
+        if job.sequence.finish_reason is None:
+            assert reason is not None
+            job.sequence.error = error
+            job.sequence.finish(reason)
+        job.sequence.times["finished"] = time.monotonic()
+        self._changed[job.sequence] = None
+        self._leave(job)
+        del self._jobs[job.sequence]
+        self._inbox.forget(job)
 
-    def _reserve(self, rows: int, length: int) -> None:
-        """Makes the cache hold at least that much, by doubling up to the engine's limits."""
-        old = self._cache
-        if old is not None and rows <= old.batch_size and length <= old.seq_len:
-            return
-        if old is not None:
-            rows = max(rows, min(2 * old.batch_size, self.max_batch_size))
-            length = max(length, old.seq_len)
-        length = _whole_blocks(min(self.max_seq_len, 1 << (length - 1).bit_length()))
-        self._cache = self.model.new_cache(rows, length)
-        if old is not None:
-            self._cache.copy_from(old)
-        if self._graphs is None and self._allow_graphs and graphs_run_on(self._cache.k.device):
-            self._graphs = DecodeGraphs(self.model)
-        if self._graphs is not None:
-            self._graphs.use(self._cache)
-
-    def _prefill(self, sequence: Sequence, row: int) -> Tensor:
-        """Computes a prompt in its row, scores it if asked; its last token's logits (1, vocab)."""
-        assert self._cache is not None
-        prompt = torch.tensor([sequence.prompt], device=self._cache.k.device)  # (1, n)
-        cache = self._cache.view(row, 1, prompt.shape[1])
-        if not sequence.score_prompt:
-            last = torch.full((1, 1), prompt.shape[1] - 1, device=prompt.device)
-            return self.model(prompt, 0, cache=cache, logits_at=last)[:, -1]
-        sequence.prompt_logprobs = [0.0]
-        for start in range(0, prompt.shape[1], _SCORING_CHUNK):
-            logits = self.model(prompt[:, start : start + _SCORING_CHUNK], start, cache=cache)[0]
-            targets = prompt[0, start + 1 : start + 1 + len(logits)]
-            scores = -F.cross_entropy(logits[: len(targets)], targets, reduction="none")
-            sequence.prompt_logprobs += scores.tolist()
-        return logits[-1:]
-
-    def _decode(self) -> Tensor:
-        """Computes the newest token of each running sequence; logits after it (n, vocab)."""
-        assert self._cache is not None
-        if self._prelaunched is not None:
-            (sequences, logits), self._prelaunched = self._prelaunched, None
-            if len(sequences) == len(self.running):
-                return logits
-            return logits[[sequences.index(s) for s in self.running]]
-        tokens = [s.tokens[-1] for s in self.running]
-        positions = [len(s.prompt) + len(s.tokens) - 1 for s in self.running]
-        if self._graphs is not None:
-            graph_logits = self._graphs.run(torch.tensor(tokens), positions)
-            if graph_logits is not None:
-                return graph_logits
-        device = self._cache.k.device
-        newest = torch.tensor(tokens, device=device).unsqueeze(1)  # (n, 1)
-        cache = self._cache.view(0, len(self.running), _whole_blocks(max(positions) + 1))
-        return self.model(newest, torch.tensor(positions, device=device), cache=cache)[:, -1]
-
-    def _prelaunch(self, tokens: Tensor) -> None:
-        """On a GPU, starts the next step before the CPU has seen `tokens` (n,), the newest.
-
-        The GPU computes while the CPU makes text of them and looks for stops. The row of a sequence
-        that ends with its token is computed for nothing: it overwrites only what is left behind.
-        """
-        may_admit = self.waiting and len(self.running) < self.max_batch_size
-        ends = [len(s.tokens) + 1 == s.max_gen_len for s in self.running]
-        if self._graphs is None or may_admit or all(ends):
-            return
-        positions = [
-            0 if end else len(s.prompt) + len(s.tokens)
-            for s, end in zip(self.running, ends, strict=True)
-        ]
-        logits = self._graphs.run(tokens, positions)
-        self._prelaunched = None if logits is None else (list(self.running), logits)
-
-    def _remove_finished(self) -> None:
-        """Takes finished sequences out; the last row moves into each row that gets free."""
-        for row in reversed(range(len(self.running))):
-            if self.running[row].finish_reason is None:
-                continue
-            last = self.running.pop()
-            if row < len(self.running):
-                assert self._cache is not None
-                self.running[row] = last
-                self._cache.copy_row(len(self.running), row, len(last.prompt) + len(last.tokens))
-        if not self.running:
-            self._prelaunched = None
+    def _leave(self, job: Job) -> None:
+        for jobs in (self._waiting, self._prompts, self._running):
+            if job in jobs:
+                jobs.remove(job)
+        self._runner.decoder.leave(job)
+        if job.row is not None:
+            self.memory.free(job.row)
+            job.row = None
 
 
 def check_limits(max_batch_size: int | None, max_seq_len: int | None) -> None:
@@ -254,7 +487,3 @@ def check_limits(max_batch_size: int | None, max_seq_len: int | None) -> None:
     for name, value in (("max_batch_size", max_batch_size), ("max_seq_len", max_seq_len)):
         if value is not None:
             expect_integer(name, value, at_least=1)
-
-
-def _whole_blocks(length: int) -> int:
-    return -(-length // _KEY_BLOCK) * _KEY_BLOCK

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from llama import Engine, Llama, SamplingParams, Sequence, distributed
-from llama.engine import cuda_graphs, scheduler
+from llama.engine import cuda_graphs, decoding, scheduler
 from llama.engine.cuda_graphs import DecodeGraphs, Step
+from llama.engine.decoding import BatchDecoder
 
 
 class Recorders:
@@ -38,13 +39,14 @@ class Recorders:
 @pytest.fixture(autouse=True)
 def short_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graphs, "_MIN_POSITIONS", 8)
-    monkeypatch.setattr(scheduler, "_KEY_BLOCK", 4)
+    monkeypatch.setattr(decoding, "_KEY_BLOCK", 4)
 
 
 def engine_of(llama: Llama, rows: int, recorder: Callable | None = None) -> Engine:
     engine = Engine(llama.model, llama.tokenizer, max_batch_size=rows, max_seq_len=64)
+    engine._runner.decoder = decoder = BatchDecoder(llama.model, rows, 64, True)
     if recorder is not None:
-        engine._graphs = DecodeGraphs(llama.model, recorder)
+        decoder._graphs = DecodeGraphs(llama.model, recorder)
     return engine
 
 
@@ -105,8 +107,7 @@ def test_a_graph_for_each_number_of_rows_and_of_positions(
         engine.step()
     # Positions 5 to 43 are run: keys 6 to 44.
     assert windows == [(3, 1, 8)] * 3 + [(3, 1, 16)] * 8 + [(3, 1, 32)] * 16 + [(3, 1, 64)] * 12
-    assert engine._graphs is not None
-    assert set(engine._graphs._graphs) == {(3, 8), (3, 16), (3, 32), (3, 64)}
+    assert set(engine._runner.decoder._graphs._graphs) == {(3, 8), (3, 16), (3, 32), (3, 64)}
 
 
 def test_the_next_step_runs_before_tokens_are_looked_at(
@@ -125,10 +126,8 @@ def test_the_next_step_runs_before_tokens_are_looked_at(
     engine.step()
     assert order == ["run", "read"]
     late = engine.add(Sequence([8], 2))
-    engine.step()  # what runs ahead is taken first, and nothing is started while one waits
-    assert order == ["run", "read", "read"]
-    assert late.tokens == []
-    engine.step()
+    engine.step()  # the prelaunched step is used, and none is started while a prompt is to be run
+    assert order == ["run", "read", "read", "read"]
     assert len(late.tokens) == 1
     engine.step()  # both at their ends: nothing is left to be run
     assert engine.idle
@@ -235,9 +234,10 @@ def test_graphs_can_be_switched_off(
 ) -> None:
     """For a model whose forward pass can't be recorded, as that of FSDP with its collectives."""
     recorders, expected = Recorders(), answers(engine_of(llama, 3), SIZES)
-    monkeypatch.setattr(scheduler, "graphs_run_on", lambda device: True)
-    monkeypatch.setattr(scheduler, "DecodeGraphs", lambda model: DecodeGraphs(model, recorders))
-    engine = Engine(llama.model, llama.tokenizer, 3, 64, cuda_graphs=allowed)
+    monkeypatch.setattr(decoding, "graphs_run_on", lambda device: True)
+    monkeypatch.setattr(decoding, "DecodeGraphs", lambda model: DecodeGraphs(model, recorders))
+    engine = engine_of(llama, 3)
+    engine._runner.decoder = BatchDecoder(llama.model, 3, 64, allowed)
     assert_same(answers(engine, SIZES), expected)
     assert bool(recorders.replays) == allowed
 

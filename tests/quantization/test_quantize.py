@@ -137,8 +137,7 @@ def test_answers_from_a_cache_in_int8(dtype: str) -> None:
     given = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
     _, expected = exact.generate(given, 1, temperature=0, logprobs=True, echo=True)
     for each, is_int8 in ((exact, False), (llama, True)):
-        assert each.engine._cache is not None
-        assert (each.engine._cache.k.dtype == torch.int8) == is_int8
+        assert (each.model.new_cache(1, 64).k.dtype == torch.int8) == is_int8
     assert found is not None
     assert expected is not None
     for prompt, mine, theirs in zip(prompts, found, expected, strict=True):

@@ -1,0 +1,110 @@
+"""Runs prompts and tokens through the model, with the prefix store, adapters and a decoder.
+
+Which request runs when is decided in `scheduler.py`.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llama import distributed
+from llama.engine.decoding import BatchDecoder, Decoder, Job, RaggedDecoder
+from llama.engine.prefix_store import PrefixStore
+from llama.lora.adapter_switch import AdapterSwitch
+from llama.model import Transformer
+
+Feeds = list[tuple[Job, list[int]]]  # jobs with the tokens that follow what is in their rows
+
+
+class ModelRunner:
+    """The model of an engine. Its arguments are those of `Engine`."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        vocab_size: int,
+        chunk: int,
+        store: PrefixStore | None,
+        decoder: Decoder,
+    ) -> None:
+        self.model, self.chunk, self.store, self.decoder = model, chunk, store, decoder
+        self.device = model.norm.weight.device
+        self.adapters = AdapterSwitch(model)
+        self._vocab_size = vocab_size  # the tokenizer's; the model's may be padded
+
+    def load_adapter(self, name: str, path: str | Path) -> None:
+        """Loads an adapter; no job may be in a decoder that has the rows itself."""
+        if isinstance(self.decoder, BatchDecoder):  # a batched step has one adapter for all rows
+            self.decoder = RaggedDecoder(self.model)
+        self.adapters.load(name, path)
+
+    def copy_stored(self, job: Job) -> None:
+        """Begins a job's row with the chunks of its prompt that are in the store."""
+        if self.store is None or job.sequence.score_prompt:
+            return
+        for chunk in self.store.find(job.sequence.prompt, self._fingerprint(job)):
+            assert job.row is not None
+            job.row.write(job.length, chunk)
+            job.length += self.chunk
+        job.sequence.num_cached_tokens = job.length
+
+    def run_chunk(self, job: Job) -> Tensor | None:
+        """Runs a prompt up to the next multiple of `chunk`; logits (1, vocab) at its end."""
+        sequence, row = job.sequence, job.row
+        assert row is not None
+        prompt = sequence.prompt
+        start, end = job.length, min(job.length + self.chunk, len(prompt))
+        ids = torch.tensor([prompt[start:end]], device=self.device)  # (1, n)
+        cache = row.view(0, 1, end)
+        self.adapters.activate(sequence.adapter)
+        if sequence.score_prompt:
+            sequence.score(self.model(ids, start, cache=cache)[0, :, : self._vocab_size], start)
+        logits = None
+        if end == len(prompt):
+            last = torch.full((1, 1), end - start - 1, device=self.device)
+            logits = self.model(ids, start, cache=cache, logits_at=last)[:, -1]
+        elif not sequence.score_prompt:
+            self.model.hidden(ids, start, cache=cache)
+        job.length = end
+        if self.store is not None and end - start == self.chunk:
+            chunk = row.read(start, end)
+            self.store.put(prompt, start // self.chunk, chunk, self._fingerprint(job))
+        return logits
+
+    def run_tokens(self, feeds: Feeds) -> tuple[Tensor, dict[Job, Exception]]:
+        """The logits (n, vocab) after all tokens, and what went wrong with which job.
+
+        If a step fails, each of its jobs runs alone, and fails alone; its logits are zero.
+        """
+        adapters = list(dict.fromkeys(job.sequence.adapter for job, _ in feeds))
+        if len(adapters) > 1:
+            # Each adapter's jobs together; the logits in the order of the feeds.
+            found: dict[Job, Tensor] = {}
+            errors: dict[Job, Exception] = {}
+            for adapter in adapters:
+                group = [feed for feed in feeds if feed[0].sequence.adapter == adapter]
+                logits, failed = self.run_tokens(group)
+                rows = logits.split([len(tokens) for _, tokens in group])
+                found |= {feed[0]: each for feed, each in zip(group, rows, strict=True)}
+                errors |= failed
+            return torch.cat([found[job] for job, _ in feeds]), errors
+        self.adapters.activate(adapters[0])
+        try:
+            return self.decoder.run(feeds), {}
+        except Exception as error:
+            if distributed.model_parallel_size() > 1:  # the other ranks go on
+                raise
+            if len(feeds) == 1:
+                job, tokens = feeds[0]
+                zeros = torch.zeros(len(tokens), self.model.vocab_size, device=self.device)
+                return zeros, {job: error}
+        alone = [self.run_tokens([feed]) for feed in feeds]
+        failures = [failed for _, failed in alone]
+        return torch.cat([logits for logits, _ in alone]), {
+            job: error for failed in failures for job, error in failed.items()
+        }
+
+    def _fingerprint(self, job: Job) -> str:
+        """Of the request's adapter."""
+        return self.adapters.fingerprints.get(job.sequence.adapter or "", "")
