@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,15 @@ def test_no_module_imports_one_above_it() -> None:
     linter = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([linter], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_file_names_are_unique() -> None:
+    """A C source and its header are one; a package's __init__ and __main__ have no choice."""
+    files = [f for f in (ROOT / "llama").rglob("*.*") if f.suffix in (".py", ".c", ".h")]
+    kinds = {(file.stem, file.parent) for file in files if not file.stem.startswith("__")}
+    counts = Counter(name for name, _ in kinds)
+    assert len(counts) > 50
+    assert [name for name, count in counts.items() if count > 1] == []
 
 
 def test_the_readme_and_the_packaging_name_the_same_python() -> None:
