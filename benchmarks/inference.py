@@ -32,8 +32,7 @@ from benchmarks import bars, gguf_files
 from llama import distributed
 from llama.args import ModelArgs
 from llama.checkpoint.convert import convert
-from llama.checkpoint.info import read_facts
-from llama.checkpoint.memory import Facts
+from llama.checkpoint.info import Facts, read_facts
 from llama.checkpoint.opening import open_checkpoint
 from llama.cli import one_line_errors
 from llama.console import table

@@ -9,6 +9,7 @@ They show without a model or its files how large it is and which ranks can share
     args.misfit(ranks=3)                       # n_heads (32) is not divisible by ...
 """
 
+import math
 from dataclasses import dataclass
 from numbers import Real
 
@@ -90,6 +91,13 @@ class ModelArgs:
         that their query heads read.
         """
         return max(self.kv_heads // ranks, 1)
+
+    def num_parameters(self, tied: bool, ranks: int = 1) -> int:
+        """How many each of `ranks` holds; an output layer tied to the embedding counts once."""
+        shapes = weight_shapes(self, ranks)
+        if tied:
+            del shapes["output.weight"]
+        return sum(map(math.prod, shapes.values()))
 
     def misfit(self, ranks: int) -> str | None:
         """Which sizes keep `ranks` processes from sharing the model; None where they can."""

@@ -8,7 +8,6 @@ Weights go from file to file in blocks of rows, so memory stays small. The new f
 when it is whole, with the checksums that `llama verify` compares.
 """
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from llama.errors import InputError
 from llama.quantization import packed_formats
 from llama.quantization.linear_layers import divergence, pack_blocks
 from llama.storage import huggingface_names
-from llama.storage.files import Folder, atomic_path, expand, read_bytes, short_size
+from llama.storage.files import Folder, atomic_path, expand, read_bytes, short_size, write_json
 from llama.storage.sharding import Region, Weight, share
 from llama.storage.tensor_files import Entry, write_tensors
 from llama.tokenization.tokenizer_json import write_tokenizer_json
@@ -262,7 +261,7 @@ def _finish_meta(
     folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer | None, quantize: str | None
 ) -> None:
     params = write_params(checkpoint.args) | ({"quantize": quantize} if quantize else {})
-    _write_json(folder / "params.json", params)
+    write_json(folder / "params.json", params)
     if tokenizer is None:
         return
     if tokenizer.n_words != checkpoint.args.vocab_size:
@@ -286,7 +285,7 @@ def _finish_hugging_face(
         total = sum(entry.nbytes for entries in plan.values() for entry in entries.values())
         weight_map = {name: file for file, entries in plan.items() for name in entries}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        _write_json(folder / "model.safetensors.index.json", index)
+        write_json(folder / "model.safetensors.index.json", index)
     dtype = next(iter(next(iter(plan.values())).values())).dtype
     stop_ids = checkpoint.stop_ids | (tokenizer.stop_tokens if tokenizer else set())
     ends = {
@@ -294,8 +293,8 @@ def _finish_hugging_face(
         "eos_token_id": sorted(stop_ids) or None,
     }
     config = huggingface_config.write_config(checkpoint.args, checkpoint.tied, dtype)
-    _write_json(folder / "config.json", config | ends)
-    _write_json(folder / "generation_config.json", ends)
+    write_json(folder / "config.json", config | ends)
+    write_json(folder / "generation_config.json", ends)
     if tokenizer is None:
         return
     settings: dict[str, Any] = {"model_max_length": checkpoint.args.max_seq_len}
@@ -313,11 +312,7 @@ def _finish_hugging_face(
         (folder / "tokenizer.model").write_bytes(read_bytes(tokenizer.model_path))
         settings |= {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": True}
         settings |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    _write_json(folder / "tokenizer_config.json", settings)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", settings)
 
 
 def _windows(path: str, checkpoint: Checkpoint) -> list[list[int]]:

@@ -5,25 +5,30 @@
     llama info downloads/config.json
 
 Everything follows from the shape, so a `params.json` or a `config.json` is enough. Of a checkpoint
-only the headers are read.
+only the headers are read. A rank needs memory for its shard of the weights and for its KV cache:
+
+    2 (keys, values) x layers x batch x its KV heads x head_dim x positions x bytes of a number
 """
 
 import json
+import math
 import os
-from dataclasses import asdict, replace
-from typing import Annotated, Any
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
+import torch
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
-from llama import console
-from llama.args import ModelArgs
+from llama import console, distributed
+from llama.args import ModelArgs, is_linear, weight_shapes
 from llama.checkpoint import huggingface_config
-from llama.checkpoint.memory import Device, Facts, fit, int8_cache, need, this_machine
 from llama.checkpoint.meta_layout import parse_params
-from llama.checkpoint.opening import open_checkpoint, tokenizer_in
+from llama.checkpoint.opening import Checkpoint, open_checkpoint, tokenizer_in
 from llama.errors import InputError
 from llama.quantization import packed_formats
+from llama.quantization.cuda_packed import MIN_CAPABILITY
 from llama.storage.files import Folder, expand, read_json, short_size
 from llama.tokenizer import Tokenizer
 
@@ -41,6 +46,7 @@ _FAMILIES = {
     (500000.0, 32.0, 128256, 3072, 28, 8192): "Llama 3.2",
 }
 _RANKS = (1, 2, 4, 8, 16)
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number
 # The rows of the table; formats of one size share a row.
 _FORMATS = (("float32",), ("bfloat16", "float16"), *((name,) for name in packed_formats.PACKED))
 
@@ -69,7 +75,15 @@ def info(
     if ranks and (misfit := facts.misfit(ranks, facts.quantize)):
         raise InputError(f"--ranks {ranks}: {misfit}")
     devices = this_machine(facts.parameters())
-    rows = _memory(facts, devices, [ranks] if ranks else possible, batch, context)
+    rows: list[dict[str, Any]] = []
+    for names in ((facts.quantize,),) if facts.quantize else _FORMATS:
+        name, among = names[0], [ranks] if ranks else possible
+        if facts.misfit(among[0], _packed(name)):
+            continue
+        found = need(facts, name, among[0], batch, context, devices[0].is_cuda)
+        sizes = {"weights": found.weights, "kv_cache": found.cache, "total": found.total}
+        fits = {d.name: fit(facts, d, name, among, batch, context) for d in devices}
+        rows.append({"format": ", ".join(names), **sizes, "fits": fits})
     token = {
         "bfloat16": need(facts, "bfloat16", ranks or 1, 1, 1).cache,
         "int8": int8_cache(facts, ranks or 1, 1, 1),
@@ -82,21 +96,16 @@ def info(
         return
     beyond = " (beyond the model's context)" * (context > facts.args.max_seq_len)
     who = f"each of {ranks} ranks" if ranks else "one process"
-    header = ["", "weights", "KV cache", "total"]
-    header += [f"{device.name} {short_size(device.memory)}" for device in devices]
-    table = [
-        [
-            "  " + row["format"],
-            *(short_size(row[key]) for key in ("weights", "kv_cache", "total")),
-            *row["fits"].values(),
-        ]
-        for row in rows
-    ]
+    table: list[list[Any]] = [["", "weights", "KV cache", "total"]]
+    table[0] += [f"{device.name} {short_size(device.memory)}" for device in devices]
+    for row in rows:
+        in_short = [short_size(row[key]) for key in ("weights", "kv_cache", "total")]
+        table.append([f"  {row['format']}", *in_short, *row["fits"].values()])
     console.say(
         f"{_describe(facts)}\n\n"
         f"Memory of {who} at max_batch_size={batch}, max_seq_len={context}{beyond};\n"
         "the total has 10 % and 0.5 GB for activations and torch. Does it fit here?\n\n"
-        f"{console.table([header, *table])}\n\n"
+        f"{console.table(table)}\n\n"
         f"KV cache of one token: {token['bfloat16']:,} bytes; {token['int8']:,} with "
         "kv_cache_dtype=int8.\n"
         f"Llama.build takes {facts.quantize or devices[0].dtype} here by default.\n"
@@ -104,20 +113,37 @@ def info(
     )
 
 
-def _memory(
-    facts: Facts, devices: list[Device], ranks: list[int], batch: int, context: int
-) -> list[dict[str, Any]]:
-    """For each format the bytes on the fewest of `ranks`, and on which devices that fits."""
-    rows = []
-    for names in ((facts.quantize,),) if facts.quantize else _FORMATS:
-        name = names[0]
-        if facts.misfit(ranks[0], name if name in packed_formats.PACKED else None):
-            continue
-        found = need(facts, name, ranks[0], batch, context, devices[0].is_cuda)
-        sizes = {"weights": found.weights, "kv_cache": found.cache, "total": found.total}
-        fits = {d.name: fit(facts, d, name, ranks, batch, context) for d in devices}
-        rows.append({"format": ", ".join(names), **sizes, "fits": fits})
-    return rows
+@dataclass(frozen=True)
+class Facts:
+    """The shape of a model and where it was read.
+
+    source      the params.json or config.json; `stated` is its content
+    tied        whether the output layer is the embedding; None if the source does not say
+    folder      the folder of the checkpoint; None if only a file was named
+    checkpoint  None if there are no weights
+    quantize    int8 or int4 if the stored weights are packed
+    """
+
+    name: str
+    source: str
+    stated: dict[str, Any]
+    args: ModelArgs
+    tied: bool | None
+    folder: Folder | None = None
+    checkpoint: Checkpoint | None = None
+    quantize: str | None = None
+
+    def parameters(self, ranks: int = 1) -> int:
+        """How many each of `ranks` holds. A tied output layer counts once."""
+        return self.args.num_parameters(bool(self.tied), ranks)
+
+    def misfit(self, ranks: int, quantize: str | None = None) -> str | None:
+        """Why `ranks` can't share the model in a format; None if they can."""
+        try:
+            packed_formats.stored_shapes(self.args, quantize, ranks)
+        except InputError as error:
+            return str(error)
+        return None
 
 
 def read_facts(path: str) -> Facts:
@@ -151,15 +177,8 @@ def _read_shape(path: str, name: str, folder: Folder | None) -> Facts:
     packed_formats.stored_shapes(args, quantize)
     # Meta's file does not say whether the output layer is the embedding: of its models, 3.2's is.
     is_released = _family(args) is not None and not quantize
-    return Facts(
-        name,
-        path,
-        stated,
-        args,
-        args.has_llama32_shape if is_released else None,
-        folder,
-        quantize=quantize,
-    )
+    is_tied = args.has_llama32_shape if is_released else None
+    return Facts(name, path, stated, args, is_tied, folder, quantize=quantize)
 
 
 def _family(args: ModelArgs) -> str | None:
@@ -170,16 +189,16 @@ def _family(args: ModelArgs) -> str | None:
 
 
 def _describe(facts: Facts) -> str:
-    args, file, checkpoint = facts.args, os.path.basename(facts.source), facts.checkpoint
+    args, file = facts.args, os.path.basename(facts.source)
     counts = [facts.parameters()]
     count, vocabulary = f"{counts[0]:,}", f"{args.vocab_size:,} tokens"
     if facts.tied is None:
-        counts = [replace(facts, tied=True).parameters(), *counts]
+        counts = [args.num_parameters(tied=True), *counts]
         count = f"{counts[0]:,} if the output layer is the embedding, else {count}"
     elif facts.tied:
         count += ", output layer tied to the embedding"
     if facts.stated.get("vocab_size", -1) == -1:
-        vocabulary += f" ({'from the weights' if checkpoint else 'Llama 2'}; not in {file})"
+        vocabulary += f" ({'from the weights' if facts.checkpoint else 'Llama 2'}; not in {file})"
     context = f"{args.max_seq_len:,} tokens"
     if not {"max_seq_len", "max_position_embeddings"} & set(facts.stated):
         context += f" ({'as trained' if 'dim' in facts.stated else 'default'}; not in {file})"
@@ -233,3 +252,117 @@ def short_count(count: int) -> str:
     """Three digits, as in 6.74B and 70.6B, and above that one after the point: 405.9B."""
     unit, letter = (1e9, "B") if count >= 0.9995e9 else (1e6, "M")
     return f"{count / unit:.{2 if count / unit < 9.995 else 1}f}{letter}"
+
+
+def _packed(dtype: str) -> str | None:
+    return dtype if dtype in packed_formats.PACKED else None
+
+
+class Need(NamedTuple):
+    """Bytes that one rank needs."""
+
+    weights: int
+    cache: int
+
+    @property
+    def total(self) -> int:
+        """With room for activations, rotary tables, torch and its libraries, by rule of thumb."""
+        return int(1.1 * (self.weights + self.cache) + 0.5e9)
+
+
+def need(
+    facts: Facts, dtype: str, ranks: int, batch: int, context: int, is_cuda: bool = False
+) -> Need:
+    """What each of `ranks` needs, with a dtype or a packed format and a KV cache of that size."""
+    if _packed(dtype):
+        weights = packed_weights(facts, dtype, ranks, is_cuda)
+    else:
+        weights = facts.parameters(ranks) * _BYTES[dtype]
+    args = facts.args
+    heads = 2 * args.n_layers * batch * args.kv_heads_on_each_of(ranks) * context
+    return Need(weights, heads * args.head_dim * _BYTES.get(dtype, 2))
+
+
+def int8_cache(facts: Facts, ranks: int, batch: int, context: int) -> int:
+    """Bytes of each rank's KV cache with kv_cache_dtype=int8: one per number, 4 per head."""
+    numbers = need(facts, "bfloat16", ranks, batch, context).cache // 2
+    return numbers + numbers // facts.args.head_dim * 4
+
+
+def packed_weights(facts: Facts, name: str, ranks: int, is_cuda: bool = False) -> int:
+    """Bytes of the weights of each of `ranks` in int8 or int4; the unpacked ones are bfloat16."""
+    bits = 0.0
+    for key, shape in weight_shapes(facts.args, ranks).items():
+        each = 16.0
+        if is_linear(key, shape):
+            each = packed_formats.bits(name, key)
+            # One scale per group; on a GPU with an offset, for every four bits (cuda_packed.py).
+            each += (32 * each / 4 if is_cuda else 16) / packed_formats.GROUP
+        bits += math.prod(shape) * each
+    return int(bits / 8)
+
+
+class Device(NamedTuple):
+    """`number` equal devices of `memory` bytes each, one rank on each.
+
+    Ranks on a CPU share its memory, where one takes less than several do: it is one device. Packed
+    weights run on a CPU, and with `is_cuda` on GPUs that have torch's kernel for them.
+    """
+
+    name: str
+    memory: float
+    dtype: str  # Llama.build's default there
+    number: int = 1
+    is_cpu: bool = False
+    is_cuda: bool = False
+
+
+def this_machine(parameters: int) -> list[Device]:
+    """The devices here for a model of that size; Llama.build takes the first by default."""
+
+    def dtype(kind: str) -> str:
+        chosen = distributed.select_dtype(torch.device(kind), parameters=parameters)
+        return str(chosen).removeprefix("torch.")
+
+    devices = []
+    if torch.cuda.is_available():
+        gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        name = f"{len(gpus)} GPUs" if len(gpus) > 1 else "GPU"
+        has_kernel = all((gpu.major, gpu.minor) >= MIN_CAPABILITY for gpu in gpus)
+        least = min(gpu.total_memory for gpu in gpus)
+        devices.append(Device(name, least, dtype("cuda"), len(gpus), is_cuda=has_kernel))
+    if torch.backends.mps.is_available():
+        devices.append(Device("Apple GPU", torch.mps.recommended_max_memory(), dtype("mps")))
+    return [*devices, Device("CPU", _main_memory(), dtype("cpu"), is_cpu=True)]
+
+
+def _main_memory(cgroup: str = "/sys/fs/cgroup") -> int:
+    """The machine's, or the limit of its container if that is less."""
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for limit in (Path(cgroup, "memory.max"), Path(cgroup, "memory/memory.limit_in_bytes")):
+        if limit.is_file() and (text := limit.read_text().strip()).isdecimal():  # else "max"
+            sizes.append(int(text))
+    return min(sizes)
+
+
+def fit(
+    facts: Facts, device: Device, dtype: str, ranks: list[int], batch: int, context: int
+) -> str:
+    """Whether the model fits a device: `yes`, `no`, what makes it fit, or `-` if it can't run.
+
+    It fits with the fewest `ranks` or, with all the devices, in the longest context that does.
+    """
+    # Several ranks on a CPU need more of its memory than one does.
+    ranks = ranks[:1] if device.is_cpu else [n for n in ranks if n <= device.number]
+    ranks = [n for n in ranks if facts.misfit(n, _packed(dtype)) is None]
+    if not ranks or (_packed(dtype) and not (device.is_cpu or device.is_cuda)):
+        return "-"
+    memory = device.memory / (ranks[0] if device.is_cpu else 1)
+    for n in ranks:
+        if need(facts, dtype, n, batch, context, device.is_cuda).total <= memory:
+            return "yes" if n == ranks[0] else f"on {n} ranks"
+    weights, position = need(facts, dtype, ranks[-1], batch, 1, device.is_cuda)
+    longest = int((memory - 0.5e9) / 1.1 - weights) // position // 256 * 256
+    if longest < 512:
+        return "no"
+    return f"{longest:,} tokens" + (f" on {ranks[-1]} ranks" if ranks[1:] else "")

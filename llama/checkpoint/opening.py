@@ -12,7 +12,6 @@ be what the model expects.
 """
 
 import dataclasses
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -70,10 +69,7 @@ class Checkpoint:
     @property
     def parameters(self) -> int:
         """How many parameters the model has; a tied output layer counts once."""
-        shapes = weight_shapes(self.args)
-        if self.tied:
-            del shapes["output.weight"]
-        return sum(map(math.prod, shapes.values()))
+        return self.args.num_parameters(self.tied)
 
     @property
     def tokenizer(self) -> str | None:

@@ -1,6 +1,5 @@
 """Writing a model as a checkpoint folder in Meta's layout."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from llama.args import weight_shapes
 from llama.checkpoint.meta_layout import write_params
 from llama.errors import InputError
 from llama.model import Transformer
-from llama.storage.files import atomic_write, expand
+from llama.storage.files import expand, write_json
 from llama.storage.tensor_files import Entry, write_tensors
 
 
@@ -49,8 +48,7 @@ def save_model(
         entries[output_layer] = entries[embedding]
     write_tensors(folder / f"consolidated.{distributed.model_parallel_rank():02d}.pth", entries)
     if distributed.model_parallel_rank() == 0:
-        with atomic_write(folder / "params.json") as file:
-            file.write(f"{json.dumps(write_params(model.params), indent=2)}\n".encode())
+        write_json(folder / "params.json", write_params(model.params))
         tokenizer = Path(expand(tokenizer_path))
         target = folder / f"tokenizer.{'json' if tokenizer.suffix == '.json' else 'model'}"
         if tokenizer.resolve() != target.resolve():

@@ -33,8 +33,7 @@ from cyclopts.types import PositiveInt
 
 from llama import console, distributed
 from llama.args import ModelArgs, weight_shapes
-from llama.checkpoint.info import read_facts, short_count
-from llama.checkpoint.memory import Facts, this_machine
+from llama.checkpoint.info import Facts, read_facts, short_count, this_machine
 from llama.distributed.hardware_peak import matrix_rate, read_rate, synchronize
 from llama.engine import Engine, SamplingParams
 from llama.engine import Sequence as Answer

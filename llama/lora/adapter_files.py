@@ -10,7 +10,6 @@ Names there are Hugging Face's, and so is the order of B's rows for queries and 
 asks for something that `llama.lora` does not compute is refused, with the key in the message.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from torch import Tensor
 from llama.args import ModelArgs, is_linear, weight_shapes
 from llama.errors import InputError, MissingFileError
 from llama.storage import huggingface_names
-from llama.storage.files import Folder, atomic_write, expand, read_json
+from llama.storage.files import Folder, expand, read_json, write_json
 from llama.storage.sharding import Weight
 from llama.storage.tensor_files import Entry, TensorFile, open_tensors, write_tensors
 
@@ -199,6 +198,5 @@ def write_adapter(
     }
     target = Path(expand(folder))
     target.mkdir(parents=True, exist_ok=True)
-    with atomic_write(target / _CONFIG) as file:
-        file.write(f"{json.dumps(config, indent=2)}\n".encode())
-        write_tensors(target / _FILES[0], entries)
+    write_tensors(target / _FILES[0], entries)
+    write_json(target / _CONFIG, config)

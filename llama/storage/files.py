@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import json
 import os
 import re
@@ -23,7 +22,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
 from llama import console
@@ -82,7 +81,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """
     if not _is_remote(path):
         return Path(expand(path)).read_bytes()
-    with _errors_name(str(path)), _store().BlobFile(str(path), "rb") as file:
+    with _open_remote(str(path)) as file:
         return file.read()
 
 
@@ -99,6 +98,12 @@ def read_json(path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} should contain a JSON object, not a {type(content).__name__}")
     return content
+
+
+def write_json(target: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """Writes a file that people also read, atomically."""
+    with atomic_write(target) as file:
+        file.write(f"{json.dumps(content, indent=2)}\n".encode())
 
 
 def short_size(nbytes: float) -> str:
@@ -152,11 +157,10 @@ class Folder:
             raise MissingFileError(f"{self.where(name)} is not there")
         return self._sizes[name]
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
         """A seekable stream; of a remote file only what is read is downloaded."""
-        if self._is_remote:
-            return cast(BinaryIO, _RemoteFile(self.where(name)))
-        return open(self.where(name), "rb")
+        where = self.where(name)
+        return _open_remote(where) if self._is_remote else open(where, "rb")
 
     def read(self, name: str) -> bytes:
         return read_bytes(self.where(name))
@@ -249,34 +253,11 @@ def _errors_name(path: str) -> Iterator[None]:
         raise OSError(f"{path} can't be read: {reason}; `{login}` may help") from error
 
 
-class _RemoteFile(io.RawIOBase):
-    """A stream from a store, with blobfile's buffer and `_errors_name`'s errors."""
-
-    def __init__(self, path: str):
-        self._path = path
-        with _errors_name(path):
-            self._file = _store().BlobFile(path, "rb", buffer_size=_HEADER_BYTES)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        with _errors_name(self._path):
-            return cast(io.BufferedReader, self._file).readinto(buffer)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def close(self) -> None:
-        if not self.closed and hasattr(self, "_file"):
-            self._file.close()
-        super().close()
+@contextlib.contextmanager
+def _open_remote(path: str) -> Iterator[BinaryIO]:
+    """A seekable stream; only what is read is downloaded. All errors are `_errors_name`'s."""
+    with _errors_name(path), _store().BlobFile(path, "rb", buffer_size=_HEADER_BYTES) as file:
+        yield file
 
 
 def cache_root() -> Path:
@@ -349,7 +330,7 @@ def _download(path: str, remote: blobfile.Stat, target: Path) -> None:
             f"{short_size(free)} are free; make room, or set LLAMA_CACHE to a folder elsewhere"
         )
     bar = console.progress(size, target.name, done=done, any_rank=True)
-    with _RemoteFile(path) as source, open(part, "ab") as file, bar:
+    with _open_remote(path) as source, open(part, "ab") as file, bar:
         source.seek(done)
         while chunk := source.read(min(_CHUNK_BYTES, size - done)):
             file.write(chunk)

@@ -11,16 +11,17 @@ from llama import Tokenizer, Transformer, distributed
 from llama.args import ModelArgs
 from llama.cache import Int8KVCache
 from llama.checkpoint import info as info_module
-from llama.checkpoint import memory
 from llama.checkpoint.convert import convert
-from llama.checkpoint.info import info, read_facts, short_count
-from llama.checkpoint.memory import (
+from llama.checkpoint.info import (
     Device,
     Facts,
     fit,
+    info,
     int8_cache,
     need,
     packed_weights,
+    read_facts,
+    short_count,
     this_machine,
 )
 from llama.checkpoint.saving import save_model
@@ -330,21 +331,21 @@ def test_an_unknown_format(tmp_path: Path) -> None:
 
 
 def test_memory_is_what_the_container_may_have(tmp_path: Path) -> None:
-    whole = memory._main_memory(str(tmp_path))
+    whole = info_module._main_memory(str(tmp_path))
     assert whole > 10**8
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._main_memory(str(tmp_path)) == whole
+    assert info_module._main_memory(str(tmp_path)) == whole
     (tmp_path / "memory.max").write_text("123000000\n")
-    assert memory._main_memory(str(tmp_path)) == 123_000_000
+    assert info_module._main_memory(str(tmp_path)) == 123_000_000
     (tmp_path / "memory.max").write_text(f"{10**18}\n")
-    assert memory._main_memory(str(tmp_path)) == whole
+    assert info_module._main_memory(str(tmp_path)) == whole
 
 
 def test_a_machine_without_gpus(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     (only,) = this_machine(10**9)
-    assert only == ("CPU", memory._main_memory(), "bfloat16", 1, True, False)
+    assert only == ("CPU", info_module._main_memory(), "bfloat16", 1, True, False)
 
 
 def test_a_machine_with_gpus(monkeypatch) -> None:

@@ -12,8 +12,7 @@ from fixtures import tiny_args
 
 from llama import Tokenizer
 from llama.args import ModelArgs
-from llama.checkpoint.info import read_facts
-from llama.checkpoint.memory import Device
+from llama.checkpoint.info import Device, read_facts
 from llama.checkpoint.opening import open_checkpoint
 from llama.distributed import hardware_peak
 from llama.evaluation import speed

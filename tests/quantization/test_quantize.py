@@ -15,9 +15,8 @@ from fixtures import difference, is_mapped, needs_compiler, run_ranks, tiny_args
 from llama import Llama, Transformer, distributed, kernels
 from llama.args import ModelArgs, weight_shapes
 from llama.checkpoint.convert import convert
-from llama.checkpoint.info import read_facts
+from llama.checkpoint.info import packed_weights, read_facts
 from llama.checkpoint.loading import load
-from llama.checkpoint.memory import packed_weights
 from llama.checkpoint.saving import save_model
 from llama.quantization import linear_layers as quantize_source
 from llama.quantization.linear_layers import BFloat16Linear, PackedLinear, divergence, use_format

@@ -285,9 +285,8 @@ def test_a_stream_fetches_only_what_is_read(store):
 
 def test_a_stream_is_closed(store):
     folder = Folder(BUCKET)
-    file = folder.open("params.json")
-    assert store.open_streams
-    file.close()
+    with folder.open("params.json"):
+        assert store.open_streams
     assert not store.open_streams
 
 
@@ -324,10 +323,15 @@ def test_nothing_is_tried_for_ever_or_said_on_standard_output(store, capsys):
 def test_errors_of_the_store_become_one_line_with_the_path(store, error, kind, text):
     folder = Folder(BUCKET)
     store.listing_error, store.error, store.ends_after = error, error, 0
+
+    def stream():
+        with folder.open("params.json") as file:
+            file.read()
+
     uses = [
         lambda: Folder(BUCKET),
         lambda: folder.read("params.json"),
-        lambda: folder.open("params.json").read(),
+        stream,
         lambda: folder.local("params.json"),
     ]
     for use in uses:
@@ -555,15 +559,15 @@ def test_fetching_with_the_real_blobfile(remote_here, tmp_path, monkeypatch):
 
 
 def test_streams_of_the_real_blobfile(remote_here):
-    with files._RemoteFile(remote_here) as file:
+    with files._open_remote(remote_here) as file:
         assert file.seek(-7, io.SEEK_END) == file.tell() == len(WEIGHTS) - 7
         assert file.read(3) == WEIGHTS[-7:-4]
         assert file.read() == WEIGHTS[-4:]
         assert file.seek(0) == 0
         assert file.read(len(WEIGHTS)) == WEIGHTS
     assert file.closed
-    with pytest.raises(FileNotFoundError):
-        files._RemoteFile(remote_here + "x")
+    with pytest.raises(FileNotFoundError), files._open_remote(remote_here + "x"):
+        pass
 
 
 # Files that are not what they should be
