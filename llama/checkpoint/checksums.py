@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from llama.errors import InputError
 from llama.storage.files import AGAIN, Folder, atomic_write, what_it_is
 
-LIST = "checksums.sha256"  # ours
-_META_LIST = "checklist.chk"  # md5; Meta also has tokenizer_checklist.chk
+_OURS = "checksums.sha256"
+_LISTS = (_OURS, "checklist.chk")  # Meta's, md5; there is also its tokenizer_checklist.chk
 _LINE = re.compile(r"([0-9a-fA-F]{32}|[0-9a-fA-F]{64})\s+\*?(?:\./)?(\S.*)")
 _BLOCK_BYTES = 2**24
 
@@ -28,16 +27,11 @@ class Checksum(NamedTuple):
     listed_in: str  # name of the list
 
 
-def is_list(name: str) -> bool:
-    """Whether a file of that name is a list of checksums."""
-    return name == LIST or name.endswith(_META_LIST)
-
-
 def read_checksums(folder: Folder) -> tuple[dict[str, list[Checksum]], list[str]]:
     """The checksums of each file, from all lists in a folder; and what is wrong with the lists."""
     found: dict[str, list[Checksum]] = {}
     problems = []
-    for name in filter(is_list, folder.names):
+    for name in (n for n in folder.names if n.endswith(_LISTS)):
         data = folder.read(name)
         if what := what_it_is(data[:1000]):
             problems.append(f"{folder.where(name)} {what}")
@@ -60,7 +54,7 @@ def write_checksums(
 ) -> None:
     """Writes `checksums.sha256` for these files; `read` gets the number of bytes read each time."""
     lines = [f"{digest(folder / name, 'sha256', read)}  {name}\n" for name in sorted(names)]
-    with atomic_write(folder / LIST) as file:
+    with atomic_write(folder / _OURS) as file:
         file.write("".join(lines).encode())
 
 
@@ -72,15 +66,3 @@ def digest(path: Path, kind: str, read: Callable[[int], object]) -> str:
             found.update(block)
             read(len(block))
     return found.hexdigest()
-
-
-def check_digest(
-    folder: Folder, name: str, checksum: Checksum, read: Callable[[int], object]
-) -> None:
-    """Raises InputError where the bytes of a file are not those that a list has the digest of."""
-    found = digest(folder.local(name), checksum.kind, read)
-    if found != checksum.digest:
-        raise InputError(
-            f"{folder.where(name)} has {checksum.kind} {found}, but {checksum.listed_in} lists "
-            f"{checksum.digest}; {AGAIN}"
-        )

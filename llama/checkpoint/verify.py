@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
+import torch
 import tqdm
 from cyclopts import Parameter
 
@@ -31,6 +32,7 @@ from llama.checkpoint.opening import Checkpoint, open_checkpoint, tokenizer_in
 from llama.errors import InputError, message
 from llama.lora.adapter_files import open_adapter
 from llama.storage.files import AGAIN, Folder, read_json, short_size
+from llama.storage.sharding import Weight
 from llama.storage.tensor_files import StoredTensor, TensorFile, open_tensors
 from llama.tokenizer import Tokenizer
 
@@ -38,7 +40,6 @@ from llama.tokenizer import Tokenizer
 _WEIGHTS = (r"consolidated\.\d+\.pth", r".*\.safetensors", r"(pytorch|adapter)_model.*\.bin")
 _ADAPTER = "adapter_config.json"
 _BLOCK_BYTES = 2**24  # read at a time
-_NUMBERS_AT_ONCE = 2**21  # an index of all wrong ones is larger than they are
 
 
 class Finding(NamedTuple):
@@ -155,19 +156,20 @@ def _check_file(
     folder: Folder, name: str, holds_weights: bool, expected: list[Checksum]
 ) -> tuple[list[str], list[str]]:
     """The problems of a file, and what was found or checked: its size, its tensors, checksums."""
+    where = folder.where(name)
     if name not in folder.names:
-        return [f"{folder.where(name)} does not exist, but {expected[0].listed_in} lists it"], []
-    checks = [short_size(folder.size(name))]
+        return [f"{where} does not exist, but {expected[0].listed_in} lists it"], []
+    problems, checks = [], [short_size(folder.size(name))]
     try:
         file = open_tensors(folder, name) if holds_weights else None
         total = folder.size(name) * (bool(file) + len(expected))
-        problems = []
         with console.progress(total, f"Reading {name}") as bar:
-            for checksum in expected:
-                try:
-                    checksums.check_digest(folder, name, checksum, bar.update)
-                except InputError as error:
-                    problems.append(str(error))
+            for listed, kind, listed_in in expected:
+                found = checksums.digest(folder.local(name), kind, bar.update)
+                if found != listed:
+                    problems.append(
+                        f"{where} has {kind} {found}, but {listed_in} lists {listed}; {AGAIN}"
+                    )
             if file is not None:
                 checks.append(f"{len(file.tensors):,} tensors")
                 problems += _wrong_tensors(file, bar)
@@ -175,7 +177,7 @@ def _check_file(
                     checks.append("CRC-32 matches")
             checks += [f"{c.kind} matches {c.listed_in}" for c in expected]
     except (InputError, OSError) as error:
-        text, where = message(error), folder.where(name)
+        text = message(error)
         return [text if where in text else f"{where} can't be read: {text}"], checks
     return problems, checks
 
@@ -226,21 +228,17 @@ def _wrong_values(tensor: StoredTensor) -> str | None:
         return None
     if not tensor.shape:
         tensor = dataclasses.replace(tensor, shape=(1,), stride=(1,))
-    count, first, any_set = 0, "", False
-    rows = max(_NUMBERS_AT_ONCE // math.prod(tensor.shape[1:]), 1)
-    for start in range(0, tensor.shape[0], rows):
-        size = min(rows, tensor.shape[0] - start)
-        at = tensor.start + start * tensor.stride[0]
-        # A mapping of these rows alone frees their memory before the next ones are read.
-        block = dataclasses.replace(tensor, start=at, shape=(size, *tensor.shape[1:])).map()
+    count, first, any_set, start = 0, "", False, 0
+    everything = tuple(slice(0, size) for size in tensor.shape)
+    for block in Weight.whole(tensor).blocks(everything, tensor.dtype):
         low, high = (float(value) for value in block.aminmax())  # NaN where there is one
         any_set = any_set or low != 0 or high != 0
         if not math.isfinite(low) or not math.isfinite(high):
-            positions = (~block.isfinite()).nonzero()
-            row, *others = positions[0].tolist()
-            value = float(block[(row, *others)])
-            first = first or f"{value} at {[start + row, *others]}"
-            count += len(positions)
+            wrong = ~block.isfinite()
+            row, *others = map(int, torch.unravel_index(wrong.byte().argmax(), block.shape))
+            first = first or f"{float(block[(row, *others)])} at {[start + row, *others]}"
+            count += int(wrong.sum())
+        start += len(block)
     if count:
         return f"has {count:,} NaN or infinite value(s), the first is {first}"
     return None if any_set else f"is all zeros; {AGAIN}"

@@ -572,7 +572,7 @@ def test_damage_is_reported_and_never_loads(
 def test_what_only_verify_sees(
     name: str, damage: Damage, message: str, sound: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("llama.checkpoint.verify._NUMBERS_AT_ONCE", 96)  # three rows
+    monkeypatch.setattr("llama.storage.sharding._BLOCK", 96 * 4)  # three rows
     monkeypatch.setattr("llama.checkpoint.verify._BLOCK_BYTES", 1000)
     folder = copied(sound, name, tmp_path)
     damage(folder)
