@@ -25,6 +25,16 @@ copy_to_model_parallel_region = mappings.copy_to_model_parallel_region
 gather_from_model_parallel_region = mappings.gather_from_model_parallel_region
 reduce_from_model_parallel_region = mappings.reduce_from_model_parallel_region
 
+has_groups = fairscale_groups.model_parallel_is_initialized
+# Also forgets groups left over from a torch group that is gone.
+drop_groups = fairscale_groups.destroy_model_parallel
+# The ranks that share a model with this one; and those that hold the same shard of a model, each
+# of which trains on a part of a batch.
+model_parallel_group = fairscale_groups.get_model_parallel_group
+data_parallel_group = fairscale_groups.get_data_parallel_group
+data_parallel_size = fairscale_groups.get_data_parallel_world_size
+data_parallel_rank = fairscale_groups.get_data_parallel_rank
+
 
 def start_one_process() -> None:
     """Starts torch's process group for a single process, without a port.
@@ -36,20 +46,10 @@ def start_one_process() -> None:
     dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=1)
 
 
-def has_groups() -> bool:
-    """Whether fairscale's groups exist."""
-    return fairscale_groups.model_parallel_is_initialized()
-
-
 def make_groups(model_parallel_size: int) -> None:
     """Makes fairscale's groups on top of torch's; the size has to divide the number of ranks."""
     with contextlib.redirect_stdout(io.StringIO()):
         fairscale_groups.initialize_model_parallel(model_parallel_size)
-
-
-def drop_groups() -> None:
-    """Forgets fairscale's groups, also those left over from a torch group that is gone."""
-    fairscale_groups.destroy_model_parallel()
 
 
 def model_parallel_size() -> int:
@@ -60,26 +60,6 @@ def model_parallel_size() -> int:
 def model_parallel_rank() -> int:
     """This process's rank among those that share its model."""
     return int(fairscale_groups.get_model_parallel_rank()) if has_groups() else 0
-
-
-def model_parallel_group() -> dist.ProcessGroup:
-    """The ranks that share a model with this one."""
-    return fairscale_groups.get_model_parallel_group()
-
-
-def data_parallel_size() -> int:
-    """How many replicas of the model are trained together, each on a part of a batch."""
-    return int(fairscale_groups.get_data_parallel_world_size())
-
-
-def data_parallel_rank() -> int:
-    """The index of this process's replica."""
-    return int(fairscale_groups.get_data_parallel_rank())
-
-
-def data_parallel_group() -> dist.ProcessGroup:
-    """The ranks that hold the same shard of a model as this one."""
-    return fairscale_groups.get_data_parallel_group()
 
 
 class ParallelLayersOnMeta(TorchDispatchMode):

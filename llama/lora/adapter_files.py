@@ -73,43 +73,40 @@ def open_adapter(path: str | Path, args: ModelArgs) -> Adapter:
     r, scale = _read_scale(config, where)
     made_for = f"it was made for {config.get('base_model_name_or_path') or 'an unnamed model'}"
     file = open_tensors(folder, tensors)
-    shapes = {n: shape for n, shape in weight_shapes(args).items() if is_linear(n, shape)}
-    names = {_module(name): name for name in shapes}
+    shapes = weight_shapes(args)
+    names = {_module(name): name for name, shape in shapes.items() if is_linear(name, shape)}
     adapted = _adapted_modules(config, where, list(names), file)
-    if problem := _misfit(set(file.tensors), adapted):
-        raise InputError(
-            f"{file.where} {problem}, which does not fit {where} and a model of {args.n_layers} "
-            f"layers; {made_for}"
-        )
+    expected: dict[str, tuple[int, ...]] = {}
     layers = {}
     for module in adapted:
-        name, (n, k) = names[module], shapes[names[module]]
+        n, k = shapes[names[module]]
         for tensor_name, shape in zip(_TENSOR_NAMES, ((r, k), (n, r), (n, k)), strict=True):
-            key = _key(module, tensor_name)
-            stored = file.tensors.get(key)
-            if stored and stored.shape != shape:
-                raise InputError(
-                    f"{key} in {file.where} has shape {stored.shape}, but r={r} and "
-                    f"the model ask for {shape}; {made_for}"
-                )
-            if stored and tensor_name != "base_layer" and not stored.map().isfinite().all():
-                raise InputError(
-                    f"{key} in {file.where} holds numbers that are not finite: its training went "
-                    "wrong, or the file is damaged"
-                )
+            expected[_key(module, tensor_name)] = shape
+    needed = {key for key in expected if not key.endswith("base_layer.weight")}
+    problems = [f"lacks {key}" for key in sorted(needed - set(file.tensors))[:1]]
+    problems += [f"holds {key}" for key in sorted(set(file.tensors) - set(expected))[:1]]
+    if problems or not needed:
+        raise InputError(
+            f"{file.where} {' and '.join(problems) or 'adapts nothing'}, which does not fit "
+            f"{where} and a model of {args.n_layers} layers; {made_for}"
+        )
+    for key, stored in file.tensors.items():
+        if stored.shape != expected[key]:
+            raise InputError(
+                f"{key} in {file.where} has shape {stored.shape}, but r={r} and "
+                f"the model ask for {expected[key]}; {made_for}"
+            )
+        if key in needed and not stored.map().isfinite().all():
+            raise InputError(
+                f"{key} in {file.where} holds numbers that are not finite: its training went "
+                "wrong, or the file is damaged"
+            )
+    for module in adapted:
+        name = names[module]
         a, b = (file.tensors[_key(module, tensor_name)] for tensor_name in _TENSOR_NAMES[:2])
         head_dim = args.head_dim if huggingface_names.has_rotary_rows(name) else None
         layers[name.removesuffix(".weight")] = Weight.whole(a), Weight.whole(b, head_dim)
     return Adapter(scale, layers)
-
-
-def _misfit(found: set[str], modules: list[str]) -> str | None:
-    """What is wrong with the keys of a file that adapts those modules; None if nothing is."""
-    known = {_key(module, name) for module in modules for name in _TENSOR_NAMES}
-    needed = {key for key in known if not key.endswith("base_layer.weight")}
-    problems = [f"lacks {key}" for key in sorted(needed - found)[:1]]
-    problems += [f"holds {key}" for key in sorted(found - known)[:1]]
-    return " and ".join(problems) or (None if needed else "adapts nothing")
 
 
 def _module(name: str) -> str:
