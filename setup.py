@@ -35,6 +35,7 @@ setup(
         "lm_eval.models": ["llama = llama.evaluation.lm_eval_model:LlamaLM"],
     },
     extras_require={
+        "serve": ["llguidance>=1.0"],
         "train": ["tokenizers>=0.20", "tensorboard>=2.16", "matplotlib>=3.9"],
         "eval": ["lm-eval>=0.4.10,<0.5"],
         # For benchmarks/: the other programs, their files, and the plots.

@@ -21,6 +21,7 @@ from typing import Any, NoReturn, NotRequired, TypedDict
 import torch
 from typing_extensions import Unpack
 
+from llama import console
 from llama.checkpoint.loading import load
 from llama.checkpoint.opening import open_checkpoint
 from llama.engine.beam_search import Hypothesis, beam_search
@@ -60,7 +61,8 @@ class SamplingOptions(TypedDict, total=False):
     answer is a function of its prompt and the settings; a prompt that is repeated in a call gets
     other draws each time. Without one, each call has a seed of its own, which follows from the
     `seed` of `Llama.build`. `n` answers to each prompt, computed once, follow each other in the
-    result. The others are described in `Sequence`.
+    result. `prefix` is text that each answer begins with, and goes on after. The others are
+    described in `Sequence`.
     """
 
     top_k: int | None
@@ -76,11 +78,13 @@ class SamplingOptions(TypedDict, total=False):
     min_tokens: int
     ignore_eos: bool
     grammar: Grammar | None
+    prefix: str | None
     adapter: str | None
     priority: int
 
 
-# Those that are not SamplingParams'.
+# Those that are not SamplingParams': of a call, and of each request.
+_CALL_OPTIONS = ("stop", "n", "prefix")
 _REQUEST_OPTIONS = ("top_logprobs", "min_tokens", "ignore_eos", "grammar", "adapter", "priority")
 _SETTINGS = ["temperature", "top_p", *SamplingOptions.__annotations__]
 
@@ -160,7 +164,14 @@ class Llama:
             if one != other:
                 raise InputError(f"the tokenizer in {draft} is not that of {ckpt_dir}")
             smaller = load(small, device=device, dtype=dtype, quantize=quantize, max_batch_size=1)
-        return Llama(model, tokenizer, seed, kv_memory, prefix_memory, prefix_folder, smaller)
+        llama = Llama(model, tokenizer, seed, kv_memory, prefix_memory, prefix_folder, smaller)
+        held, args = llama.engine.memory.positions, model.params
+        if held < args.max_batch_size * args.max_seq_len:
+            console.notice(
+                f"keys and values of {held:,} tokens fit into memory, of {args.max_batch_size} "
+                f"requests of {args.max_seq_len:,}; what does not fit waits (kv_memory)"
+            )
+        return llama
 
     def __init__(
         self,
@@ -370,8 +381,12 @@ class Llama:
         options = {k: v for k, v in settings.items() if k in _REQUEST_OPTIONS}
         count = expect_integer("n", settings.get("n", 1), at_least=1)
         params = SamplingParams(
-            **{k: v for k, v in settings.items() if k not in ("stop", "n", *_REQUEST_OPTIONS)}
+            **{k: v for k, v in settings.items() if k not in (*_CALL_OPTIONS, *_REQUEST_OPTIONS)}
         )
+        prefix: list[int] = []
+        if settings.get("prefix"):
+            prefix = self.tokenizer.encode(settings["prefix"], bos=False, eos=False)
+            options["num_prefix_tokens"] = len(prefix)
         if params.seed is None:  # other draws in each call
             params = replace(params, seed=self._seeds.getrandbits(32))
         seen: Counter[tuple[int, ...]] = Counter()
@@ -380,7 +395,7 @@ class Llama:
             key, scored = tuple(prompt), echo and logprobs
             for _ in range(count):
                 sequence = Sequence(
-                    prompt, max_gen_len, params, stop, echo, scored, seen[key], **options
+                    prompt + prefix, max_gen_len, params, stop, echo, scored, seen[key], **options
                 )
                 seen[key] += 1
                 self.engine.check(sequence, f"{name}[{i}]")
@@ -437,8 +452,9 @@ def _reason(sequence: Sequence) -> FinishReason:
 def _prediction(sequence: Sequence, logprobs: bool) -> Prediction:
     if not logprobs:
         return {"finish_reason": _reason(sequence)}
+    shown = sequence.prompt_token_texts if sequence.prompt_logprobs else []
     return {
-        "tokens": sequence.prompt_token_texts + sequence.token_texts,
+        "tokens": shown + sequence.token_texts,
         "logprobs": sequence.prompt_logprobs + sequence.logprobs,
         "finish_reason": _reason(sequence),
     }

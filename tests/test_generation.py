@@ -515,3 +515,26 @@ def test_a_gpu_gives_the_tokens_of_the_cpu(checkpoint: Path) -> None:
         for device in ("cpu", "cuda")
     ]
     assert answers[0] == answers[1]
+
+
+def test_answers_go_on_after_a_beginning_that_is_written(llama: Llama) -> None:
+    options = {"temperature": 0, "max_gen_len": 5, "logprobs": True}
+    (begun,) = llama.text_completion(["hello"], prefix=" the world", **options)
+    (plain,) = llama.text_completion(["hello the world"], **options)
+    assert begun["generation"] == " the world" + plain["generation"]
+    assert (begun["tokens"], begun["logprobs"]) == (plain["tokens"], plain["logprobs"])
+    dialog = [{"role": "user", "content": "hello"}]
+    (answer,) = llama.chat_completion([dialog], prefix="use", temperature=0, max_gen_len=3)
+    assert answer["generation"]["content"].startswith("use")
+
+
+def test_build_says_how_many_tokens_fit_where_not_all_do(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Llama.build(checkpoint, max_batch_size=3, device="cpu", dtype="float32")
+    assert capsys.readouterr().err == ""
+    Llama.build(checkpoint, max_batch_size=3, device="cpu", dtype="float32", kv_memory=40_000)
+    assert capsys.readouterr().err == (
+        "keys and values of 128 tokens fit into memory, of 3 requests of 64; what does not fit "
+        "waits (kv_memory)\n"
+    )

@@ -20,7 +20,8 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-_WINDOW = 0.02  # seconds between two looks
+_SHORTEST, _LONGEST = 0.02, 0.1  # seconds between two looks
+_FEWEST = 3  # preemptions: one or two happen on any machine
 _RATE = 40.0  # preemptions a second of CPU time; a quiet machine has fewer than 10
 _FIRST_HOLD, _LONGEST_HOLD = 0.5, 30.0  # seconds with fewer threads, before more are tried again
 
@@ -32,6 +33,7 @@ class CpuThreads:
         self.count = torch.get_num_threads()
         self._full = self.count
         self._hold, self._until = _FIRST_HOLD, 0.0
+        self._is_trying = False  # whether the number was raised after a hold
         self._last = self._usage()
 
     @property
@@ -55,19 +57,23 @@ class CpuThreads:
     def _look(self) -> None:
         now, cpu, preempted = self._usage()
         before, cpu_before, preempted_before = self._last
-        if now - before < _WINDOW:
+        count, elapsed = preempted - preempted_before, now - before
+        if elapsed < (_SHORTEST if count >= _FEWEST else _LONGEST):
             return
         self._last = now, cpu, preempted
         # With hardly any CPU time of its own the process was waiting: nothing to be seen.
-        if preempted - preempted_before > _RATE * max(cpu - cpu_before, _WINDOW):
-            if not self.is_busy:
-                # Soon after a return to all threads: others still compete, at times.
-                again = now < self._until + 2 * self._hold
-                self._hold = min(2 * self._hold, _LONGEST_HOLD) if again else _FIRST_HOLD
-            self.count = max(self.count // 2, 1)
-            self._until = now + self._hold
+        if count >= _FEWEST and count > _RATE * max(cpu - cpu_before, _SHORTEST):
+            if self._is_trying:  # others go on, though fewer threads do not meet them
+                self._hold = min(2 * self._hold, _LONGEST_HOLD)
+            self.count, self._until, self._is_trying = (
+                max(self.count // 2, 1),
+                now + self._hold,
+                False,
+            )
         elif self.is_busy and now > self._until:
-            self.count = min(2 * self.count, self._full)
+            self.count, self._is_trying = min(2 * self.count, self._full), True
+        elif not self.is_busy and now > self._until + 2 * self._hold:
+            self._hold, self._is_trying = _FIRST_HOLD, False
 
     @staticmethod
     def _usage() -> tuple[float, float, int]:

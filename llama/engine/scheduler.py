@@ -19,6 +19,7 @@ its `finish_reason` is "error" and `error` the exception.
 """
 
 import bisect
+import contextlib
 import threading
 import time
 from collections import deque
@@ -31,7 +32,7 @@ from torch import Tensor
 from llama import distributed
 from llama.cache import KVCache
 from llama.engine.cuda_graphs import read_later
-from llama.engine.decoding import BatchDecoder, Job, RaggedDecoder
+from llama.engine.decoding import BatchDecoder, Job, RaggedDecoder, takes_ragged_rows
 from llama.engine.inbox import Inbox
 from llama.engine.kv_memory import KVMemory, free_bytes
 from llama.engine.model_runner import ModelRunner
@@ -238,7 +239,9 @@ class Engine:
 
         Returns the requests that changed.
         """
-        with self._stepping, self._threads:
+        # Native kernels' results do not depend on the number of threads, some of torch's do.
+        is_native = takes_ragged_rows(self.model)
+        with self._stepping, self._threads if is_native else contextlib.nullcontext():
             changed: dict[Sequence, None] = {}
             self._changed = changed
             self._take_inbox()
