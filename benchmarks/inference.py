@@ -36,8 +36,8 @@ from llama.checkpoint.info import Facts, read_facts
 from llama.checkpoint.opening import open_checkpoint
 from llama.cli import one_line_errors
 from llama.console import table
-from llama.distributed.hardware_peak import matrix_rate, read_rate
 from llama.errors import InputError
+from llama.evaluation.random_checkpoint import prepare
 from llama.evaluation.speed import (
     BITS,
     COMMAS,
@@ -45,10 +45,11 @@ from llama.evaluation.speed import (
     Request,
     bytes_read,
     check_memory,
+    described,
+    hardware_peak,
     lengths_of,
     machine,
     metrics_of,
-    prepare,
     usable_formats,
 )
 
@@ -233,7 +234,7 @@ def summary(
     metrics: Sequence[Metric],
     times: dict[str, Times],
     weights: dict[str, float],
-    peak: dict[str, float],
+    peak: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """For each backend and metric: the median, its share of the peak, ratios, and all rounds."""
     rates = {
@@ -346,13 +347,8 @@ def main(
             p: importlib.metadata.version(DISTRIBUTIONS[p]) for p in programs
         }
         title = f"{facts.name}, " + ", ".join(f"{key} {value}" for key, value in where.items())
-        dtype = distributed.select_dtype(chosen)
-        peak = {"read": read_rate(chosen), "multiply": matrix_rate(chosen, dtype)}
-        print(
-            f"{title}\nhardware peak: torch reads {peak['read'] / 1e9:.1f} GB/s and multiplies "
-            f"{peak['multiply'] / 1e12:.2f} TFLOP/s in {dtype}\n",
-            flush=True,
-        )
+        peak = hardware_peak(chosen)
+        print(f"{title}\n{described(peak)}", flush=True)
         times, sizes, failed = measure(
             specs, requests, rounds, facts.args.vocab_size, folder, settings
         )

@@ -58,10 +58,15 @@ def _refuse_fractions(app: Any, commands: Any, arguments: Any) -> None:
     from cyclopts import CoercionError
 
     for argument in arguments:
-        types = {argument.hint, *get_args(argument.hint)}
+        types = _types_in(argument.hint)
         for token in argument.tokens if int in types and float not in types else ():
             if "." in token.value:
                 raise CoercionError(token=token, target_type=int, argument=argument)
+
+
+def _types_in(hint: Any) -> set[Any]:
+    """A type and those that it is made of: of `Sequence[PositiveInt] | None` also int and None."""
+    return {hint}.union(*map(_types_in, get_args(hint)))
 
 
 def run(function: Callable[..., None]) -> None:

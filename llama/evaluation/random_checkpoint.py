@@ -3,7 +3,9 @@
 import base64
 import functools
 import json
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -11,11 +13,36 @@ from torch import Tensor
 
 from llama import console
 from llama.args import ModelArgs, weight_shapes
+from llama.checkpoint.info import Facts
 from llama.checkpoint.meta_layout import write_params
 from llama.errors import InputError
+from llama.storage.files import expand, short_size
 from llama.storage.tensor_files import Entry, write_tensors
 
-_BLOCK = 2**24  # numbers that are made at a time
+
+def prepare(facts: Facts, path: str, folder: str) -> tuple[str, str | None]:
+    """The paths of a checkpoint, and of a tokenizer if it lacks one; makes both in `folder`.
+
+    Files are read once, so that no model waits for the disk where the next one does not.
+    """
+    if facts.checkpoint is None:
+        size, free = 2 * facts.parameters(), shutil.disk_usage(folder).free
+        if size > free:
+            raise InputError(
+                f"random weights take {short_size(size)}, and {folder} has {short_size(free)} "
+                "left; make room, or set TMPDIR to a folder on another disk"
+            )
+        console.notice(f"{facts.source} has no weights: making random ones, {short_size(size)}")
+        path = f"{folder}/model"
+        write_random_checkpoint(path, facts.args, bool(facts.tied))
+    tokenizer = None
+    if facts.checkpoint is None or facts.checkpoint.tokenizer is None:
+        tokenizer = f"{folder}/tokenizer.model"
+        write_made_up_tokenizer(tokenizer, facts.args.vocab_size)
+    for file in Path(expand(path)).glob("*.*"):
+        with file.open("rb") as stream, open(os.devnull, "wb") as nowhere:
+            shutil.copyfileobj(stream, nowhere)
+    return path, tokenizer
 
 
 def write_random_checkpoint(folder: str | Path, args: ModelArgs, tied: bool) -> None:
@@ -27,7 +54,7 @@ def write_random_checkpoint(folder: str | Path, args: ModelArgs, tied: bool) -> 
     folder.mkdir(parents=True)
     entries: dict[str, Entry] = {}
     for seed, (name, shape) in enumerate(weight_shapes(args).items()):
-        entries[name] = Entry(torch.bfloat16, shape, functools.partial(_blocks, shape, seed))
+        entries[name] = Entry(torch.bfloat16, shape, functools.partial(_weight, shape, seed))
     if tied:
         entries["output.weight"] = entries["tok_embeddings.weight"]
     total = sum(entry.nbytes for entry in dict.fromkeys(entries.values()))
@@ -36,16 +63,11 @@ def write_random_checkpoint(folder: str | Path, args: ModelArgs, tied: bool) -> 
     (folder / "params.json").write_text(json.dumps(write_params(args)))
 
 
-def _blocks(shape: tuple[int, ...], seed: int) -> Iterator[Tensor]:
-    if len(shape) == 1:
-        yield torch.ones(shape, dtype=torch.bfloat16)
-        return
-    rows, inputs = shape
-    generator = torch.Generator().manual_seed(seed)
-    step = max(_BLOCK // inputs, 1)
-    for start in range(0, rows, step):
-        block = torch.empty(min(step, rows - start), inputs)
-        yield block.normal_(0, 0.02, generator=generator).bfloat16()
+def _weight(shape: tuple[int, ...], seed: int) -> Iterable[Tensor]:
+    weight = torch.ones(shape, dtype=torch.bfloat16)
+    if len(shape) > 1:
+        weight.normal_(0, 0.02, generator=torch.Generator().manual_seed(seed))
+    yield weight
 
 
 def write_made_up_tokenizer(path: str | Path, vocab_size: int) -> None:

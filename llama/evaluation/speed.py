@@ -10,17 +10,17 @@ peak is what torch reads in a second. A prompt's peak is what torch multiplies i
 operations a parameter and token; attention's own products are not counted.
 """
 
-import dataclasses
 import itertools
 import json
 import math
 import os
 import platform
 import random
-import shutil
+import re
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,17 +32,17 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 from llama import console, distributed
-from llama.args import ModelArgs, weight_shapes
+from llama.args import ModelArgs, is_linear, weight_shapes
 from llama.checkpoint.info import Facts, read_facts, short_count, this_machine
 from llama.distributed.hardware_peak import matrix_rate, read_rate, synchronize
 from llama.engine import Engine, SamplingParams
 from llama.engine import Sequence as Answer
 from llama.errors import InputError
-from llama.evaluation.random_checkpoint import write_made_up_tokenizer, write_random_checkpoint
+from llama.evaluation.random_checkpoint import prepare
 from llama.generation import Llama
 from llama.quantization.linear_layers import check_format
 from llama.quantization.packed_formats import PACKED
-from llama.storage.files import expand, short_size
+from llama.storage.files import short_size
 
 # Bits of a weight in a linear layer and in the output layer, scales included.
 BITS = {
@@ -55,8 +55,7 @@ BITS = {
 SHORT = 4  # tokens of a prompt where its length does not count
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """`rows` prompts of `prompt` tokens, and `tokens` that are decoded after each first one."""
 
     rows: int
@@ -67,12 +66,11 @@ class Request:
     def prompts(self, vocab_size: int, seed: int) -> list[list[int]]:
         """Random token ids, others for each seed: no store of prompts knows them."""
         draw = random.Random(f"{seed} {self}")
-        return [[draw.randrange(vocab_size) for _ in range(self.prompt)] for _ in range(self.rows)]
+        return [draw.choices(range(vocab_size), k=self.prompt) for _ in range(self.rows)]
 
     def shortened(self) -> "Request":
         """One of the same kind, to warm up with."""
-        few = min(self.prompt, 64), min(self.tokens, 2)
-        return dataclasses.replace(self, prompt=few[0], tokens=few[1])
+        return self._replace(prompt=min(self.prompt, 64), tokens=min(self.tokens, 2))
 
 
 class Metric(NamedTuple):
@@ -87,7 +85,7 @@ class Metric(NamedTuple):
         r = self.request
         return r.prompt / first if self.is_prefill else r.rows * r.tokens / rest
 
-    def share(self, rate: float, args: ModelArgs, weights: float, peak: dict[str, float]) -> float:
+    def share(self, rate: float, args: ModelArgs, weights: float, peak: dict[str, Any]) -> float:
         """The share of the peak that `rate` is; `weights` are the bytes of them that a step reads.
 
         `peak` has bytes a second to `read` and operations a second to `multiply`.
@@ -115,24 +113,22 @@ def metrics_of(prompt: int, context: int, tokens: int, batches: Sequence[int]) -
 
 def lengths_of(requests: Iterable[Request]) -> dict[int, int]:
     """For each number of rows, how many positions its longest request takes."""
-    lengths: dict[int, int] = {}
-    for r in requests:
-        lengths[r.rows] = max(lengths.get(r.rows, 0), r.prompt + r.tokens + 1)
-    return lengths
+    ascending = sorted(requests, key=lambda r: r.prompt + r.tokens)
+    return {r.rows: r.prompt + r.tokens + 1 for r in ascending}
 
 
 def matrix_parameters(args: ModelArgs) -> tuple[int, int]:
     """How many parameters the layers' matrices have, and the output layer."""
-    sizes = {name: math.prod(shape) for name, shape in weight_shapes(args).items() if shape[1:]}
+    shapes = weight_shapes(args)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items() if is_linear(name, shape)}
     output = sizes.pop("output.weight")
-    del sizes["tok_embeddings.weight"]
     return sum(sizes.values()), output
 
 
 def bytes_read(args: ModelArgs, format_: str) -> float:
     """Bytes of weights that a step reads; of the embedding it reads only a row, left out here."""
-    counts = zip(matrix_parameters(args), BITS[format_], strict=True)
-    return sum(count * bits / 8 for count, bits in counts)
+    layers, output = matrix_parameters(args)
+    return (layers * BITS[format_][0] + output * BITS[format_][1]) / 8
 
 
 class Runner:
@@ -165,18 +161,19 @@ class Runner:
 
     def measure(self, request: Request, seed: int) -> tuple[float, float]:
         """Seconds to the first token of each row, and of the tokens after it."""
-        device = self.model.norm.weight.device
         prompts = request.prompts(self.model.vocab_size, seed)
-        synchronize(device)
-        begin = time.perf_counter()
+        begin = self._now()
         self.start(prompts, request.tokens, request.sampled)
-        synchronize(device)
-        first = time.perf_counter()
+        first = self._now()
         for _ in range(request.tokens):
             self.step()
-        synchronize(device)
+        end = self._now()
         assert self.engine.idle
-        return first - begin, time.perf_counter() - first
+        return first - begin, end - first
+
+    def _now(self) -> float:
+        synchronize(self.model.norm.weight.device)
+        return time.perf_counter()
 
 
 def _split(type_: Any, tokens: Sequence[cyclopts.Token]) -> Any:
@@ -218,7 +215,7 @@ def bench(
         device: cuda, mps or cpu; default: the best there is.
         as_json: Print one JSON object.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         raise InputError("llama bench is one process; start it without torchrun")
     if threads is not None and threads > (os.cpu_count() or threads):
         raise InputError(f"threads={threads} is more than the {os.cpu_count()} cores that are here")
@@ -231,49 +228,60 @@ def bench(
         console.notice(f"no prompt is longer than {longest}: the model's context ends there")
     prompt, context = min(prompt, longest), min(context, longest)
     names = usable_formats(facts, formats, chosen)
+    check_memory(facts, sum(BITS[name][0] for name in names) / 8, chosen)
     metrics = metrics_of(prompt, context, tokens, batches)
     requests = list(dict.fromkeys(metric.request for metric in metrics))
+    lengths = lengths_of(requests)
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(threads or torch.get_num_threads())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="llama-bench-"))
-        check_memory(facts, sum(BITS[name][0] for name in names) / 8, chosen)
         path, tokenizer = prepare(facts, path, folder)
-        dtype = distributed.select_dtype(chosen)
-        peak = {"read": read_rate(chosen), "multiply": matrix_rate(chosen, dtype)}
-        report = {
-            "model": facts.name,
-            "parameters": facts.parameters(),
-            "weights": "random" if facts.checkpoint is None else "its own",
-            "machine": machine(chosen),
-            "peak": {**peak, "dtype": str(dtype).removeprefix("torch.")},
-            "settings": {"prompt": prompt, "context": context, "tokens": tokens, "rounds": rounds},
-        }
+        where, peak = machine(chosen), hardware_peak(chosen)
+        weights = "random" if facts.checkpoint is None else "its own"
         if not as_json:
-            console.say(heading(report))
+            console.say(
+                f"{facts.name}: {short_count(facts.parameters())} parameters, {weights} weights\n"
+                f"{where['processor']}, {where['threads']} thread(s), torch {where['torch']}\n"
+                f"{described(peak)}"
+            )
         runners: dict[str, Runner] = {}
         results: dict[str, dict[str, Any]] = {}
         for name in names:
             start = time.perf_counter()
-            runners[name] = Runner(path, tokenizer, name, lengths_of(requests), str(chosen))
+            runners[name] = Runner(path, tokenizer, name, lengths, str(chosen))
             results[name] = {"load": time.perf_counter() - start}
             for r in requests:
                 runners[name].measure(r.shortened(), seed=0)
-        times: dict[tuple[str, Request], list[tuple[float, float]]] = {}
+        times: dict[tuple[str, Request], list[tuple[float, float]]] = defaultdict(list)
         turns = list(itertools.product(range(1, rounds + 1), requests, names))
         with console.progress(len(turns), "Measuring", unit=" runs") as bar:
             for seed, r, name in turns:
-                times.setdefault((name, r), []).append(runners[name].measure(r, seed))
+                times[name, r].append(runners[name].measure(r, seed))
                 bar.update()
-    for name, metric in itertools.product(names, metrics):
-        rates = [metric.rate(*pair) for pair in times[name, metric.request]]
-        median, weights = statistics.median(rates), bytes_read(facts.args, name)
-        share = metric.share(median, facts.args, weights, peak)
-        results[name][metric.name] = {"median": median, "share": share, "rounds": rates}
-    if as_json:
-        console.say(json.dumps({**report, "formats": results}))
-    else:
-        console.say(console.table(table_rows(results)))
+    rows = [["tokens per second"], ["load, s"], *([metric.name] for metric in metrics)]
+    for name in names:
+        rows[0] += [name, "of peak"]
+        rows[1] += [f"{results[name]['load']:.2f}", ""]
+        for row, metric in zip(rows[2:], metrics, strict=True):
+            rates = [metric.rate(*pair) for pair in times[name, metric.request]]
+            median = statistics.median(rates)
+            share = metric.share(median, facts.args, bytes_read(facts.args, name), peak)
+            results[name][metric.name] = {"median": median, "share": share, "rounds": rates}
+            row += [f"{median:,.{0 if median >= 100 else 1}f}", f"{share:.0%}"]
+    if not as_json:
+        console.say(console.table(rows))
+        return
+    report = {
+        "model": facts.name,
+        "parameters": facts.parameters(),
+        "weights": weights,
+        "machine": where,
+        "peak": peak,
+        "settings": {"prompt": prompt, "context": context, "tokens": tokens, "rounds": rounds},
+        "formats": results,
+    }
+    console.say(json.dumps(report))
 
 
 def usable_formats(
@@ -292,12 +300,11 @@ def usable_formats(
         try:
             if name in PACKED:
                 check_format(name, device, torch.bfloat16)
+            found.append(name)
         except InputError as error:
             if asked:
                 raise
             console.notice(f"without {name}: {error}")
-        else:
-            found.append(name)
     return found
 
 
@@ -313,61 +320,27 @@ def check_memory(facts: Facts, bytes_per_weight: float, device: torch.device) ->
         )
 
 
-def prepare(facts: Facts, path: str, folder: str) -> tuple[str, str | None]:
-    """The paths of a checkpoint, and of a tokenizer if it lacks one; makes both in `folder`.
-
-    Files are read once, so that no model waits for the disk where the next one does not.
-    """
-    if facts.checkpoint is None:
-        path, size, free = f"{folder}/model", 2 * facts.parameters(), shutil.disk_usage(folder).free
-        if size > free:
-            raise InputError(
-                f"random weights take {short_size(size)}, and {tempfile.gettempdir()} has "
-                f"{short_size(free)} left; make room, or set TMPDIR to a folder on another disk"
-            )
-        console.notice(f"{facts.source} has no weights: making random ones, {short_size(size)}")
-        write_random_checkpoint(path, facts.args, bool(facts.tied))
-    tokenizer = None
-    if facts.checkpoint is None or facts.checkpoint.tokenizer is None:
-        tokenizer = f"{folder}/tokenizer.model"
-        write_made_up_tokenizer(tokenizer, facts.args.vocab_size)
-    for file in Path(expand(path)).glob("*.*"):
-        with file.open("rb") as stream, open(os.devnull, "wb") as nowhere:
-            shutil.copyfileobj(stream, nowhere)
-    return path, tokenizer
-
-
 def machine(device: torch.device) -> dict[str, Any]:
     """The processor, how many threads compute, and torch's version."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    processor = names[0] if names else platform.processor() or platform.machine()
+    named = re.search(r"model name\s*: (.*)", info.read_text() if info.exists() else "")
+    processor = named[1] if named else platform.processor() or platform.machine()
     if device.type == "cuda":
         processor = torch.cuda.get_device_name(device)
     versions = {"threads": torch.get_num_threads(), "torch": torch.__version__}
     return {"processor": processor, "device": str(device), **versions}
 
 
-def heading(report: dict[str, Any]) -> str:
-    """The lines above the table: the model, the machine and its peak."""
-    where, peak = report["machine"], report["peak"]
+def hardware_peak(device: torch.device) -> dict[str, Any]:
+    """Bytes a second that torch reads and operations a second that it multiplies in a dtype."""
+    dtype = distributed.select_dtype(device)
+    rates = {"read": read_rate(device), "multiply": matrix_rate(device, dtype)}
+    return {**rates, "dtype": str(dtype).removeprefix("torch.")}
+
+
+def described(peak: dict[str, Any]) -> str:
+    """The line of a `hardware_peak`."""
     return (
-        f"{report['model']}: {short_count(report['parameters'])} parameters, {report['weights']} "
-        f"weights\n{where['processor']}, {where['threads']} thread(s), torch {where['torch']}\n"
         f"hardware peak: torch reads {peak['read'] / 1e9:.1f} GB/s and multiplies "
         f"{peak['multiply'] / 1e12:.2f} TFLOP/s in {peak['dtype']}\n"
     )
-
-
-def table_rows(results: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """A row for each metric, two columns for each format."""
-    rows = [["tokens per second"], ["load, s"]]
-    rows += [[name] for name in next(iter(results.values())) if name != "load"]
-    for name, figures in results.items():
-        rows[0] += [name, "of peak"]
-        rows[1] += [f"{figures['load']:.2f}", ""]
-        for row in rows[2:]:
-            median, share = (figures[row[0]][key] for key in ("median", "share"))
-            row += [f"{median:,.{0 if median >= 100 else 1}f}", f"{share:.0%}"]
-    return rows

@@ -81,6 +81,7 @@ def test_prompts_differ_from_round_to_round() -> None:
         (["--formats", "int3"], '"int3"'),
         (["--batches", "1,0"], 'Invalid value "0" for --batches. Must be > 0.'),
         (["--batches", "many"], '"many"'),
+        (["--batches", "1,1.5"], '"1,1.5"'),
         (["--rounds", "0"], "Must be > 0."),
         (["--prompt", "1.5"], '"1.5"'),
         (["--round", "3"], "Did you mean --rounds?"),
@@ -128,7 +129,7 @@ def test_what_does_not_fit_is_not_begun(
 ) -> None:
     device = Device("CPU", memory, "bfloat16", is_cpu=True)
     monkeypatch.setattr(speed, "this_machine", lambda parameters: [device])
-    monkeypatch.setattr(speed.shutil, "disk_usage", lambda path: type("", (), {"free": free}))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("", (), {"free": free}))
     with pytest.raises(ValueError, match=r"set TMPDIR|take fewer or smaller ones, such as"):
         bench(f"{TINY}/params.json", **SMALL)
     assert not any(temporary.iterdir())
