@@ -21,8 +21,10 @@ until one of `tokenizer.stop_tokens`.
 
 from __future__ import annotations
 
+import codecs
 import operator
 import os
+import re
 from collections.abc import Collection, Iterable, Sequence
 from itertools import takewhile, zip_longest
 from typing import Literal, NamedTuple, TypedDict, get_args
@@ -52,6 +54,8 @@ class Turn(NamedTuple):
     prompt: list[int]
     completion: list[int]
 
+
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # of surrogateescape
 
 # What makes transformers write a dialog as `ChatFormat` encodes it.
 LLAMA3_CHAT_TEMPLATE = (
@@ -168,10 +172,9 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._reset()
-
-    def _reset(self) -> None:
-        self._bytes = b""  # of an incomplete character
+        # SentencePiece replaces each wrong byte, Python (so tiktoken) each broken sequence.
+        errors = "surrogateescape" if tokenizer.is_sentencepiece else "replace"
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors)
         self._first_ids: list[int] = []  # until there is text: SentencePiece drops its first space
         self._has_text = False
 
@@ -181,9 +184,8 @@ class StreamDecoder:
         piece = self._tokenizer.vocabulary.piece(token_id)
         if isinstance(piece, bytes):
             self._has_text = True
-            self._bytes += piece
-            return self._take_characters()
-        text = self._take_characters(final=True)  # a text piece ends a run of byte pieces
+            return self._decode(piece)
+        text = self._decode(b"", final=True)  # a text piece ends a run of byte pieces
         if self._has_text or not piece:
             return text + piece
         self._first_ids.append(token_id)
@@ -193,25 +195,11 @@ class StreamDecoder:
 
     def flush(self) -> str:
         """The incomplete rest, as U+FFFD. The decoder is then ready for another text."""
-        text = self._take_characters(final=True)
-        self._reset()
-        return text
+        self._first_ids, self._has_text = [], False
+        return self._decode(b"", final=True)
 
-    def _take_characters(self, final: bool = False) -> str:
-        text = ""
-        while True:
-            try:
-                complete, self._bytes = self._bytes.decode(), b""
-                return text + complete
-            except UnicodeDecodeError as error:
-                text += self._bytes[: error.start].decode()
-                if error.reason == "unexpected end of data" and not final:
-                    self._bytes = self._bytes[error.start :]
-                    return text
-                # SentencePiece counts each wrong byte, Python (so tiktoken) each broken sequence.
-                one_byte = self._tokenizer.is_sentencepiece
-                self._bytes = self._bytes[error.start + 1 if one_byte else error.end :]
-                text += "\ufffd"
+    def _decode(self, data: bytes, final: bool = False) -> str:
+        return _ESCAPED_BYTE.sub("\ufffd", self._utf8.decode(data, final))
 
 
 class ChatFormat:
@@ -259,14 +247,10 @@ class ChatFormat:
         Joined, they are the ids that `encode_dialog_prompt` has for these messages.
         """
         turns: list[Turn] = []
-        headers: dict[Role, list[int]] = {}
-        bos = [self.tokenizer.bos_id]
         for message in checked_dialog(dialog):
-            role = message["role"]
-            if role not in headers:
-                headers[role] = self.encode_header(message)
-            turns.append(Turn(role, bos + headers[role], self._encode_content(message)))
-            bos = []
+            bos = [] if turns else [self.tokenizer.bos_id]
+            prompt = bos + self.encode_header(message)
+            turns.append(Turn(message["role"], prompt, self._encode_content(message)))
         return turns
 
     def _encode_content(self, message: Message) -> list[int]:

@@ -17,7 +17,6 @@ import json
 import re
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -90,7 +89,10 @@ def evaluate(
     documents = read_documents(text) if text else []
     questions = read_questions(choices) if choices else []
     if names:
-        lm_eval_model = _import_lm_eval_model()
+        try:
+            from llama.evaluation import lm_eval_model
+        except ImportError as error:
+            raise InputError(f"--tasks needs lm-eval ({error}): pip install lm-eval") from error
         manager = lm_eval_model.find_tasks(names, include_path)
 
     checkpoint = open_checkpoint(path)
@@ -104,7 +106,6 @@ def evaluate(
         max_seq_len=max_seq_len,
         max_batch_size=8,
     )
-    llama = Llama(model, tokenizer)
     report: dict[str, Any] = {
         "path": path,
         "adapter": adapter,
@@ -120,7 +121,7 @@ def evaluate(
             console.say(text)
 
     if documents:
-        score = score_texts(llama.model, llama.tokenizer, documents, batch_tokens)
+        score = score_texts(model, tokenizer, documents, batch_tokens)
         derived = {"bits_per_byte": score.bits_per_byte, "perplexity": score.perplexity}
         report["text"] = {"file": text, "documents": len(documents), **asdict(score), **derived}
         say(
@@ -130,7 +131,7 @@ def evaluate(
             f"  perplexity     {score.perplexity:,.3f} per token"
         )
     if questions:
-        accuracy = score_choices(llama.model, llama.tokenizer, questions, batch_tokens, chat)
+        accuracy = score_choices(model, tokenizer, questions, batch_tokens, chat)
         report["choices"] = {"file": choices, "chat": chat, **asdict(accuracy)}
         say(
             f"{choices}: {len(questions):,} questions\n"
@@ -140,7 +141,7 @@ def evaluate(
         )
     if names:
         report["tasks"], table = lm_eval_model.run_tasks(
-            llama, names, manager, limit, num_fewshot, chat, batch_tokens
+            Llama(model, tokenizer), names, manager, limit, num_fewshot, chat, batch_tokens
         )
         say(table)
     if output and console.is_main():
@@ -148,14 +149,6 @@ def evaluate(
             file.write(json.dumps(report, indent=2, default=str).encode() + b"\n")
     if as_json:
         console.say(json.dumps(report, default=str))
-
-
-def _import_lm_eval_model() -> ModuleType:
-    try:
-        from llama.evaluation import lm_eval_model
-    except ImportError as error:
-        raise InputError(f"--tasks needs lm-eval ({error}): pip install lm-eval") from error
-    return lm_eval_model
 
 
 def _share(value: float, error: float | None) -> str:
@@ -183,13 +176,11 @@ def read_questions(path: str) -> list[Question]:
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: this line is not JSON: {error}") from error
-        try:
-            questions.append(_question(entry))
+            questions.append(_question(json.loads(line)))
         except InputError as error:
             raise InputError(f"{path}:{number}: {error}") from error
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InputError(f"{path}:{number}: this line is not JSON: {error}") from error
     if not questions:
         raise InputError(f"{path} is empty: give at least one question")
     return questions
@@ -206,7 +197,7 @@ def _question(entry: Any) -> Question:
     are_texts = isinstance(choices, list) and all(isinstance(c, str) and c.strip() for c in choices)
     if not are_texts or len(choices) < 2:
         raise InputError(f"choices should be two or more strings with text, not {choices!r:.60}")
-    if type(answer) is not int or not 0 <= answer < len(choices):
+    if type(answer) is not int or answer not in range(len(choices)):
         last = len(choices) - 1
         raise InputError(f"answer should be the index of a choice, 0 to {last}, not {answer!r:.40}")
     return Question(prompt, choices, answer)

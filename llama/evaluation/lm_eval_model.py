@@ -44,7 +44,6 @@ from llama.evaluation.scoring import BATCH_TOKENS, log_likelihoods
 from llama.generation import Llama
 from llama.tokenizer import Message
 
-_MAX_GEN_LEN = 256  # lm-eval's own default
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _SETTINGS = ("top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty")
 
@@ -99,39 +98,28 @@ def run_tasks(
 class LlamaLM(TemplateLM):
     """lm-eval's interface to a model, implemented by a `Llama`.
 
-    `path` is a checkpoint folder, which is built with the next arguments of `Llama.build`, or a
-    `Llama`. `batch_size` is how many answers are generated at a time; scoring is batched by
-    `batch_tokens`. `seed` is for tasks that sample.
+    `path` is a `Llama`, or a checkpoint folder for `Llama.build`, which gets `settings` too.
+    `batch_size` is how many answers are generated at a time; scoring is batched by `batch_tokens`.
+    `seed` is for tasks that sample.
     """
 
     def __init__(
         self,
         path: str | Llama,
-        tokenizer_path: str | None = None,
-        max_seq_len: int | None = None,
         device: str | None = None,
-        dtype: str | None = None,
-        quantize: str | None = None,
-        adapter: str | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
         seed: int = 1,
+        **settings: Any,
     ) -> None:
         super().__init__()
         if not isinstance(path, Llama):
-            is_auto = batch_size is None or str(batch_size).startswith("auto")
-            path = Llama.build(
-                str(path),
-                tokenizer_path,
-                max_seq_len,
-                max_batch_size if is_auto else int(batch_size or 0),
-                # lm-eval's command passes cuda:0 if no device is given, on any machine and rank.
-                device=None if device == "cuda:0" else device,
-                dtype=dtype,
-                quantize=quantize,
-                adapter=adapter,
-            )
+            if batch_size is not None and not str(batch_size).startswith("auto"):
+                max_batch_size = int(batch_size)
+            # lm-eval's command passes cuda:0 if no device is given, on any machine and rank.
+            device = None if device == "cuda:0" else device
+            path = Llama.build(str(path), max_batch_size=max_batch_size, device=device, **settings)
         self.llama = path
         self.batch_tokens, self.seed = batch_tokens, seed
         special = path.tokenizer.special_tokens
@@ -146,12 +134,11 @@ class LlamaLM(TemplateLM):
 
     @property
     def max_gen_toks(self) -> int:
-        """The longest answer of a task that sets no length."""
-        return _MAX_GEN_LEN
+        """The longest answer of a task that sets no length: lm-eval's own default."""
+        return 256
 
     @property
     def eot_token_id(self) -> int:
-        """The end-of-text token."""
         return self.llama.tokenizer.eos_id
 
     @property
@@ -165,7 +152,6 @@ class LlamaLM(TemplateLM):
         return self.llama.tokenizer.model_path.replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """For lm-eval's records."""
         return type(self.llama.formatter).__name__ if chat_template else None
 
     def apply_chat_template(
@@ -200,7 +186,6 @@ class LlamaLM(TemplateLM):
     def loglikelihood(
         self, requests: list[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """As `LM.loglikelihood`: (log-probability, is_greedy) of each continuation."""
         return super().loglikelihood(requests, disable_tqdm or not console.is_main())
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:

@@ -390,7 +390,7 @@ def test_what_lm_evals_command_says_by_itself(monkeypatch: pytest.MonkeyPatch) -
     build = Llama.build
 
     def noting(path: str, *args: Any, **settings: Any) -> Llama:
-        asked.append((args[2], settings["device"]))
+        asked.append((settings["max_batch_size"], settings["device"]))
         return build(path, *args, **{**settings, "device": "cpu"})
 
     monkeypatch.setattr(Llama, "build", noting)
