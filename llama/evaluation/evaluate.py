@@ -152,7 +152,7 @@ def evaluate(
 
 
 def _share(value: float, error: float | None) -> str:
-    return f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")
+    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
 
 
 def read_documents(path: str) -> list[str]:
@@ -176,11 +176,13 @@ def read_questions(path: str) -> list[Question]:
         if not line.strip():
             continue
         try:
-            questions.append(_question(json.loads(line)))
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}:{number}: this line is not JSON: {error}") from error
+        try:
+            questions.append(_question(entry))
         except InputError as error:
             raise InputError(f"{path}:{number}: {error}") from error
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: this line is not JSON: {error}") from error
     if not questions:
         raise InputError(f"{path} is empty: give at least one question")
     return questions

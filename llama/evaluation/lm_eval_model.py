@@ -40,7 +40,7 @@ from llama import console
 from llama.engine.sampling import SamplingParams
 from llama.engine.scheduler import Sequence
 from llama.errors import InputError
-from llama.evaluation.scoring import BATCH_TOKENS, log_likelihoods
+from llama.evaluation.scoring import BATCH_TOKENS, log_likelihoods, notice_cuts
 from llama.generation import Llama
 from llama.tokenizer import Message
 
@@ -129,7 +129,6 @@ class LlamaLM(TemplateLM):
 
     @property
     def max_length(self) -> int:
-        """The context; of longer inputs the oldest tokens are left out."""
         return self.llama.engine.max_seq_len
 
     @property
@@ -143,7 +142,6 @@ class LlamaLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """The token before a text without a prompt."""
         return self.llama.tokenizer.bos_id
 
     @property
@@ -212,12 +210,9 @@ class LlamaLM(TemplateLM):
         for i, request in enumerate(requests):
             prompt, settings = request.args[:2]
             answers.append(self._answer(prompt, settings, self.seed + i, cuts))
-        if any(cuts):
-            console.notice(
-                f"{sum(map(bool, cuts))} of {len(cuts)} prompts leave no room for an answer in the "
-                f"context of {self.max_length} tokens: their oldest tokens are left out, "
-                f"{sum(cuts)} in all and {max(cuts)} of the longest"
-            )
+        notice_cuts(
+            cuts, f"prompts leave no room for an answer in the context of {self.max_length}"
+        )
         engine = self.llama.engine
         with console.progress(len(answers), "Answering", unit=" answers") as bar:
             try:

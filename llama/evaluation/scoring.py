@@ -32,7 +32,7 @@ from llama import console
 from llama.engine.sampling import NonFiniteLogitsError
 from llama.errors import InputError, InputTypeError
 from llama.model import Transformer
-from llama.tokenizer import ChatFormat, Tokenizer
+from llama.tokenizer import ChatFormat, Dialog, Tokenizer
 
 BATCH_TOKENS = 4096
 
@@ -138,7 +138,7 @@ def log_likelihoods(
     """
     limit = model.params.max_seq_len
     windows: dict[tuple[int, ...], _Window] = {}
-    spans = []
+    spans, cuts = [], []
     for i, (context, continuation) in enumerate(pairs):
         if not context or not continuation:
             name = "continuation" if context else "context"
@@ -152,22 +152,27 @@ def log_likelihoods(
         cut = max(0, len(whole) - 1 - limit)
         tokens = tuple(whole[cut:-1])
         window = windows.setdefault(tokens, _Window(tokens, [], []))
-        spans.append(
-            (tokens, slice(len(window.positions), len(window.positions) + len(continuation)), cut)
-        )
+        start = len(window.targets)
         window.positions.extend(range(len(tokens) - len(continuation), len(tokens)))
         window.targets.extend(continuation)
-    if cuts := [cut for _, _, cut in spans if cut]:
-        console.notice(
-            f"{len(cuts)} of {len(spans)} inputs do not fit the context of {limit} tokens: their "
-            f"oldest tokens are left out, {sum(cuts)} in all and {max(cuts)} of the longest"
-        )
+        spans.append((tokens, slice(start, len(window.targets))))
+        cuts.append(cut)
+    notice_cuts(cuts, f"inputs do not fit the context of {limit}")
     scores = dict(zip(windows, _score(model, list(windows.values()), batch_tokens), strict=True))
     found = []
-    for tokens, span, cut in spans:
+    for (tokens, span), cut in zip(spans, cuts, strict=True):
         logprobs, greedy = (values[span] for values in scores[tokens])
         found.append(LogLikelihood(float(logprobs.sum()), bool(greedy.all()), cut))
     return found
+
+
+def notice_cuts(cuts: Sequence[int], what: str) -> None:
+    """Prints how many inputs lose tokens, if any do. `cuts` has for each how many."""
+    if any(cuts):
+        console.notice(
+            f"{sum(map(bool, cuts))} of {len(cuts)} {what} tokens: their oldest tokens are left "
+            f"out, {sum(cuts)} in all and {max(cuts)} of the longest"
+        )
 
 
 def score_choices(
@@ -188,8 +193,8 @@ def score_choices(
     pairs = []
     for question in questions:
         if chat:
-            message = {"role": "user", "content": question.prompt}
-            prompt = ChatFormat(tokenizer).encode_dialog_prompt([message])  # type: ignore[list-item]
+            dialog: Dialog = [{"role": "user", "content": question.prompt}]
+            prompt = ChatFormat(tokenizer).encode_dialog_prompt(dialog)
             pairs += [(prompt, tokenizer.encode(choice)) for choice in question.choices]
         else:
             pairs += [_encode_pair(tokenizer, question.prompt, c) for c in question.choices]
@@ -256,9 +261,7 @@ def _score(
             for row, i in enumerate(batch):
                 tokens[row, : lengths[i]] = torch.tensor(windows[i].tokens)
             h = model.hidden(tokens.to(device))  # (batch, seq, dim)
-            rows = torch.cat(
-                [h[row, windows[i].positions] for row, i in enumerate(batch)]
-            )  # (n, dim)
+            rows = torch.cat([h[row, windows[i].positions] for row, i in enumerate(batch)])
             targets = torch.tensor([token for i in batch for token in windows[i].targets])
             sizes = [len(windows[i].targets) for i in batch]
             logprobs, greedy = (

@@ -339,7 +339,7 @@ def hardware_peak(device: torch.device) -> dict[str, Any]:
 
 
 def described(peak: dict[str, Any]) -> str:
-    """The line of a `hardware_peak`."""
+    """The line of a hardware peak."""
     return (
         f"hardware peak: torch reads {peak['read'] / 1e9:.1f} GB/s and multiplies "
         f"{peak['multiply'] / 1e12:.2f} TFLOP/s in {peak['dtype']}\n"

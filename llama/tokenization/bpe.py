@@ -20,7 +20,7 @@ import sentencepiece
 from llama import console
 from llama.errors import InputError
 from llama.storage.files import atomic_write
-from llama.tokenization.tokenizer_json import BYTES
+from llama.tokenization.tokenizer_json import token_bytes
 from llama.tokenization.vocabulary import LLAMA3_PATTERN, rank_lines
 
 Kind = Literal["tiktoken", "sentencepiece"]
@@ -74,8 +74,7 @@ def train_tokenizer(
             f"{path}: {vocab_size:,} tokens instead of {n_ranks + SPECIAL_TOKENS[kind]:,}; the "
             "text has no more pairs to merge"
         )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(content)
     return vocab_size
@@ -108,10 +107,7 @@ def _tiktoken(texts: Iterator[str], n_ranks: int, digits: bool) -> tuple[int, by
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    ranks = {
-        bytes(BYTES[character] for character in token): rank
-        for token, rank in tokenizer.get_vocab().items()
-    }
+    ranks = {token_bytes(token): rank for token, rank in tokenizer.get_vocab().items()}
     return len(ranks), rank_lines(ranks)
 
 

@@ -46,7 +46,12 @@ _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 _CHARACTER = {byte: chr(byte) for byte in _PRINTABLE}
 _CHARACTER |= {byte: chr(0x100 + n) for n, byte in enumerate(_OTHERS)}
-BYTES = {character: byte for byte, character in _CHARACTER.items()}
+_BYTE = {character: byte for byte, character in _CHARACTER.items()}
+
+
+def token_bytes(characters: str) -> bytes:
+    """The bytes of a token in the vocabulary. Raises KeyError for another character."""
+    return bytes(_BYTE[character] for character in characters)
 
 
 def parse_tokenizer_json(path: str, data: bytes) -> tuple[dict[bytes, int], dict[str, int], str]:
@@ -86,11 +91,10 @@ def parse_tokenizer_json(path: str, data: bytes) -> tuple[dict[bytes, int], dict
         )
     _check_merges(path, config["model"], vocab)
     try:
-        ranks = {bytes(BYTES[character] for character in t): rank for t, rank in vocab.items()}
+        ranks = {token_bytes(token): rank for token, rank in vocab.items()}
     except KeyError as error:
-        raise _unlike_llama3(
-            path, f"model.vocab has {error}, which is no byte's character"
-        ) from None
+        what = f"model.vocab has {error}, which is no byte's character"
+        raise _unlike_llama3(path, what) from None
     return ranks, special, _at(config, "pre_tokenizer.pretokenizers.0.pattern.Regex")
 
 
