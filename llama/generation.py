@@ -27,8 +27,8 @@ from llama.checkpoint.opening import open_checkpoint
 from llama.engine.beam_search import Hypothesis, beam_search
 from llama.engine.grammar import Grammar
 from llama.engine.request import FinishReason, Sequence, token_ids
-from llama.engine.sampling_params import SamplingParams, expect_integer
-from llama.engine.scheduler import Engine, check_limits
+from llama.engine.sampling_params import SamplingParams, check_limits, expect_integer
+from llama.engine.scheduler import Engine
 from llama.errors import InputError, InputTypeError
 from llama.model import Transformer
 from llama.tokenizer import ChatFormat, Dialog, Message, Tokenizer

@@ -75,13 +75,13 @@ class AsyncEngine:
         self._thread.join()
         for sequence in (*self.engine.running, *self.engine.waiting):
             self.engine.cancel(sequence)
-        if self.engine.is_followed:
+        if self.engine.inbox.is_followed:
             self.engine.stop_following()
 
     def _run(self) -> None:
         while not self._closed:
             # Ranks that follow wait in a collective, which has a timeout.
-            if not self._work.wait(_KEEP_ALIVE) and self.engine.is_followed:
+            if not self._work.wait(_KEEP_ALIVE) and self.engine.inbox.is_followed:
                 self.engine.step()
             self._work.clear()
             while not self.engine.idle and not self._closed:

@@ -9,10 +9,15 @@ import torch
 from torch import Tensor
 
 from llama import distributed
+from llama.engine.cuda_graphs import read_later
 from llama.engine.decoding import BatchDecoder, Decoder, Job, RaggedDecoder
-from llama.engine.prefix_store import PrefixStore
+from llama.engine.kv_memory import free_bytes
+from llama.engine.prefix_store import PrefixStore, fingerprint
+from llama.engine.sampling import sample
 from llama.lora.adapter_switch import AdapterSwitch
 from llama.model import Transformer
+
+_PREFIX_MEMORY = 2**30
 
 Feeds = list[tuple[Job, list[int]]]  # jobs with the tokens that follow what is in their rows
 
@@ -24,12 +29,28 @@ class ModelRunner:
         self,
         model: Transformer,
         vocab_size: int,
-        chunk: int,
-        store: PrefixStore | None,
-        decoder: Decoder,
+        max_batch_size: int,
+        max_seq_len: int,
+        chunk: int | None,
+        prefix_memory: int | None,
+        prefix_folder: str | Path | None,
+        cuda_graphs: bool,
     ) -> None:
-        self.model, self.chunk, self.store, self.decoder = model, chunk, store, decoder
+        self.model = model
         self.device = model.norm.weight.device
+        is_cpu = self.device.type == "cpu"
+        self.chunk = chunk or (256 if is_cpu else 1024)
+        if prefix_memory is None:
+            prefix_memory = min(free_bytes(self.device) // 8, _PREFIX_MEMORY)
+        self.store: PrefixStore | None = None
+        if prefix_memory or prefix_folder is not None:
+            identity = "" if prefix_folder is None else fingerprint(model)
+            self.store = PrefixStore(prefix_memory, self.chunk, identity, prefix_folder)
+        self.decoder: Decoder = (
+            RaggedDecoder(model)
+            if is_cpu
+            else BatchDecoder(model, max_batch_size, max_seq_len, cuda_graphs)
+        )
         self.adapters = AdapterSwitch(model)
         self._vocab_size = vocab_size  # the tokenizer's; the model's may be padded
 
@@ -104,6 +125,33 @@ class ModelRunner:
         return torch.cat([logits for logits, _ in alone]), {
             job: error for failed in failures for job, error in failed.items()
         }
+
+    def sample(
+        self, jobs: list[Job], logits: Tensor, prelaunch: bool
+    ) -> tuple[list[tuple[Job, int, float, Tensor]], dict[Job, Exception]]:
+        """Chooses a token for each job by its row of `logits` (n, vocab).
+
+        Returns the job, the token, its log-probability and its logits, of those that went right,
+        and what went wrong. With `prelaunch` the decoder may start the next step at once.
+        """
+        logits = logits[:, : self._vocab_size]
+        try:
+            tokens, logprobs = sample(logits, [job.sequence.sampler for job in jobs])
+        except Exception as error:
+            if len(jobs) == 1:
+                return [], {jobs[0]: error}
+            found: list[tuple[Job, int, float, Tensor]] = []
+            errors: dict[Job, Exception] = {}
+            for i, job in enumerate(jobs):
+                right, wrong = self.sample([job], logits[i : i + 1], False)
+                found += right
+                errors |= wrong
+            return found, errors
+        distributed.broadcast(tokens)
+        read = read_later(tokens, logprobs)
+        if prelaunch:
+            self.decoder.prelaunch(jobs, tokens)
+        return list(zip(jobs, *read(), logits, strict=True)), {}
 
     def _fingerprint(self, job: Job) -> str:
         """Of the request's adapter."""

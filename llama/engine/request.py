@@ -116,6 +116,40 @@ class Sequence:
         names = [f.name for f in fields(self)]
         return {name: getattr(self, name) for name in names[: names.index("tokens")]}
 
+    def check(
+        self, name: str, vocab_size: int, max_seq_len: int, positions: int, adapters: list[str]
+    ) -> None:
+        """For the engine: raises InputError for a request that it cannot run.
+
+        `name` is the prompt's, `positions` are what the memory for keys and values holds.
+        """
+        size = len(self.prompt)
+        if not size:
+            raise InputError(
+                f"{name} is empty; it needs at least one token, such as the tokenizer's bos_id"
+            )
+        if size > max_seq_len:
+            raise InputError(
+                f"{name} has {size} tokens, but the context is {max_seq_len} (max_seq_len); "
+                "shorten it or build with a larger max_seq_len"
+            )
+        if size > positions:
+            raise InputError(
+                f"{name} has {size} tokens, but the memory for keys and values holds {positions} "
+                "(kv_memory); shorten it or give more memory"
+            )
+        if wrong := [token for token in self.prompt if not 0 <= token < vocab_size]:
+            raise InputError(f"{name} holds {wrong[0]}, no token id of 0 to {vocab_size - 1}")
+        if self.num_prefix_tokens >= size:
+            raise InputError(
+                f"num_prefix_tokens must be less than the prompt's {size} tokens, got "
+                f"{self.num_prefix_tokens}"
+            )
+        if self.adapter is not None and self.adapter not in adapters:
+            names = ", ".join(adapters) or "none"
+            raise InputError(f"no adapter {self.adapter!r} is loaded; there are {names}")
+        self.params.check_vocab(vocab_size)
+
     def take_text(self) -> str:
         """Text that is certain and that an earlier call has not returned."""
         with self._lock:

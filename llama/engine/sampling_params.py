@@ -104,3 +104,10 @@ def expect_integer(name: str, value: object, at_least: int | None = None) -> int
     if at_least is not None and number < at_least:
         raise InputError(f"{name} must be at least {at_least}, got {number}")
     return number
+
+
+def check_limits(max_batch_size: int | None, max_seq_len: int | None) -> None:
+    """Raises InputError or InputTypeError for limits of an engine that are no positive integers."""
+    for name, value in (("max_batch_size", max_batch_size), ("max_seq_len", max_seq_len)):
+        if value is not None:
+            expect_integer(name, value, at_least=1)

@@ -31,21 +31,17 @@ from torch import Tensor
 
 from llama import distributed
 from llama.cache import KVCache
-from llama.engine.cuda_graphs import read_later
-from llama.engine.decoding import BatchDecoder, Job, RaggedDecoder, takes_ragged_rows
+from llama.engine.decoding import Job, takes_ragged_rows
 from llama.engine.inbox import Inbox
-from llama.engine.kv_memory import KVMemory, free_bytes
+from llama.engine.kv_memory import KVMemory
 from llama.engine.model_runner import ModelRunner
-from llama.engine.prefix_store import PrefixStore, fingerprint
 from llama.engine.request import FinishReason, Sequence
-from llama.engine.sampling import sample
-from llama.engine.sampling_params import expect_integer
+from llama.engine.sampling_params import check_limits
 from llama.errors import InputError
 from llama.model import Transformer
 from llama.tokenizer import Tokenizer
 
 _LEAST_COST = 64  # positions: what a short prompt counts of a step's chunk: weights are read for it
-_PREFIX_MEMORY = 2**30
 _MARGIN = 64  # positions that a new row has beyond its prompt
 
 
@@ -84,28 +80,23 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self.max_batch_size, self.max_seq_len = max_batch_size, max_seq_len
         self.draft = draft
-        device = model.norm.weight.device
-        is_cpu = device.type == "cpu"
-        chunk = chunk or (256 if is_cpu else 1024)
         self.memory = KVMemory(model, kv_memory)
-        if prefix_memory is None:
-            prefix_memory = min(free_bytes(device) // 8, _PREFIX_MEMORY)
-        store = None
-        if prefix_memory or prefix_folder is not None:
-            identity = "" if prefix_folder is None else fingerprint(model)
-            store = PrefixStore(prefix_memory, chunk, identity, prefix_folder)
-        decoder = (
-            RaggedDecoder(model)
-            if is_cpu
-            else BatchDecoder(model, max_batch_size, max_seq_len, cuda_graphs)
+        self._runner = ModelRunner(
+            model,
+            tokenizer.n_words,
+            max_batch_size,
+            max_seq_len,
+            chunk,
+            prefix_memory,
+            prefix_folder,
+            cuda_graphs,
         )
-        self._runner = ModelRunner(model, tokenizer.n_words, chunk, store, decoder)
         self._waiting: list[Job] = []  # by order
         self._prompts: deque[Job] = deque()  # admitted, their prompt not computed to its end
         self._running: list[Job] = []
         self._jobs: dict[Sequence, Job] = {}
         self._num_arrived = 0
-        self._inbox = Inbox(self._new_jobs)
+        self.inbox = Inbox(self._new_jobs)
         self._stepping = threading.RLock()
         self._threads = distributed.CpuThreads()
         self._stepped = threading.Condition()
@@ -114,7 +105,7 @@ class Engine:
     @property
     def idle(self) -> bool:
         """True when there is nothing left to do."""
-        return not self._jobs and not self._inbox
+        return not self._jobs and not self.inbox
 
     @property
     def waiting(self) -> list[Sequence]:
@@ -128,35 +119,9 @@ class Engine:
 
     def check(self, sequence: Sequence, name: str = "the prompt") -> None:
         """Raises InputError for a request that this engine cannot run; `name` is its prompt's."""
-        prompt, vocab_size = sequence.prompt, self.tokenizer.n_words
-        if not prompt:
-            raise InputError(
-                f"{name} is empty; it needs at least one token, such as the tokenizer's bos_id"
-            )
-        if len(prompt) > self.max_seq_len:
-            raise InputError(
-                f"{name} has {len(prompt)} tokens, but the context is {self.max_seq_len} "
-                "(max_seq_len); shorten it or build with a larger max_seq_len"
-            )
-        if len(prompt) > self.memory.positions:
-            raise InputError(
-                f"{name} has {len(prompt)} tokens, but the memory for keys and values holds "
-                f"{self.memory.positions} (kv_memory); shorten it or give more memory"
-            )
-        if wrong := [token for token in prompt if not 0 <= token < vocab_size]:
-            raise InputError(f"{name} holds {wrong[0]}, no token id of 0 to {vocab_size - 1}")
-        if sequence.num_prefix_tokens >= len(prompt):
-            raise InputError(
-                f"num_prefix_tokens must be less than the prompt's {len(prompt)} tokens, got "
-                f"{sequence.num_prefix_tokens}"
-            )
-        if (
-            sequence.adapter is not None
-            and sequence.adapter not in self._runner.adapters.fingerprints
-        ):
-            names = ", ".join(self._runner.adapters.fingerprints) or "none"
-            raise InputError(f"no adapter {sequence.adapter!r} is loaded; there are {names}")
-        sequence.params.check_vocab(vocab_size)
+        adapters = list(self._runner.adapters.fingerprints)
+        vocab_size, positions = self.tokenizer.n_words, self.memory.positions
+        sequence.check(name, vocab_size, self.max_seq_len, positions, adapters)
 
     def add(self, sequence: Sequence, *siblings: Sequence) -> Sequence:
         """Queues requests, from any thread; those of equal prompts share the work for the prompt.
@@ -166,7 +131,7 @@ class Engine:
         sequences = [sequence, *siblings]
         for each in sequences:
             self.check(each)
-        self._inbox.add(self._new_jobs(sequences))
+        self.inbox.add(self._new_jobs(sequences))
         self._take_inbox_if_idle()
         return sequence
 
@@ -199,30 +164,21 @@ class Engine:
 
     def cancel(self, sequence: Sequence) -> None:
         """Ends a request, keeping what it has, from any thread; others go on as they are."""
-        self._inbox.cancel(sequence)
+        self.inbox.cancel(sequence)
         self._take_inbox_if_idle()
 
     def follow(self) -> None:
         """On a rank besides the first: runs what the first rank's engine runs, until it is closed.
 
-        The first rank sets `is_followed`, and calls `stop_following` at the end.
+        The first rank sets `inbox.is_followed`, and calls `stop_following` at the end.
         """
-        while not self._inbox.is_stopped:
+        while not self.inbox.is_stopped:
             self.step()
 
     def stop_following(self) -> None:
         """On the first rank: lets the ranks that follow return."""
-        self._inbox.stop()
+        self.inbox.stop()
         self.step()
-
-    @property
-    def is_followed(self) -> bool:
-        """Whether other ranks call `follow`, and get their requests from this one."""
-        return self._inbox.is_followed
-
-    @is_followed.setter
-    def is_followed(self, value: bool) -> None:
-        self._inbox.is_followed = value
 
     @torch.no_grad()
     def run_prompt(self, prompt: list[int], row: KVCache) -> Tensor:
@@ -284,7 +240,7 @@ class Engine:
                 self._stepping.release()
 
     def _take_inbox(self) -> None:
-        added, cancelled = self._inbox.take()
+        added, cancelled = self.inbox.take()
         for job in added:
             self._num_arrived += 1
             job.order = (job.order[0], self._num_arrived)
@@ -430,8 +386,12 @@ class Engine:
 
         Returns the tokens of the jobs that go on.
         """
+        is_all = len(jobs) == len(self._running) and not self._prompts and not self._waiting
+        found, errors = self._runner.sample(jobs, logits, prelaunch=is_all)
+        for job, error in errors.items():
+            self._end(job, "error", error)
         chosen = {}
-        for job, token, logprob, row in self._sample(jobs, logits[:, : self.tokenizer.n_words]):
+        for job, token, logprob, row in found:
             sequence = job.sequence
             self._changed[sequence] = None
             try:
@@ -445,22 +405,6 @@ class Engine:
                 self._end(job)
         return chosen
 
-    def _sample(self, jobs: list[Job], logits: Tensor) -> list[tuple[Job, int, float, Tensor]]:
-        """Draws for all; where that fails, for each alone, and ends those that fail."""
-        try:
-            tokens, logprobs = sample(logits, [job.sequence.sampler for job in jobs])
-        except Exception as error:
-            if len(jobs) == 1:
-                self._end(jobs[0], "error", error)
-                return []
-            alone = (self._sample([job], logits[i : i + 1]) for i, job in enumerate(jobs))
-            return [found for each in alone for found in each]
-        distributed.broadcast(tokens)
-        read = read_later(tokens, logprobs)
-        if len(jobs) == len(self._running) and not self._prompts and not self._waiting:
-            self._runner.decoder.prelaunch(jobs, tokens)
-        return list(zip(jobs, *read(), logits, strict=True))
-
     def _end(
         self, job: Job, reason: FinishReason | None = None, error: Exception | None = None
     ) -> None:
@@ -473,7 +417,7 @@ class Engine:
         self._changed[job.sequence] = None
         self._leave(job)
         del self._jobs[job.sequence]
-        self._inbox.forget(job)
+        self.inbox.forget(job)
 
     def _leave(self, job: Job) -> None:
         for jobs in (self._waiting, self._prompts, self._running):
@@ -483,10 +427,3 @@ class Engine:
         if job.row is not None:
             self.memory.free(job.row)
             job.row = None
-
-
-def check_limits(max_batch_size: int | None, max_seq_len: int | None) -> None:
-    """Raises InputError or InputTypeError for limits of an engine that are no positive integers."""
-    for name, value in (("max_batch_size", max_batch_size), ("max_seq_len", max_seq_len)):
-        if value is not None:
-            expect_integer(name, value, at_least=1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llama import Engine, Llama, SamplingParams, Sequence, distributed
-from llama.engine import cuda_graphs, decoding, scheduler
+from llama.engine import cuda_graphs, decoding, model_runner
 from llama.engine.cuda_graphs import DecodeGraphs, Step
 from llama.engine.decoding import BatchDecoder
 
@@ -114,13 +114,13 @@ def test_the_next_step_runs_before_tokens_are_looked_at(
     llama: Llama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order = []
-    read_later = scheduler.read_later
+    read_later = model_runner.read_later
 
     def record(*tensors: torch.Tensor) -> Callable[[], list[list[float]]]:
         read = read_later(*tensors)
         return lambda: (order.append("read"), read())[1]
 
-    monkeypatch.setattr(scheduler, "read_later", record)
+    monkeypatch.setattr(model_runner, "read_later", record)
     engine = engine_of(llama, 2, lambda _: lambda step: lambda: (order.append("run"), step())[1])
     engine.add(Sequence([5, 6], 3))
     engine.step()

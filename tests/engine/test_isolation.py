@@ -238,7 +238,7 @@ def ranks_follow() -> list[tuple]:
     if distributed.model_parallel_rank() > 0:
         engine.follow()
         return []
-    engine.is_followed = True
+    engine.inbox.is_followed = True
     sequences = [Sequence([i + 1, 2], 8, SamplingParams(seed=i)) for i in range(4)]
     service = AsyncEngine(engine)
 
