@@ -281,14 +281,13 @@ class Llama2ChatFormat(ChatFormat):
         raise InputTypeError("Llama 2's chat format joins messages: use encode_dialog_prompt")
 
     def encode_dialog_prompt(self, dialog: Dialog) -> list[int]:
-        messages = checked_dialog(dialog)
-        ids = _joined(self.encode_turns(messages))
-        if messages[-1]["role"] != "user":
-            raise self._no_question(messages)
-        return ids
+        return _joined(self._encode_turns(dialog, last_roles=("user",)))
 
     def encode_turns(self, dialog: Dialog) -> list[Turn]:
-        texts = self._checked_texts(checked_dialog(dialog))
+        return self._encode_turns(dialog, last_roles=("user", "assistant"))
+
+    def _encode_turns(self, dialog: Dialog, last_roles: Collection[str]) -> list[Turn]:
+        texts = self._checked_texts(checked_dialog(dialog), last_roles)
         turns: list[Turn] = []
         for question, answer in zip_longest(texts[::2], texts[1::2]):
             text = f"[INST] {question.strip()} [/INST]"
@@ -302,12 +301,11 @@ class Llama2ChatFormat(ChatFormat):
             turns.append(Turn("assistant", ids[:shared], ids[shared:]))
         return turns
 
-    def _checked_texts(self, dialog: list[Message]) -> list[str]:
+    def _checked_texts(self, dialog: list[Message], last_roles: Collection[str]) -> list[str]:
         """question, answer, question, ...; the system text within the first question."""
         has_system = dialog[0]["role"] == "system"
-        for index, message in enumerate(dialog):
-            speaker = ("user", "assistant")[(index - has_system) % 2]
-            expected = "system" if has_system and index == 0 else speaker
+        roles = ["system"] * has_system + ["user", "assistant"] * len(dialog)
+        for index, (message, expected) in enumerate(zip(dialog, roles, strict=False)):
             if message["role"] != expected:
                 raise InputError(
                     f"message {index} has role {message['role']!r} where {expected!r} belongs: "
@@ -315,19 +313,15 @@ class Llama2ChatFormat(ChatFormat):
                 )
             if tags := [tag for tag in self._TAGS if tag in message["content"]]:
                 raise InputError(f"message {index} contains {tags[0]}, a tag of Llama 2's format")
-        if dialog[-1]["role"] == "system":
-            raise self._no_question(dialog)
+        if dialog[-1]["role"] not in last_roles:
+            raise InputError(
+                f"message {len(dialog) - 1} is the last and has role {dialog[-1]['role']!r}: "
+                "Llama 2's dialogs end with the user's message that is to be answered"
+            )
         texts = [message["content"] for message in dialog]
         if has_system:
             texts[:2] = [f"<<SYS>>\n{texts[0]}\n<</SYS>>\n\n{texts[1]}"]
         return texts
-
-    @staticmethod
-    def _no_question(dialog: list[Message]) -> InputError:
-        return InputError(
-            f"message {len(dialog) - 1} is the last and has role {dialog[-1]['role']!r}: "
-            "Llama 2's dialogs end with the user's message that is to be answered"
-        )
 
 
 def _joined(turns: list[Turn]) -> list[int]:

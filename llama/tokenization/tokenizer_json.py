@@ -170,9 +170,10 @@ def _are_tokens(pair: list[Any], vocab: dict[str, int]) -> bool:
 
 
 def _pairs(token: str, vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """The pairs of tokens that make `token`."""
-    cuts = ((token[:i], token[i:]) for i in range(1, len(token)))
-    return [(left, right) for left, right in cuts if left in vocab and right in vocab]
+    """The pairs of tokens that make `token`, by their ids, which is the order in Llama 3's file."""
+    cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
+    pairs = [(left, right) for left, right in cuts if left in vocab and right in vocab]
+    return sorted(pairs, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
 
 
 def _last_pair(token: str, vocab: dict[str, int]) -> tuple[str, ...]:
@@ -198,11 +199,7 @@ def write_tokenizer_json(
     by_rank = sorted(ranks.items(), key=lambda item: item[1])
     vocab = {"".join(_CHARACTER[byte] for byte in token): rank for token, rank in by_rank}
     special = sorted(special_tokens.items(), key=lambda item: item[1])
-    merges: list[str] = []
-    for token in vocab:
-        pairs = _pairs(token, vocab)
-        pairs.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
-        merges += [f"{left} {right}" for left, right in pairs]
+    merges = [f"{left} {right}" for token in vocab for left, right in _pairs(token, vocab)]
     if twice := [name for name, _ in special if name in vocab]:
         raise InputError(f"{path}: {twice[0]} is a special token and an ordinary one; rename it")
     # Added tokens that are not in the vocabulary can only have the ids after it.
