@@ -14,6 +14,7 @@ epochs it extends a run, under the learning rate schedule of the new length.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import signal
@@ -21,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ import torch
 import torch.distributed as dist
 
 from llama import console, distributed
-from llama.args import ModelArgs, weight_shapes
+from llama.args import ModelArgs, is_linear, weight_shapes
 from llama.checkpoint.opening import Checkpoint, open_checkpoint
 from llama.checkpoint.saving import save_model
 from llama.distributed.hardware_peak import matrix_rate
@@ -40,7 +41,7 @@ from llama.tokenizer import Tokenizer
 from llama.training.config import TrainConfig, default_learning_rate, learning_rate
 from llama.training.documents import Document
 from llama.training.metrics import METRICS, Report, draw_curve
-from llama.training.packing import IGNORED, PackedRows, Row, local_batches
+from llama.training.packing import IGNORED, PackedRows, Row
 from llama.training.state import STATES, latest_state, load_state, locked, read_run, save_state
 from llama.training.trainable_model import TrainableModel, keep_freed_memory
 from llama.training.validation import evaluate, samples
@@ -109,16 +110,9 @@ def check_folder(path: Path) -> None:
         )
 
 
-@dataclass
-class _Progress:
-    """A run's state besides the weights."""
-
-    step: int = 0
-    best: float = math.inf
-    worse: int = 0  # evaluations since the best one
-
-
 class _Run:
+    """The plan of one call of `train`, its progress, and the model."""
+
     def __init__(
         self,
         path: Path,
@@ -132,40 +126,40 @@ class _Run:
     ) -> None:
         self.path, self.tokenizer, self.config, self.args = path, tokenizer, config, args
         self.base = base
-        self.seq_len = config.sequence_length(args)
+        seq_len = config.sequence_length(args)
+        self.step_tokens = config.batch_size * seq_len
         self.micro_batch_size = config.local_micro_batch_size(
-            self.seq_len, distributed.data_parallel_size()
+            seq_len, distributed.data_parallel_size()
         )
-        self.documents, self.rows = documents, PackedRows(documents, self.seq_len, config.seed)
-        self.held_out, self.held_out_rows = held_out, PackedRows(held_out, self.seq_len, 0)
-        self.rows_in_epoch = self.rows.rows_in_epoch(0)
-        if not self.rows_in_epoch or (held_out and not self.held_out_rows.rows_in_epoch(0)):
-            which = "validation documents" if self.rows_in_epoch else "documents"
-            raise InputError(f"the {which} have no tokens to train on: give some with text")
-        self.steps = config.steps or math.ceil(
-            config.epochs * self.rows_in_epoch / config.batch_size
-        )
+        self.rows = PackedRows(documents, seq_len, config.seed)
+        self.held_out = PackedRows(held_out, seq_len, 0) if held_out else None
+        for kind, rows in (("documents", self.rows), ("validation documents", self.held_out)):
+            if rows is not None and not rows.rows_in_epoch(0):
+                raise InputError(f"the {kind} have no tokens to train on: give some with text")
+        self.steps_in_epoch = self.rows.rows_in_epoch(0) / config.batch_size
+        self.steps = config.steps or math.ceil(config.epochs * self.steps_in_epoch)
         config.check_warmup(self.steps)
         self.rate = config.learning_rate or default_learning_rate(
             args, base is not None, config.lora is not None
         )
         self.identity = self._identity(device)
-        self.progress, self.former_steps = _Progress(), self.steps
+        self.step, self.best, self.worse = 0, math.inf, 0  # evaluations since the best one
+        self.former_steps = self.steps
         state = latest_state(path / STATES)
         if state is not None:
             self._resume(state)
         self.trainable = TrainableModel(args, base, config, device)
         if state is not None:
             load_state(state, self.trainable.model, self.trainable.optimizers)
+        self.report = Report(path / STATES, self.step, self.steps)
 
     def _identity(self, device: torch.device) -> dict[str, Any]:
         """What has to be the same for a run to resume."""
-        settings = {k: v for k, v in asdict(self.config).items() if k not in _MAY_CHANGE}
         packed = bool(self.base and self.base.quantize)
-        lengths = self.rows.lengths
+        lengths = self.rows.documents.lengths
         identity = {
             **asdict(self.args),
-            **settings,
+            **{k: v for k, v in asdict(self.config).items() if k not in _MAY_CHANGE},
             "dtype": self.config.compute_dtype(device, packed),
             "base": self.base and _fingerprint(self.base),
             "documents": [len(lengths), int(lengths.sum())],
@@ -181,86 +175,80 @@ class _Run:
                 f"{state} is the state of another run ({', '.join(sorted(different))} differ); use "
                 "that run's settings to resume it, or give another folder, or delete this one"
             )
-        self.progress = _Progress(saved["step"], saved["best"] or math.inf, saved["worse"])
+        self.step, self.best, self.worse = saved["step"], saved["best"] or math.inf, saved["worse"]
         self.former_steps = saved["steps"]
-        if self.steps < self.progress.step:
+        if self.steps < self.step:
             raise InputError(
-                f"{state} has made {self.progress.step} steps, more than the {self.steps} asked "
-                "for; give more steps, or another folder"
+                f"{state} has made {self.step} steps, more than the {self.steps} asked for; give "
+                "more steps, or another folder"
             )
 
     def go(self, interrupted: Callable[[], bool]) -> None:
         """Makes all steps that are left."""
-        config, progress = self.config, self.progress
+        config, report = self.config, self.report
         eval_every = config.eval_every or min(max(self.steps // 20, 1), 250)
         save_every = config.save_every or eval_every
-        report = Report(self.path / STATES, progress.step, self.steps)
-        self._summarize(report)
-        rows = self.rows.rows(progress.step * config.batch_size)
-        per_token = 6 * _matrix_parameters(self.args)
+        self._summarize()
+        rows = self.rows.rows(self.step * config.batch_size)
         device, dtype = self.trainable.device, self.trainable.dtype
         peak = matrix_rate(device, dtype, 2048) * dist.get_world_size()
-        stops = progress.step >= self.steps
+        peak_tokens = peak / (6 * _matrix_parameters(self.args))
+        stops = self.step >= self.steps
         while not stops:
             started = time.perf_counter()
-            loss, norm, stops = self._step(
-                [next(rows) for _ in range(config.batch_size)], interrupted
-            )
-            progress.step += 1
-            ended = progress.step == self.steps
-            speed = config.batch_size * self.seq_len / (time.perf_counter() - started)
-            mfu = speed * per_token / peak
-            values = {"loss": loss, "lr": self._rate(progress.step - 1), "grad_norm": norm}
-            values |= {"tokens_per_second": speed, "mfu": mfu}
-            if self.held_out and (progress.step % eval_every == 0 or ended):
-                values |= self._validate(report)
-            rates = {"speed": f"{speed:,.0f} tokens/s", "mfu": f"{100 * mfu:.0f} % MFU"}
-            report.step(progress.step, values, rates)
-            patient = config.patience is None or progress.worse < config.patience
-            if progress.step % save_every == 0 or ended or stops or not patient:
+            batch = list(itertools.islice(rows, config.batch_size))
+            loss, norm, interrupts = self._step(batch, interrupted)
+            self.step += 1
+            ended = self.step == self.steps
+            speed = self.step_tokens / (time.perf_counter() - started)
+            values = {"loss": loss, "lr": self._rate(self.step - 1), "grad_norm": norm}
+            values |= {"tokens_per_second": speed, "mfu": speed / peak_tokens}
+            if self.held_out and (ended or self.step % eval_every == 0):
+                values |= self._validate(self.held_out)
+            report.step(self.step, values)
+            gives_up = config.patience is not None and self.worse >= config.patience
+            stops = ended or interrupts or gives_up
+            if stops or self.step % save_every == 0:
                 self._save()
-            if stops and not ended:
+            if interrupts and not ended:
                 report.close()
-                report.say(f"stopped after step {progress.step}; the same call resumes there")
+                report.say(f"stopped after step {self.step}; the same call resumes there")
                 raise KeyboardInterrupt
-            if not patient:
+            if gives_up:
                 report.say(
-                    f"stopped early: no better in {progress.worse} evaluations, best "
-                    f"{progress.best:.4f}"
+                    f"stopped early: no better in {self.worse} evaluations, best {self.best:.4f}"
                 )
-            stops = ended or not patient
-        self._finish(report)
+        self._finish()
 
-    def _summarize(self, report: Report) -> None:
+    def _summarize(self) -> None:
         """Prints what is about to be trained, on what, for how long and in how much memory."""
-        config, steps, trainable = self.config, self.steps, self.trainable
-        processes, device = dist.get_world_size(), trainable.device
-        tokens = config.batch_size * self.seq_len
+        config, steps, trainable, say = self.config, self.steps, self.trainable, self.report.say
+        for kind, rows in (("train", self.rows), ("validate", self.held_out)):
+            if rows is not None:
+                lengths = rows.documents.lengths
+                say(f"{kind} on {len(lengths):,} documents, {lengths.sum():,} tokens")
         trained = sum(math.prod(p.shape) for p in trainable.parameters)
-        if config.lora:
-            what = f"an adapter of {trained:,} parameters"
-        else:
-            shared = distributed.model_parallel_size()
-            what = f"a model of {trained * shared / 1e6:,.2f}M parameters"
-        name = str(trainable.dtype).removeprefix("torch.")
-        where = f"{processes} processes on {device.type}" if processes > 1 else device.type
-        memory = short_size(trainable.memory(self.micro_batch_size * self.seq_len))
-        kinds = [("train on", self.rows.lengths)]
-        kinds += [("validate on", self.held_out_rows.lengths)] if self.held_out else []
-        for kind, lengths in kinds:
-            report.say(f"{kind} {len(lengths):,} documents, {lengths.sum():,} tokens")
-        report.say(f"{what}, matrix products in {name}, on {where}, about {memory} of memory each")
-        epochs = steps * config.batch_size / self.rows_in_epoch
-        report.say(
-            f"{steps:,} steps, {epochs:.3g} epochs, of {config.batch_size} sequences of "
-            f"{self.seq_len} tokens: {tokens:,} tokens a step, learning rate {self.rate:.2g}"
+        what = f"an adapter of {trained:,} parameters"
+        if not config.lora:
+            millions = trained * distributed.model_parallel_size() / 1e6
+            what = f"a model of {millions:,.2f}M parameters"
+        dtype = str(trainable.dtype).removeprefix("torch.")
+        processes, where = dist.get_world_size(), trainable.device.type
+        where = f"{processes} processes on {where}" if processes > 1 else where
+        seq_len = self.rows.seq_len
+        memory = short_size(trainable.memory(self.micro_batch_size * seq_len))
+        say(f"{what}, matrix products in {dtype}, on {where}, about {memory} of memory each")
+        say(
+            f"{steps:,} steps, {steps / self.steps_in_epoch:.3g} epochs, of {config.batch_size} "
+            f"sequences of {seq_len} tokens: {self.step_tokens:,} tokens a step, learning rate "
+            f"{self.rate:.2g}"
         )
-        if self.progress.step:
-            report.say(f"{self.path}: resumes after step {self.progress.step}")
+        if self.step:
+            say(f"{self.path}: resumes after step {self.step}")
         if self.former_steps != steps:
-            report.say(
+            say(
                 f"it was set to {self.former_steps:,} steps; from here the {config.schedule} "
-                f"schedule is that of a run of {steps:,}, at {self._rate(self.progress.step):.2g}"
+                f"schedule is that of a run of {steps:,}, at {self._rate(self.step):.2g}"
             )
 
     def _rate(self, step: int) -> float:
@@ -270,8 +258,7 @@ class _Run:
         self, rows: Sequence[Row], interrupted: Callable[[], bool]
     ) -> tuple[float, float, bool]:
         """Loss, norm of the gradient, and whether any process was asked to stop."""
-        step = self.progress.step
-        batches = list(local_batches(self.documents, rows, self.seq_len, self.micro_batch_size))
+        batches = list(self.rows.local_batches(rows, self.micro_batch_size))
         loss_tokens = sum(int((batch.targets != IGNORED).sum()) for batch in batches)
         counts = torch.tensor([loss_tokens, interrupted()], device=self.trainable.device)
         if dist.get_world_size() > 1:
@@ -279,80 +266,71 @@ class _Run:
         loss_tokens, stops = counts.tolist()
         # Ranks that share a model count the same tokens.
         loss_tokens //= distributed.model_parallel_size()
-        loss, norm = self.trainable.step(batches, self._rate(step), max(loss_tokens, 1))
+        rate = self._rate(self.step)
+        loss, norm = self.trainable.step(batches, rate, max(loss_tokens, 1))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             saved = latest_state(self.path / STATES)
             raise DivergenceError(
-                f"step {step + 1}: the loss is {loss} and its gradient's norm {norm}, at learning "
-                f"rate {self._rate(step):.2e}; try a lower learning_rate or a longer warm-up. "
+                f"step {self.step + 1}: the loss is {loss} and its gradient's norm {norm}, at "
+                f"learning rate {rate:.2e}; try a lower learning_rate or a longer warm-up. "
                 + (f"The last good state is {saved}" if saved else "No state had been saved yet")
             )
         return loss, norm, bool(stops)
 
-    def _validate(self, report: Report) -> dict[str, float]:
+    def _validate(self, rows: PackedRows) -> dict[str, float]:
         """Evaluates, keeps the model if it is the best so far, and prints samples."""
-        progress, trainable = self.progress, self.trainable
-        found = evaluate(
-            trainable, self.tokenizer, self.held_out, self.held_out_rows, self.micro_batch_size
-        )
-        better = found.loss < progress.best
-        progress.worse = 0 if better else progress.worse + 1
-        report.say(
-            f"step {progress.step}: validation {found.loss:.4f} nats per token, "
-            f"{found.bits_per_byte:.4f} bits per byte{', the best so far' * better}"
+        loss, bits_per_byte = evaluate(self.trainable, self.tokenizer, rows, self.micro_batch_size)
+        better = loss < self.best
+        self.worse = 0 if better else self.worse + 1
+        self.report.say(
+            f"step {self.step}: validation {loss:.4f} nats per token, {bits_per_byte:.4f} bits per "
+            f"byte{', the best so far' * better}"
         )
         if better:
-            progress.best = found.loss
+            self.best = loss
             self._write(self.path)
-        for prompt, answer in samples(trainable, self.tokenizer, self.held_out):
-            report.say(f"  {prompt!r} -> {answer!r}")
-        return {"valid_loss": found.loss, "bits_per_byte": found.bits_per_byte}
+        for prompt, answer in samples(self.trainable, self.tokenizer, rows.documents):
+            self.report.say(f"  {prompt!r} -> {answer!r}")
+        return {"valid_loss": loss, "bits_per_byte": bits_per_byte}
 
     def _save(self) -> None:
-        progress = self.progress
-        best = progress.best if math.isfinite(progress.best) else None
-        run = {"best": best, "worse": progress.worse, "steps": self.steps}
-        save_state(
-            self.path / STATES,
-            progress.step,
-            self.trainable.model,
-            self.trainable.optimizers,
-            {**run, "identity": self.identity},
-        )
+        best = self.best if math.isfinite(self.best) else None
+        run = {"best": best, "worse": self.worse, "steps": self.steps, "identity": self.identity}
+        model, optimizers = self.trainable.model, self.trainable.optimizers
+        save_state(self.path / STATES, self.step, model, optimizers, run)
         if not self.held_out:
             self._write(self.path)
 
     def _write(self, folder: Path) -> None:
         """Writes the model, or the adapter, as it is now."""
-        if self.config.lora:
-            if distributed.data_parallel_rank() == 0:
-                assert self.base is not None
-                save_adapter(self.trainable.model, folder, self.base.folder.path)
-            return
-        dtype = self.trainable.dtype
-        weights = self.trainable.whole_weights(dtype)
-        if distributed.data_parallel_rank() == 0:
-            save_model(self.trainable.model, folder, self.tokenizer.model_path, dtype, weights)
+        model, dtype = self.trainable.model, self.trainable.dtype
+        is_first = distributed.data_parallel_rank() == 0
+        if not self.config.lora:
+            weights = self.trainable.whole_weights(dtype)  # a collective
+            if is_first:
+                save_model(model, folder, self.tokenizer.model_path, dtype, weights)
+        elif is_first:
+            assert self.base is not None
+            save_adapter(model, folder, self.base.folder.path)
 
-    def _finish(self, report: Report) -> None:
-        report.close()
-        if self.held_out and self.progress.worse:
+    def _finish(self) -> None:
+        self.report.close()
+        if self.held_out and self.worse:
             self._write(self.path / "last")
         if console.is_main():
             states = self.path / STATES
             try:
                 draw_curve(states / METRICS, states / "curve.png")
             except ImportError:
-                report.say("no curve without matplotlib: pip install matplotlib")
+                self.report.say("no curve without matplotlib: pip install matplotlib")
         kind = "the adapter" if self.config.lora else "the model"
-        best = f", its best at {self.progress.best:.4f} nats per token" if self.held_out else ""
-        report.say(f"{kind} is in {self.path}{best}")
+        best = f", its best at {self.best:.4f} nats per token" if self.held_out else ""
+        self.report.say(f"{kind} is in {self.path}{best}")
 
 
 def _matrix_parameters(args: ModelArgs) -> int:
     """Parameters that each token is multiplied by."""
-    shapes = weight_shapes(args).items()
-    return sum(math.prod(s) for name, s in shapes if len(s) > 1 and name != "tok_embeddings.weight")
+    return sum(math.prod(s) for name, s in weight_shapes(args).items() if is_linear(name, s))
 
 
 def _fingerprint(base: Checkpoint) -> str:

@@ -24,7 +24,7 @@ class Report:
         self.steps, self._first = steps, step
         self._started = self._printed = time.monotonic()
         self._is_main = console.is_main()
-        self._open_line = False
+        self._open_line = False  # whether the line of a step may be written over
         self.path = folder / METRICS
         self._board: Any = None
         if not self._is_main:
@@ -41,8 +41,8 @@ class Report:
             str(folder / "tensorboard"), purge_step=step + 1 if step else None
         )
 
-    def step(self, step: int, values: dict[str, float], rates: dict[str, str]) -> None:
-        """Writes the numbers of a step, and from time to time a line with them and `rates`."""
+    def step(self, step: int, values: dict[str, float]) -> None:
+        """Writes the numbers of a step, and from time to time a line with some of them."""
         if not self._is_main:
             return
         with self.path.open("a") as metrics:
@@ -51,8 +51,11 @@ class Report:
             self._board.add_scalar(name, value, step)
         now = time.monotonic()
         left = (now - self._started) / (step - self._first) * (self.steps - step)
-        shown = f"loss {values['loss']:.3f}  lr {values['lr']:.1e}"
-        text = f"step {step}/{self.steps}  {shown}  {'  '.join(rates.values())}  {_time(left)} left"
+        text = (
+            f"step {step}/{self.steps}  loss {values['loss']:.3f}  lr {values['lr']:.1e}  "
+            f"{values['tokens_per_second']:,.0f} tokens/s  {100 * values['mfu']:.0f} % MFU  "
+            f"{_time(left)} left"
+        )
         if sys.stderr.isatty():
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
             self._open_line = True

@@ -2,7 +2,7 @@
 
     packed = PackedRows(documents, seq_len=8, seed=1)
     for row in packed.rows(start_row): ...            # without end, epoch after epoch
-    collate(documents, rows, seq_len=8)               # a batch of such rows
+    packed.batch(rows)                                # of some of these rows
 
 A document of n tokens has n - 1 inputs, all tokens but the last, and n - 1 targets, all but the
 first. With a, b, c, d and x, y, z, of which y does not count in the loss, a row is
@@ -64,13 +64,10 @@ class PackedRows:
     def __init__(self, documents: Sequence[Document], seq_len: int, seed: int) -> None:
         if seq_len < 1:
             raise InputError(f"seq_len={seq_len}: a row has at least one token")
-        self.seq_len, self.seed = seq_len, seed
-        if isinstance(documents, Documents):
-            self.lengths, num_loss_tokens = documents.lengths, documents.num_loss_tokens
-        else:
-            self.lengths = np.array([len(d) for d in documents], np.int64)
-            num_loss_tokens = np.array([int(d.loss_mask[1:].sum()) for d in documents], np.int64)
-        self._segments = _split(documents, self.lengths, num_loss_tokens, seq_len)
+        if not isinstance(documents, Documents):
+            documents = Documents.of(documents)
+        self.documents, self.seq_len, self.seed = documents, seq_len, seed
+        self._segments = _split(documents, seq_len)
         self._packed: tuple[int, np.ndarray, np.ndarray] | None = None
         self._counts: dict[int, int] = {}
 
@@ -114,11 +111,33 @@ class PackedRows:
             self._counts[epoch] = len(bounds) - 1
         return self._packed[1:]
 
+    def batch(self, rows: Sequence[Row]) -> Batch:
+        """The tokens of some rows."""
+        shape = len(rows), self.seq_len
+        tokens, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        targets = np.full(shape, IGNORED, np.int64)
+        for row, segments in enumerate(rows):
+            begin = 0
+            for segment in segments:
+                document = self.documents.segment(*segment)
+                ids, loss_mask = document.tokens.numpy(), document.loss_mask.numpy()
+                end = begin + len(ids) - 1
+                tokens[row, begin:end] = ids[:-1]
+                targets[row, begin:end] = np.where(loss_mask[1:], ids[1:], IGNORED)
+                positions[row, begin:end] = np.arange(end - begin)
+                begin = end
+        return Batch(*map(torch.from_numpy, (tokens, targets, positions)))
 
-def _split(
-    documents: Sequence[Document], lengths: np.ndarray, num_loss_tokens: np.ndarray, seq_len: int
-) -> np.ndarray:
+    def local_batches(self, rows: Sequence[Row], micro_batch_size: int) -> Iterator[Batch]:
+        """This data parallel process's share of `rows`, in micro-batches."""
+        local = rows[distributed.data_parallel_rank() :: distributed.data_parallel_size()]
+        for i in range(0, len(local), micro_batch_size):
+            yield self.batch(local[i : i + micro_batch_size])
+
+
+def _split(documents: Documents, seq_len: int) -> np.ndarray:
     """All segments of at most `seq_len` inputs that have loss tokens, int64 (segments, 3)."""
+    lengths, num_loss_tokens = documents.lengths, documents.num_loss_tokens
     counts = np.where(num_loss_tokens > 0, -(-(lengths - 1) // seq_len), 0)
     first = np.cumsum(counts) - counts
     document = np.repeat(np.arange(len(lengths)), counts)
@@ -174,34 +193,3 @@ def _best_fit(sizes: np.ndarray, room_in_row: int) -> tuple[np.ndarray, np.ndarr
 def _largest(pool: list[int], room: int) -> int:
     """Index in the sorted pool of the largest segment that fits into `room`; -1 if none does."""
     return bisect_left(pool, room + 1 << _INDEX_BITS) - 1
-
-
-def collate(documents: Sequence[Document], rows: Sequence[Row], seq_len: int) -> Batch:
-    """A batch of rows from `PackedRows` of the same documents and `seq_len`."""
-    tokens = np.zeros((len(rows), seq_len), np.int64)
-    targets = np.full((len(rows), seq_len), IGNORED, np.int64)
-    positions = np.zeros((len(rows), seq_len), np.int64)
-    for row, segments in enumerate(rows):
-        begin = 0
-        for index, start, stop in segments:
-            if isinstance(documents, Documents):
-                document = documents.segment(index, start, stop)
-                ids, loss_mask = document.tokens.numpy(), document.loss_mask.numpy()
-            else:
-                ids = documents[index].tokens[start:stop].numpy()
-                loss_mask = documents[index].loss_mask[start:stop].numpy()
-            end = begin + stop - start - 1
-            tokens[row, begin:end] = ids[:-1]
-            targets[row, begin:end] = np.where(loss_mask[1:], ids[1:], IGNORED)
-            positions[row, begin:end] = np.arange(end - begin)
-            begin = end
-    return Batch(*map(torch.from_numpy, (tokens, targets, positions)))
-
-
-def local_batches(
-    documents: Sequence[Document], rows: Sequence[Row], seq_len: int, micro_batch_size: int
-) -> Iterator[Batch]:
-    """This data parallel process's share of `rows`, in micro-batches."""
-    local = rows[distributed.data_parallel_rank() :: distributed.data_parallel_size()]
-    for i in range(0, len(local), micro_batch_size):
-        yield collate(documents, local[i : i + micro_batch_size], seq_len)

@@ -9,10 +9,10 @@ sequences give the same loss, in float32 to 7 digits; in bfloat16 the rounding d
 import contextlib
 import ctypes
 import functools
-import itertools
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -59,10 +59,16 @@ class TrainableModel:
                 "an adapter beside them (--lora), or the model that they were made from"
             )
         self.config, self.device = config, device
-        self._format = config.quantize or (base.quantize if base else None)
-        self.dtype = config.compute_dtype(device, bool(self._format))
-        self._autocasts = self.dtype != torch.float32
-        self.model = self._adapted(args, base) if config.lora else empty_model(args)
+        quantize = config.quantize or (base.quantize if base else None)
+        self.dtype = config.compute_dtype(device, bool(quantize))
+        if not config.lora:
+            self.model = empty_model(args)
+        elif base is None:
+            raise InputError("an adapter is trained on a model: give the checkpoint to start from")
+        else:
+            context: dict[str, Any] = {"max_seq_len": args.max_seq_len, "trainable": True}
+            self.model = load(base, device=device, dtype=self.dtype, quantize=quantize, **context)
+            add_lora(self.model, config.lora)
         if not config.compile:
             use_training_blocks(self.model)
         for block in self.model.layers:
@@ -72,59 +78,34 @@ class TrainableModel:
                 block.compile()
         self.module: nn.Module = LanguageModelLoss(self.model)
         processes = distributed.data_parallel_size()
-        self._sharded = processes > 1 and self._data_parallel == "fsdp"
+        whole = config.lora or config.optimizer == "muon"
+        default = "fsdp" if device.type == "cuda" and not whole else "ddp"
+        self._sharded = processes > 1 and (config.data_parallel or default) == "fsdp"
         if not config.lora:
-            tied = _ties(config, base)
-            if tied:
-                self.model.output.weight = self.model.tok_embeddings.weight
-            if self._sharded:
-                self._shard()
-            self.module.to_empty(device=device)
-            if tied:
-                self.model.output.weight = self.model.tok_embeddings.weight
             self._initialize(args, base)
         self.module.train()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizers = _optimizers(self.model, config, self.dtype)
         self._model_parallel = _model_parallel_parameters(self.model)
+        self._threads = (
+            distributed.CpuThreads() if device.type == "cpu" else contextlib.nullcontext()
+        )
         if processes > 1 and not self._sharded:
             group = distributed.data_parallel_group()
             self.module = DistributedDataParallel(self.module, process_group=group)
 
-    @property
-    def _data_parallel(self) -> str:
-        if self.config.data_parallel:
-            return self.config.data_parallel
-        whole = self.config.lora or self.config.optimizer == "muon"
-        return "fsdp" if self.device.type == "cuda" and not whole else "ddp"
-
-    def _adapted(self, args: ModelArgs, base: Checkpoint | None) -> Transformer:
-        """The frozen model of a checkpoint with an adapter to train."""
-        config = self.config
-        if base is None or config.lora is None:
-            raise InputError("an adapter is trained on a model: give the checkpoint to start from")
-        model = load(
-            base,
-            device=self.device,
-            dtype=self.dtype,
-            quantize=self._format,
-            max_seq_len=args.max_seq_len,
-            trainable=True,
-        )
-        add_lora(model, config.lora)
-        return model
-
-    def _shard(self) -> None:
-        mesh = DeviceMesh.from_group(distributed.data_parallel_group(), self.device.type)
-        policy = MixedPrecisionPolicy()
-        if self._autocasts:
-            policy = MixedPrecisionPolicy(self.dtype, torch.float32, cast_forward_inputs=False)
-        for block in self.model.layers:
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(self.module, mesh=mesh, mp_policy=policy)
-
     def _initialize(self, args: ModelArgs, base: Checkpoint | None) -> None:
-        """Copies this rank's shard of the first weights into each parameter."""
+        """Shards the model and copies its first weights, or this rank's shard, into it."""
+        tied = self.config.tie_embeddings
+        if tied is None:
+            tied = base is None or base.tied
+        if tied:
+            self.model.output.weight = self.model.tok_embeddings.weight
+        if self._sharded:
+            self._apply_fsdp()
+        self.module.to_empty(device=self.device)
+        if tied:
+            self.model.output.weight = self.model.tok_embeddings.weight
         ranks, rank = distributed.model_parallel_size(), distributed.model_parallel_rank()
         whole, local = weight_shapes(args), weight_shapes(args, ranks)
         with torch.no_grad():
@@ -135,19 +116,23 @@ class TrainableModel:
                 else:
                     seed = self.config.seed + i * 10007
                     weight = _first_weight(name, whole[name], args, seed)[region]
-                target: Tensor = parameter
                 if isinstance(parameter, DTensor):
                     shards = weight.chunk(distributed.data_parallel_size())
                     index = distributed.data_parallel_rank()
                     weight = shards[index] if index < len(shards) else weight[:0]
-                    target = parameter.to_local()
-                target.copy_(weight)
+                _local(parameter).copy_(weight)
 
-    @contextlib.contextmanager
-    def computing(self) -> Iterator[None]:
+    def _apply_fsdp(self) -> None:
+        mesh = DeviceMesh.from_group(distributed.data_parallel_group(), self.device.type)
+        policy = MixedPrecisionPolicy()
+        if self.dtype != torch.float32:
+            policy = MixedPrecisionPolicy(self.dtype, torch.float32, cast_forward_inputs=False)
+        for module in (*self.model.layers, self.module):
+            fully_shard(module, mesh=mesh, mp_policy=policy)
+
+    def computing(self) -> contextlib.AbstractContextManager[object]:
         """Autocast to the run's dtype of matrix products."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self._autocasts):
-            yield
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The summed loss of a batch, the loss of each target, and the targets (some -100).
@@ -160,10 +145,8 @@ class TrainableModel:
         loss_at = torch.cat((loss_tokens, loss_tokens.new_zeros(-count % _TARGETS_MULTIPLE)))
         targets = flat[loss_at]
         targets[count:] = IGNORED
-        inputs = [
-            t.to(self.device, non_blocking=True)
-            for t in (batch.tokens, batch.positions, loss_at, targets)
-        ]
+        tensors = batch.tokens, batch.positions, loss_at, targets
+        inputs = [tensor.to(self.device, non_blocking=True) for tensor in tensors]
         with self.computing():
             total, each = self.module(*inputs)
         return total, each, inputs[-1]
@@ -179,7 +162,7 @@ class TrainableModel:
         processes = distributed.data_parallel_size()
         nats = torch.zeros((), device=self.device)
         for i, batch in enumerate(batches):
-            with self._synchronized(i == len(batches) - 1):
+            with self._threads, self._synchronized(i == len(batches) - 1):
                 total, _, _ = self.losses(batch)
                 # DDP and FSDP average the processes' gradients; each loss token should count alike.
                 (total * (processes / num_loss_tokens)).backward()
@@ -202,24 +185,17 @@ class TrainableModel:
 
         Counted are weights, gradients, optimizer state and activations.
         """
-
-        def nbytes(tensors: Iterable[Tensor]) -> int:
-            return sum((t.to_local() if isinstance(t, DTensor) else t).nbytes for t in tensors)
-
         a, ranks, width = self.model.params, distributed.model_parallel_size(), self.dtype.itemsize
         heads = a.n_heads // ranks + a.kv_heads_on_each_of(ranks)
         inner = 2 * heads * a.head_dim + 3 * a.hidden_dim // ranks
         layer = 2 * 4 * a.dim + width * (2 * a.dim + inner)
-        layers = layer + 4 * a.dim * a.n_layers
-        if not self.config.activation_checkpointing:
-            layers = layer * a.n_layers
-        moments = sum(
-            nbytes(group["params"]) * (2 if isinstance(optimizer, torch.optim.AdamW) else 1)
-            for optimizer in self.optimizers
-            for group in optimizer.param_groups
-        )
-        weights = nbytes(itertools.chain(self.model.parameters(), self.model.buffers()))
-        return weights + nbytes(self.parameters) + moments + tokens * layers
+        num_layers = 1 if self.config.activation_checkpointing else a.n_layers
+        activations = tokens * (num_layers * layer + 4 * a.dim * a.n_layers)
+        kept = [*self.model.parameters(), *self.model.buffers(), *self.parameters]  # and gradients
+        for optimizer in self.optimizers:
+            moments = 2 if isinstance(optimizer, torch.optim.AdamW) else 1
+            kept += [p for group in optimizer.param_groups for p in group["params"]] * moments
+        return activations + sum(_local(tensor).nbytes for tensor in kept)
 
     @contextlib.contextmanager
     def _synchronized(self, last: bool) -> Iterator[None]:
@@ -235,11 +211,10 @@ class TrainableModel:
 
     def _clip_gradient(self) -> float:
         """Scales the gradient to a norm of at most `clip`; returns its norm before that."""
-        gradients = [(p, p.grad) for p in self.parameters if p.grad is not None]
-        local = [g.to_local() if isinstance(g, DTensor) else g for _, g in gradients]
+        gradients = {p: _local(p.grad) for p in self.parameters if p.grad is not None}
+        local = list(gradients.values())
         squares = torch.stack(torch._foreach_norm(local)).square()
-        is_cut = [p in self._model_parallel for p, _ in gradients]
-        cut = torch.tensor(is_cut, device=squares.device)
+        cut = torch.tensor([p in self._model_parallel for p in gradients], device=squares.device)
         sums = torch.stack((squares.where(cut, 0.0).sum(), squares.where(~cut, 0.0).sum()))
         if self._sharded:
             dist.all_reduce(sums, group=distributed.data_parallel_group())
@@ -282,13 +257,12 @@ def _optimizers(
 
     Norms do not decay. Both take one learning rate.
     """
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    matrices = {
-        name
-        for name, p in trained.items()
-        if config.optimizer == "muon" and p.dim() == 2 and name.startswith("layers.")
-    }
-    rest = [p for name, p in trained.items() if name not in matrices]
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            is_matrix = p.dim() == 2 and name.startswith("layers.")
+            (matrices if is_matrix and config.optimizer == "muon" else rest).append(p)
     groups = [
         {"params": [p for p in rest if p.dim() > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
@@ -298,15 +272,13 @@ def _optimizers(
     if groups:
         found.append(torch.optim.AdamW(groups, betas=config.betas, fused=True))
     if matrices:
-        chosen = [trained[name] for name in sorted(matrices)]
-        found.append(Muon(chosen, config.weight_decay, dtype))
+        found.append(Muon(matrices, config.weight_decay, dtype))
     return found
 
 
-def _ties(config: TrainConfig, base: Checkpoint | None) -> bool:
-    if config.tie_embeddings is None:
-        return base is None or base.tied
-    return config.tie_embeddings
+def _local(tensor: Tensor) -> Tensor:
+    """This process's shard of a tensor that FSDP has sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _first_weight(name: str, shape: tuple[int, ...], args: ModelArgs, seed: int) -> Tensor:
@@ -325,13 +297,11 @@ def _model_parallel_parameters(model: Transformer) -> set[Tensor]:
     if ranks == 1:
         return set()
     whole, local = weight_shapes(model.params), weight_shapes(model.params, ranks)
-    cut: set[Tensor] = {
-        p for name, p in model.named_parameters() if whole.get(name) != local.get(name)
+    adapters = [layer for layer in model.modules() if isinstance(layer, LoRALinear)]
+    return {
+        *(p for name, p in model.named_parameters() if whole.get(name) != local.get(name)),
+        *(layer.lora_A if layer.input_is_parallel else layer.lora_B for layer in adapters),
     }
-    for layer in model.modules():
-        if isinstance(layer, LoRALinear):
-            cut.add(layer.lora_A if layer.input_is_parallel else layer.lora_B)
-    return cut
 
 
 def keep_freed_memory() -> None:

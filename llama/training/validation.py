@@ -15,7 +15,7 @@ from llama.engine.scheduler import Engine
 from llama.engine.scheduler import Sequence as Prompt
 from llama.tokenizer import Tokenizer
 from llama.training.documents import Document
-from llama.training.packing import PackedRows, local_batches
+from llama.training.packing import PackedRows
 from llama.training.trainable_model import TrainableModel
 
 _PROMPT_TOKENS = 8  # of a validation text that a sample continues
@@ -30,20 +30,16 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    trainable: TrainableModel,
-    tokenizer: Tokenizer,
-    documents: Sequence[Document],
-    rows: PackedRows,
-    micro_batch_size: int,
+    trainable: TrainableModel, tokenizer: Tokenizer, rows: PackedRows, micro_batch_size: int
 ) -> Evaluation:
-    """The loss on all of `documents`, packed in `rows`, a share of them on each process."""
+    """The loss on all documents of `rows`, a share of them on each process."""
     text_bytes = torch.tensor([_text_bytes(tokenizer, i) for i in range(tokenizer.n_words)])
     text_bytes = text_bytes.to(trainable.device)
     epoch = list(rows.epoch(0))
     epoch += [[] for _ in range(-len(epoch) % distributed.data_parallel_size())]
     sums = torch.zeros(4, dtype=torch.float64)
     with torch.no_grad():
-        for batch in local_batches(documents, epoch, rows.seq_len, micro_batch_size):
+        for batch in rows.local_batches(epoch, micro_batch_size):
             _, losses, targets = trainable.losses(batch)
             sums += torch.stack([x.cpu() for x in loss_sums(losses, targets, text_bytes)])
     if distributed.data_parallel_size() > 1:

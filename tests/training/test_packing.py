@@ -1,4 +1,5 @@
 import random
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from fixtures import tiny_args
 from llama import Tokenizer, Transformer
 from llama.training import packing
 from llama.training.documents import Document, text_document
-from llama.training.packing import IGNORED, PackedRows, Row, Segment, collate
+from llama.training.packing import IGNORED, Batch, PackedRows, Row, Segment
 from llama.training.tokenized import Documents, tokenize
 
 
@@ -98,7 +99,7 @@ def test_an_epoch_has_everything_once_in_rows_that_fit(stored: type) -> None:
         (i, start, min(start + 65, n)) for i, n in enumerate(sizes) for start in range(0, n - 1, 64)
     ]
     assert segments == expected
-    assert packed.lengths.tolist() == sizes
+    assert packed.documents.lengths.tolist() == sizes
 
 
 @pytest.mark.parametrize(
@@ -195,6 +196,10 @@ def test_a_row_has_at_least_a_token() -> None:
 
 
 # Batches
+
+
+def collate(documents: Sequence[Document], rows: list[Row], seq_len: int) -> Batch:
+    return PackedRows(documents, seq_len, seed=0).batch(rows)
 
 
 @pytest.mark.parametrize("stored", [list, Documents.of])

@@ -143,6 +143,30 @@ def test_weight_decay_leaves_norms_alone() -> None:
         assert sum(len(g["params"]) for g in groups) == len(trainable.parameters)
 
 
+def test_each_micro_batch_on_a_cpu_runs_on_the_threads_that_are_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entered, running = [], []
+
+    class Threads:
+        def __enter__(self) -> None:
+            running.append(self)
+
+        def __exit__(self, *error: object) -> None:
+            entered.append(running.pop())
+
+    distributed.initialize()
+    monkeypatch.setattr(distributed, "CpuThreads", Threads)
+    trainable = TrainableModel(tiny_args(vocab_size=VOCAB), None, CONFIG, torch.device("cpu"))
+    gradient_threads = []
+    weight = trainable.model.norm.weight
+    weight.register_hook(lambda gradient: gradient_threads.extend(running))
+    trainable.step([batch(0), batch(1)], 1e-3, 300)
+    assert len(entered) == 2
+    assert entered == gradient_threads  # also of the backward pass
+    assert not running
+
+
 @pytest.mark.parametrize("rows", [1, 256, 600])
 def test_the_chunked_loss_is_cross_entropy(rows: int) -> None:
     generator = torch.Generator().manual_seed(0)
