@@ -19,7 +19,7 @@ _COMMANDS = {
     "info": ("llama.checkpoint.info:info", "What a model is, and the memory it takes."),
     "verify": ("llama.checkpoint.verify:verify", "Whether a checkpoint is complete and undamaged."),
     "convert": ("llama.checkpoint.convert:convert", "From one layout, dtype or format to another."),
-    "merge": ("llama.checkpoint.merge:merge", "An adapter added to the weights of its model."),
+    "merge": ("llama.checkpoint.convert:merge", "An adapter added to the weights of its model."),
     "train": (
         "llama.training.command:train_from_command_line",
         "A model from text, or a fine-tuned one.",

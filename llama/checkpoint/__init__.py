@@ -4,7 +4,7 @@
 
 `opening.py` reads headers, with what `meta_layout.py` and `huggingface_config.py` know of the two
 layouts; `loading.py` makes the model of this rank and `saving.py` writes one. The commands are in
-`convert.py`, `merge.py`, `verify.py` and `info.py`.
+`convert.py`, `verify.py` and `info.py`.
 """
 
 from llama.checkpoint.loading import load

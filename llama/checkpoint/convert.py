@@ -1,8 +1,9 @@
-"""`llama convert`: a checkpoint in one layout, dtype or format becomes one in another.
+"""`llama convert` and `llama merge`: a checkpoint becomes another one.
 
     llama convert Llama-3.2-1B Llama-3.2-1B-hf --to hf
     llama convert Llama-3.3-70B-Instruct 70B-4 --shards 4
     llama convert Llama-3.1-8B 8B-int4 --quantize int4 --text held-out.txt
+    llama merge Llama-3.2-1B polite Llama-3.2-1B-polite        # adds a LoRA adapter to the weights
 
 Weights go from file to file in blocks of rows, so memory stays small. The new folder gets its name
 when it is whole, with the checksums that `llama verify` compares.
@@ -10,7 +11,8 @@ when it is whole, with the checksums that `llama verify` compares.
 
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +27,7 @@ from llama.checkpoint.loading import load
 from llama.checkpoint.meta_layout import write_params
 from llama.checkpoint.opening import Checkpoint, open_checkpoint
 from llama.errors import InputError
+from llama.lora.adapter_files import open_adapter
 from llama.quantization import packed_formats
 from llama.quantization.linear_layers import divergence, pack_blocks
 from llama.storage import huggingface_names
@@ -93,6 +96,61 @@ def convert(
         console.say("--text FILE measures the loss in quality, on a text of yours.")
 
 
+def merge(base: str, adapter: str, destination: str, /, *, dtype: str | None = None) -> None:
+    """Writes the checkpoint in one folder, with an adapter added to its weights, into another.
+
+    Args:
+        base: Folder of the checkpoint; the new one has its layout and number of shards.
+        adapter: Folder of the adapter.
+        destination: Folder to make.
+        dtype: bfloat16, float16 or float32; default: each weight keeps its own.
+    """
+    target = new_folder(destination)
+    wanted = None if dtype is None else distributed.select_dtype(torch.device("cpu"), dtype)
+    checkpoint = open_checkpoint(base)
+    if checkpoint.quantize:
+        raise InputError(
+            f"{base} has {checkpoint.quantize} weights, which can't be changed: merge into the "
+            "model they were made from and convert the result with --quantize "
+            f"{checkpoint.quantize}, or pass the adapter to Llama.build (adapter=)"
+        )
+    found = open_adapter(adapter, checkpoint.args)
+    for layer, (a, b) in found.layers.items():
+        name = f"{layer}.weight"
+        old = checkpoint.weights[name]
+        checkpoint.weights[name] = _Merged(
+            old.shape, old.shards, old.head_dim, name=name, a=a, b=b, scale=found.scale
+        )
+    shards = len(checkpoint.files) if checkpoint.layout == "meta" else None
+    write_checkpoint(checkpoint, target, checkpoint.layout, shards, wanted)
+
+
+@dataclass(eq=False, kw_only=True)
+class _Merged(Weight):
+    """A weight plus scale * B A, computed in float32 block by block."""
+
+    name: str
+    a: Weight
+    b: Weight
+    scale: float
+
+    def blocks(self, region: Region, dtype: torch.dtype, multiple: int = 1) -> Iterator[Tensor]:
+        (rows, columns), cpu = region, torch.device("cpu")
+        wide, r = torch.promote_types(self.dtype, torch.float32), slice(0, self.a.shape[0])
+        start = rows.start
+        for block in super().blocks(region, wide, math.lcm(multiple, self.b.head_dim or 1)):
+            a = self.a.read((r, columns), cpu, wide)
+            b = self.b.read((slice(start, start + len(block)), r), cpu, wide)
+            merged = torch.addmm(block, b, a, alpha=self.scale).to(dtype)
+            if not merged.isfinite().all():
+                raise InputError(
+                    f"{self.name} would have values that {dtype} can't hold; pass "
+                    "another --dtype, such as bfloat16"
+                )
+            start += len(block)
+            yield merged
+
+
 def new_folder(destination: str) -> Path:
     """The path of a folder to make. Raises InputError, or FileExistsError if it has files."""
     if "://" in destination:
@@ -159,17 +217,16 @@ def _entry(
     region: Region,
     dtype: torch.dtype | None,
     name: str,
-    change: Callable[[Tensor], Tensor] = lambda rows: rows,
-    multiple: int = 1,
+    head_dim: int | None = None,
 ) -> Entry:
-    """A region of a weight, to be written; `change` gets a multiple of `multiple` rows."""
+    """A region of a weight, to be written; with `head_dim`, rows are in Hugging Face's order."""
     to = dtype or weight.dtype
 
     def blocks() -> Iterator[Tensor]:
-        for rows in weight.blocks(region, to, multiple):
+        for rows in weight.blocks(region, to, head_dim or 1):
             if torch.finfo(to).max < torch.finfo(weight.dtype).max and rows.isinf().any():
                 raise InputError(f"{name} has values that {to} can't hold; convert to bfloat16")
-            yield change(rows)
+            yield huggingface_names.rows_from_meta(rows, head_dim) if head_dim else rows
 
     return Entry(to, tuple(cut.stop - cut.start for cut in region), blocks)
 
@@ -222,24 +279,14 @@ def _plan_meta(
 def _plan_hugging_face(
     checkpoint: Checkpoint, shards: int | None, dtype: torch.dtype | None
 ) -> Plan:
-    head_dim = checkpoint.args.head_dim
     entries = {}
     for name, weight in checkpoint.weights.items():
         if name == "output.weight" and checkpoint.tied:
             continue
         everything = tuple(slice(0, size) for size in weight.shape)
-        entries[huggingface_names.weight_name(name)] = (
-            _entry(
-                weight,
-                everything,
-                dtype,
-                name,
-                lambda rows: huggingface_names.rows_from_meta(rows, head_dim),
-                head_dim,
-            )
-            if huggingface_names.has_rotary_rows(name)
-            else _entry(weight, everything, dtype, name)
-        )
+        head_dim = checkpoint.args.head_dim if huggingface_names.has_rotary_rows(name) else None
+        new_name = huggingface_names.weight_name(name)
+        entries[new_name] = _entry(weight, everything, dtype, name, head_dim)
     total = sum(entry.nbytes for entry in entries.values())
     count = shards or math.ceil(total / _FILE_BYTES)
     if count > len(entries):

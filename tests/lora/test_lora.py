@@ -15,9 +15,8 @@ from fixtures import difference, needs_compiler, run_ranks, tiny_args, use_kerne
 
 from llama import Llama, Transformer, cli, distributed, kernels
 from llama.args import ModelArgs, weight_shapes
-from llama.checkpoint.convert import convert
+from llama.checkpoint.convert import convert, merge
 from llama.checkpoint.loading import load
-from llama.checkpoint.merge import merge
 from llama.checkpoint.opening import open_checkpoint
 from llama.lora.adapter_files import open_adapter
 from llama.lora.adapter_layers import (
