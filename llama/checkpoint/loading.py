@@ -27,12 +27,7 @@ from llama.lora.adapter_files import open_adapter
 from llama.lora.adapter_layers import load_adapter
 from llama.model import Transformer
 from llama.quantization import packed_formats
-from llama.quantization.linear_layers import (
-    check_format,
-    pack_blocks,
-    packed_linear,
-    use_format,
-)
+from llama.quantization.linear_layers import check_format, pack_blocks, packed_linear, use_format
 from llama.storage.sharding import share
 
 

@@ -20,12 +20,7 @@ import torch
 
 from llama.args import ModelArgs, weight_shapes
 from llama.checkpoint import huggingface_config
-from llama.checkpoint.meta_layout import (
-    check_shards,
-    parse_params,
-    shards_expected,
-    shards_of,
-)
+from llama.checkpoint.meta_layout import check_shards, parse_params, shards_expected, shards_of
 from llama.errors import InputError, MissingFileError
 from llama.quantization import packed_formats
 from llama.storage import huggingface_names

@@ -5,12 +5,7 @@
 """
 
 from llama.distributed.cpu_threads import CpuThreads
-from llama.distributed.devices import (
-    DTYPES,
-    cpu_multiplies_bfloat16,
-    select_device,
-    select_dtype,
-)
+from llama.distributed.devices import DTYPES, cpu_multiplies_bfloat16, select_device, select_dtype
 from llama.distributed.model_parallel import (
     ParallelLayersOnMeta,
     copy_to_model_parallel_region,

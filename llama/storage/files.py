@@ -217,10 +217,7 @@ def _store() -> blobfile.Context:
         print(f"still trying: {text.partition(', request=')[0][:300]}", file=sys.stderr)
 
     return blobfile.create_context(
-        retry_limit=10,
-        retry_log_threshold=2,
-        log_callback=log,
-        save_access_token_to_disk=False,
+        retry_limit=10, retry_log_threshold=2, log_callback=log, save_access_token_to_disk=False
     )
 
 
