@@ -31,7 +31,15 @@ from llama.lora.adapter_files import open_adapter
 from llama.quantization import packed_formats
 from llama.quantization.linear_layers import divergence, pack_blocks
 from llama.storage import huggingface_names
-from llama.storage.files import Folder, atomic_path, expand, read_bytes, short_size, write_json
+from llama.storage.files import (
+    Folder,
+    atomic_path,
+    expand,
+    read_bytes,
+    read_text,
+    short_size,
+    write_json,
+)
 from llama.storage.sharding import Region, Weight, share
 from llama.storage.tensor_files import Entry, write_tensors
 from llama.tokenization.tokenizer_json import write_tokenizer_json
@@ -367,11 +375,7 @@ def _windows(path: str, checkpoint: Checkpoint) -> list[list[int]]:
     tokenizer = _tokenizer(checkpoint)
     if tokenizer is None:
         raise InputError(f"--text {path}: {checkpoint.folder.path} has no tokenizer")
-    try:
-        text = read_bytes(path).decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}") from error
-    ids = tokenizer.encode(text)
+    ids = tokenizer.encode(read_text(path))
     if not ids:
         raise InputError(f"{path} is empty: pass a text to measure on")
     step = min(checkpoint.args.max_seq_len, _WINDOW) - 1

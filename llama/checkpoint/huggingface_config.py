@@ -116,33 +116,31 @@ def _rope(config: dict[str, Any], where: str) -> dict[str, Any]:
         settings = config.get(name) or {}
         if not isinstance(settings, dict):
             raise InputError(f"{where}: {name} is {settings!r}, which is not a JSON object")
-        settings = {"rope_type": settings.get("type", "default")} | settings if settings else {}
-        settings.pop("type", None)
+        if settings:
+            settings = {"rope_type": settings.get("type", "default")} | settings
+            settings.pop("type", None)
         if rope and settings and rope != settings:
             raise InputError(f"{where}: rope_scaling and rope_parameters differ; keep one of them")
         rope |= settings
-    theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
     kind = rope.get("rope_type", "default")
     if kind not in ("default", "llama3"):
         raise InputError(
             f"{where} asks for the rotary scaling {kind!r}, which this model does not compute; it "
             "knows llama3, and none"
         )
-    known = {"rope_type", "rope_theta", *(_ROPE_SCALING if kind == "llama3" else ())}
+    scaling = _ROPE_SCALING if kind == "llama3" else {}
+    known = {"rope_type", "rope_theta", *scaling}
     for key, value in rope.items():
         if key not in known and value and (key, value) != ("partial_rotary_factor", 1):
             raise InputError(
                 f"{where}: the rotary setting {key}={value!r} is not computed by this model"
             )
-    settings = {
-        "rope_theta": _number({"rope_theta": theta}, "rope_theta", where),
-        "use_scaled_rope": kind == "llama3",
-    }
-    if kind == "llama3":
-        if missing := [key for key in _ROPE_SCALING if key not in rope]:
-            raise InputError(f"{where}: the rotary scaling lacks {', '.join(missing)}")
-        settings |= {field: _number(rope, key, where) for key, field in _ROPE_SCALING.items()}
-    return settings
+    if missing := [key for key in scaling if key not in rope]:
+        raise InputError(f"{where}: the rotary scaling lacks {', '.join(missing)}")
+    rope["rope_theta"] = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
+    fields = {"rope_theta": "rope_theta"} | scaling
+    numbers = {field: _number(rope, key, where) for key, field in fields.items()}
+    return numbers | {"use_scaled_rope": bool(scaling)}
 
 
 def _feed_forward(dim: int, hidden: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from llama.checkpoint.opening import open_checkpoint
 from llama.errors import InputError, MissingFileError
 from llama.evaluation.scoring import BATCH_TOKENS, Question, score_choices, score_texts
 from llama.generation import Llama
-from llama.storage.files import atomic_write, expand, read_bytes
+from llama.storage.files import atomic_write, expand, read_text
 
 _SEPARATOR = re.compile(r"^<\|endoftext\|>[^\S\n]*$", re.MULTILINE)
 
@@ -160,7 +160,7 @@ def read_documents(path: str) -> list[str]:
 
     Raises OSError if it can't be read, and InputError if it is not UTF-8 or has no document.
     """
-    documents = [part.strip() for part in _SEPARATOR.split(_read(path))]
+    documents = [part.strip() for part in _SEPARATOR.split(read_text(path))]
     if not any(documents):
         raise InputError(f"{path} is empty: give a text to measure on")
     return [document for document in documents if document]
@@ -172,7 +172,7 @@ def read_questions(path: str) -> list[Question]:
     Raises OSError if it can't be read, and InputError, with the line's number, for a wrong line.
     """
     questions = []
-    for number, line in enumerate(_read(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -203,10 +203,3 @@ def _question(entry: Any) -> Question:
         last = len(choices) - 1
         raise InputError(f"answer should be the index of a choice, 0 to {last}, not {answer!r:.40}")
     return Question(prompt, choices, answer)
-
-
-def _read(path: str) -> str:
-    try:
-        return read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}") from error

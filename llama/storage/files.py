@@ -85,6 +85,14 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         return file.read()
 
 
+def read_text(path: str | os.PathLike[str]) -> str:
+    """As `read_bytes`, of a UTF-8 text, without a byte order mark. InputError for other bytes."""
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}") from error
+
+
 def read_json(path: str) -> dict[str, Any]:
     """The JSON object in a file of a checkpoint. Raises MissingFileError or InputError."""
     try:
