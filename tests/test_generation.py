@@ -538,3 +538,11 @@ def test_build_says_how_many_tokens_fit_where_not_all_do(
         "keys and values of 128 tokens fit into memory, of 3 requests of 64; what does not fit "
         "waits (kv_memory)\n"
     )
+
+
+def test_with_echo_a_stop_string_that_begins_in_the_prompt_does_not_count(
+    chain: Chain, tokenizer: Tokenizer
+) -> None:
+    model = chain([*tokenizer.encode("abcd"), tokenizer.eos_id])
+    (found,) = model.text_completion(["xa"], temperature=0, stop="ab", echo=True)
+    assert found["generation"].endswith("xabcd")

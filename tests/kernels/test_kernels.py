@@ -4,7 +4,8 @@ import pytest
 import torch
 from fixtures import difference, kernel_targets, needs_compiler, use_kernels
 
-from llama.kernels import Packed, bindings, linear, pack, unpack
+from llama.kernels import Packed, bindings, linear, pack, rms_norm, unpack
+from llama.model import RMSNorm
 
 MATRICES = [(16, 32), (48, 96), (256, 768), (4096, 64)]
 ROWS = 1, 2, 3, 4, 5, 8, 13, 20
@@ -155,3 +156,10 @@ def test_packed_is_made_of_what_it_says() -> None:
     assert packed.data.shape == (2, 2, 256)
     assert packed.scales.shape == (2, 2, 16)
     assert packed.scales.dtype == torch.float16
+
+
+@needs_compiler
+def test_the_norm_of_small_numbers_has_its_epsilon() -> None:
+    x = (torch.randn(3, 64, generator=torch.Generator().manual_seed(1)) * 3e-3).bfloat16()
+    norm = RMSNorm(64, 1e-5).bfloat16()
+    torch.testing.assert_close(rms_norm(x, norm.weight.detach(), 1e-5), norm(x).detach())
