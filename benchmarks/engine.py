@@ -3,7 +3,8 @@
     python -m benchmarks.engine [--rounds 5] [--shape params/Llama-3.2-1B]
 
 Time to the first token of a prompt whose first 1,500 tokens an earlier prompt had, with the prefix
-store and without it, on random weights of a shape. Then decoding with guesses and without, on the
+store and without it, and the pauses of a stream while a long prompt arrives, on random weights of a
+shape. Then decoding with guesses and without, on the
 bundled model's answers from facts in its context, and on text without repetition, where guesses
 don't help; beside llama.cpp with its own prompt lookup, where llama-cpp-python and gguf are
 installed. All in turns, medians. The last line is one JSON object.
@@ -43,25 +44,55 @@ def first_token(llama: Llama, engine: Engine, prompt: list[int]) -> float:
     return time.perf_counter() - start
 
 
-def measure_prefix(shape: str, rounds: int, shared: int = 1500, own: int = 20) -> dict[str, float]:
+def measure_prefix(
+    llama: Llama, rounds: int, shared: int = 1500, own: int = 20
+) -> dict[str, float]:
     """Seconds to the first token with a cold store, a warm one and none."""
-    with tempfile.TemporaryDirectory() as folder:
-        path, tokenizer = prepare(read_facts(shape), shape, folder)
-        llama = Llama.build(path, tokenizer, max_seq_len=2048, max_batch_size=1)
-        size = llama.tokenizer.n_words - 256
-        common = torch.randint(size, (shared,)).tolist()
+    size = llama.tokenizer.n_words - 256
+    common = torch.randint(size, (shared,)).tolist()
 
-        def prompt() -> list[int]:
-            return common + torch.randint(size, (own,)).tolist()
+    def prompt() -> list[int]:
+        return common + torch.randint(size, (own,)).tolist()
 
-        times: dict[str, list[float]] = {"without a store": [], "cold": [], "warm": []}
-        for _ in range(rounds):
-            plain = Engine(llama.model, llama.tokenizer, 1, 2048, prefix_memory=0)
-            stored = Engine(llama.model, llama.tokenizer, 1, 2048)
-            times["without a store"].append(first_token(llama, plain, prompt()))
-            times["cold"].append(first_token(llama, stored, prompt()))
-            times["warm"].append(first_token(llama, stored, prompt()))
+    times: dict[str, list[float]] = {"without a store": [], "cold": [], "warm": []}
+    for _ in range(rounds):
+        plain = Engine(llama.model, llama.tokenizer, 1, 2048, prefix_memory=0)
+        stored = Engine(llama.model, llama.tokenizer, 1, 2048)
+        times["without a store"].append(first_token(llama, plain, prompt()))
+        times["cold"].append(first_token(llama, stored, prompt()))
+        times["warm"].append(first_token(llama, stored, prompt()))
     return {name: median(values) for name, values in times.items()}
+
+
+def measure_pause(llama: Llama, prompt_length: int = 4096) -> dict[str, float]:
+    """Seconds between the tokens of a stream while a prompt arrives, and of one chunk."""
+    size = llama.tokenizer.n_words - 256
+    engine = Engine(llama.model, llama.tokenizer, 2, 5120, prefix_memory=0)
+    stops = dict.fromkeys(llama.tokenizer.stop_tokens, -float("inf"))
+    params = SamplingParams(temperature=0, logit_bias=stops)
+    stream = engine.add(Sequence(torch.randint(size, (16,)).tolist(), 500, params, speculate=False))
+    engine.step()
+
+    def steps(until: Callable[[], bool]) -> list[float]:
+        times = []
+        while not until():
+            start = time.perf_counter()
+            engine.step()
+            times.append(time.perf_counter() - start)
+        return times
+
+    quiet = steps(lambda: len(stream.tokens) >= 32)
+    late = engine.add(Sequence(torch.randint(size, (prompt_length,)).tolist(), 1, params))
+    pauses = steps(lambda: late.finish_reason is not None)
+    engine.cancel(stream)
+    alone = Engine(llama.model, llama.tokenizer, 1, 5120, prefix_memory=0)
+    alone.add(Sequence(late.prompt, 1, params))
+    chunks = []
+    while not alone.idle:
+        start = time.perf_counter()
+        alone.step()
+        chunks.append(time.perf_counter() - start)
+    return {"step": median(quiet), "chunk": max(chunks), "longest_pause": max(pauses)}
 
 
 def prompts(llama: Llama) -> dict[str, list[list[int]]]:
@@ -172,9 +203,16 @@ def main(
         shape: of the model for the first part, with or without weights.
         dtype: of the bundled model.
     """
-    prefix = measure_prefix(shape, rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        path, tokenizer = prepare(read_facts(shape), shape, folder)
+        large = Llama.build(path, tokenizer, max_seq_len=5120, max_batch_size=2)
+        prefix = measure_prefix(large, rounds)
+        pause = measure_pause(large)
+        del large
     print(table([["first token after 1,500 shared tokens", "ms"]]))
     print(table([[name, f"{seconds * 1e3:.1f}"] for name, seconds in prefix.items()]))
+    print(table([["a stream while 4,096 tokens arrive", "ms"]]))
+    print(table([[name, f"{seconds * 1e3:.1f}"] for name, seconds in pause.items()]))
     llama = Llama.build(ROOT / "params" / "tiny", dtype=dtype, device="cpu", max_batch_size=1)
     measures: dict[str, Callable[[Llama, int], dict[str, dict[str, float]]]] = {
         "llama": measure_guesses
@@ -192,7 +230,7 @@ def main(
         for task, values in figures.items():
             rows.append([f"{backend}: {task}", *(f"{value:.2f}" for value in values.values())])
     print(table(rows))
-    print(json.dumps({"first_token_seconds": prefix, "guesses": guesses}))
+    print(json.dumps({"first_token_seconds": prefix, "pause_seconds": pause, "guesses": guesses}))
 
 
 if __name__ == "__main__":
