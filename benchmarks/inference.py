@@ -328,7 +328,7 @@ def main(
     chosen = distributed.select_device(device)
     torch.set_num_threads(threads or torch.get_num_threads())
     facts = read_facts(path)
-    longest = facts.args.max_seq_len - tokens - 1
+    longest = facts.args.max_seq_len - tokens - max(batches)
     names = usable_formats(facts, formats, chosen)
     programs = usable_others(others, chosen)
     metrics = metrics_of(min(prompt, longest), min(context, longest), tokens, batches)

@@ -219,7 +219,10 @@ class LlamaLM(TemplateLM):
                 for answer in answers:
                     engine.add(answer)
                 while not engine.idle:
-                    bar.update(sum(answer.finish_reason is not None for answer in engine.step()))
+                    for answer in engine.step():
+                        if answer.error is not None:
+                            raise answer.error
+                        bar.update(answer.finish_reason is not None)
             finally:
                 for answer in answers:
                     engine.cancel(answer)

@@ -114,7 +114,7 @@ def metrics_of(prompt: int, context: int, tokens: int, batches: Sequence[int]) -
 def lengths_of(requests: Iterable[Request]) -> dict[int, int]:
     """For each number of rows, how many positions its longest request takes."""
     ascending = sorted(requests, key=lambda r: r.prompt + r.tokens)
-    return {r.rows: r.prompt + r.tokens + 1 for r in ascending}
+    return {r.rows: r.prompt + r.tokens + r.rows for r in ascending}
 
 
 def matrix_parameters(args: ModelArgs) -> tuple[int, int]:
@@ -149,15 +149,27 @@ class Runner:
         """Runs the prompts, up to the first token of each answer."""
         greedy = SamplingParams(temperature=0)
         params = SamplingParams(temperature=0.6, top_p=0.9, seed=1) if sampled else greedy
-        self.engine = self.engines[len(prompts)]
-        answers = [Answer(prompt, tokens + 1, params) for prompt in prompts]
+        self.engine, self.tokens = self.engines[len(prompts)], tokens
+        # The engine runs a few prompts in a step, and answers that have begun go on meanwhile.
+        length = tokens + len(prompts)
+        # Random prompts do not show how often guessed tokens are right.
+        answers = [Answer(prompt, length, params, speculate=False) for prompt in prompts]
         self.answers = [self.engine.add(answer) for answer in answers]
         while not all(answer.tokens for answer in self.answers):
-            self.engine.step()
+            self.step()
 
     def step(self) -> None:
-        """Decodes the next token of each answer."""
-        self.engine.step()
+        """Decodes the next token of each answer. Raises the error that ended one."""
+        for answer in self.engine.step():
+            if answer.error is not None:
+                raise answer.error
+
+    def end(self) -> list[list[int]]:
+        """Ends the answers; of each the ids that were asked for."""
+        for answer in self.answers:
+            self.engine.cancel(answer)
+        assert self.engine.idle
+        return [answer.tokens[: self.tokens + 1] for answer in self.answers]
 
     def measure(self, request: Request, seed: int) -> tuple[float, float]:
         """Seconds to the first token of each row, and of the tokens after it."""
@@ -167,9 +179,9 @@ class Runner:
         first = self._now()
         for _ in range(request.tokens):
             self.step()
-        end = self._now()
-        assert self.engine.idle
-        return first - begin, end - first
+        rest = self._now() - first
+        self.end()
+        return first - begin, rest
 
     def _now(self) -> float:
         synchronize(self.model.norm.weight.device)
@@ -221,9 +233,9 @@ def bench(
         raise InputError(f"threads={threads} is more than the {os.cpu_count()} cores that are here")
     chosen = distributed.select_device(device)
     facts = read_facts(path)
-    longest = facts.args.max_seq_len - tokens - 1
+    longest = facts.args.max_seq_len - tokens - max(batches)
     if longest < SHORT:
-        raise InputError(f"tokens={tokens}: {facts.name} has a context of {longest + tokens + 1}")
+        raise InputError(f"tokens={tokens}: {facts.name} has a context of {facts.args.max_seq_len}")
     if longest < max(prompt, context):
         console.notice(f"no prompt is longer than {longest}: the model's context ends there")
     prompt, context = min(prompt, longest), min(context, longest)

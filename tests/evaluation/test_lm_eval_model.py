@@ -357,6 +357,14 @@ def test_what_cannot_be_answered_leaves_nothing_running(
     assert ours.llama.engine.idle
 
 
+def test_an_answer_that_fails_is_an_error(ours: LlamaLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = ours.llama.model.norm.weight
+    monkeypatch.setattr(weight, "data", torch.full_like(weight, float("nan")))
+    with pytest.raises(FloatingPointError):
+        ours.generate_until(requests(("Once", {"until": []})))
+    assert ours.llama.engine.idle
+
+
 # Being found
 
 

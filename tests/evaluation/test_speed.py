@@ -197,7 +197,27 @@ def test_answers_are_as_long_as_they_are_asked_for() -> None:
     runner = speed.Runner(TINY, None, "float32", speed.lengths_of([request]), "cpu")
     runner.measure(request, seed=1)
     assert [len(answer.tokens) for answer in runner.answers] == [6, 6]
-    assert speed.lengths_of([request, Request(2, 3, 1), Request(1, 8, 0)]) == {2: 10, 1: 9}
+    assert speed.lengths_of([request, Request(2, 3, 1), Request(1, 8, 0)]) == {2: 11, 1: 9}
+
+
+def test_a_step_decodes_a_token_of_each_row() -> None:
+    """Also with more prompts than the engine runs in a step."""
+    request = Request(20, speed.SHORT, 3)
+    runner = speed.Runner(TINY, None, "float32", speed.lengths_of([request]), "cpu")
+    runner.start(request.prompts(runner.model.vocab_size, 1), 3, False)
+    lengths = [len(answer.tokens) for answer in runner.answers]
+    for step in range(1, 4):
+        runner.step()
+        assert [len(answer.tokens) - step for answer in runner.answers] == lengths
+    assert [len(row) for row in runner.end()] == [4] * 20
+
+
+def test_a_broken_model_is_an_error() -> None:
+    request = Request(1, speed.SHORT, 1)
+    runner = speed.Runner(TINY, None, "float32", speed.lengths_of([request]), "cpu")
+    torch.nn.init.constant_(runner.model.norm.weight, float("nan"))
+    with pytest.raises(FloatingPointError):
+        runner.measure(request, seed=1)
 
 
 @pytest.mark.parametrize("tied", [True, False])
