@@ -54,7 +54,7 @@ def load(
     model_parallel_size  how many ranks share the model; by default all that were started
     kv_cache_dtype       int8 for a KV cache of about half the size (`Int8KVCache`)
     trainable            keeps what is not packed as plain torch modules and an adapter in float32;
-                         otherwise a CPU gets layers and blocks for inference in bfloat16
+                         otherwise a CPU gets layers and blocks for inference
 
     Raises FileNotFoundError or ValueError, naming the file and the values, for what is missing,
     damaged or does not fit, before weights are read where that is possible.
@@ -87,8 +87,8 @@ def load(
     lora = None if adapter is None else open_adapter(adapter, args)
     packed = quantize if quantize in packed_formats.PACKED else None
     model = _read_model(checkpoint, args, device, dtype, packed)
-    if not trainable and (quantize or (device.type, dtype) == ("cpu", torch.bfloat16)):
-        use_format(model, quantize or "bfloat16")
+    if not trainable and (quantize or (device.type == "cpu" and dtype in kernels.DTYPES)):
+        use_format(model, quantize)
     if lora:
         load_adapter(model, lora, torch.float32 if trainable else dtype)
     if kv_cache_dtype:

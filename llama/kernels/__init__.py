@@ -11,7 +11,7 @@ names another architecture to compile for (`x86-64-v3`: no AVX-512), or is `off`
     training_ops.py    norm, attention, gate and loss with gradients; imported from there
 """
 
-from llama.kernels.bindings import available
+from llama.kernels.bindings import DTYPES, available
 from llama.kernels.inference_ops import (
     MAX_ROWS,
     PARTIAL_SUMS,
@@ -26,6 +26,7 @@ from llama.kernels.inference_ops import (
 from llama.kernels.weight_packing import GROUP, TILE, Packed, pack, unpack
 
 __all__ = [
+    "DTYPES",
     "GROUP",
     "MAX_ROWS",
     "PARTIAL_SUMS",

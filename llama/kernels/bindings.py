@@ -5,6 +5,7 @@ import functools
 import os
 import subprocess
 
+import torch
 from torch import Tensor
 
 from llama import console
@@ -20,9 +21,9 @@ _TYPES = {
 }
 _ARGUMENTS = {
     "inference": {
-        "linear": "pppni",
-        "attention_block": "pppppi",
-        "feed_forward_block": "pppni",
+        "linear *": "pppni",
+        "attention_block *": "pppppi",
+        "feed_forward_block *": "pppni",
         "supports_head_dim": "n",
         "rms_norm_rows": "ppdpnn",
         "silu_mul_rows": "ppn",
@@ -31,18 +32,17 @@ _ARGUMENTS = {
         "pack_weight": "pppnni",
     },
     "training": {
-        f"{name}_{dtype}": arguments
-        for dtype in ("bfloat16", "float32")
-        for name, arguments in {
-            "rms_norm_forward": "p",
-            "rms_norm_backward": "p",
-            "silu_mul_forward": "pppn",
-            "silu_mul_backward": "pppppn",
-            "cross_entropy": "ppfpnn",
-            "packed_attention": "p",
-        }.items()
+        "rms_norm_forward *": "p",
+        "rms_norm_backward *": "p",
+        "silu_mul_forward *": "pppn",
+        "silu_mul_backward *": "pppppn",
+        "cross_entropy *": "ppfpnn",
+        "packed_attention *": "p",
     },
 }
+# The dtypes that kernels are compiled for, and what the names of those with a star end in.
+SUFFIXES = {torch.bfloat16: "_bfloat16", torch.float32: "_float32"}
+DTYPES = frozenset(SUFFIXES)
 # What it costs to have none.
 _COST = {
     "inference": "decoding takes 2.5 times as long, of int8 and int4 weights over 100 times",
@@ -72,8 +72,10 @@ def library(part: str) -> ctypes.CDLL | None:
 def load(part: str, target: str) -> ctypes.CDLL:
     """The library of `part` for an architecture, its functions declared; errors of the compiler."""
     native = compiler.load(part, target)
-    for name, arguments in _ARGUMENTS[part].items():
-        getattr(native, name).argtypes = [_TYPES[each] for each in arguments]
+    for key, arguments in _ARGUMENTS[part].items():
+        name, star, _ = key.partition(" *")
+        for suffix in SUFFIXES.values() if star else ("",):
+            getattr(native, name + suffix).argtypes = [_TYPES[each] for each in arguments]
     return native
 
 

@@ -25,12 +25,15 @@ from llama.storage import files
 
 _SOURCES = Path(__file__).parent / "csrc"
 # What each library is made of, and with which flags.
-_CODE: dict[str, list[tuple[str, tuple[str, ...]]]] = {
-    "inference": [("matmul.c", ()), ("decode_block.c", ()), ("prefill.c", ())],
+_FLOAT32 = "-DIN_FLOAT32"  # see element_types.h
+_CODE: dict[str, list[tuple[str, ...]]] = {
+    "inference": [
+        *(("matmul.c",), ("matmul.c", _FLOAT32), ("packed_matmul.c",)),
+        *(("decode_block.c",), ("decode_block.c", _FLOAT32), ("prefill.c",)),
+    ],
     "training": [
-        (source, flags)
-        for source in ("norm_gate_loss.c", "packed_attention.c")
-        for flags in ((), ("-DIN_FLOAT32",))
+        *(("norm_gate_loss.c",), ("norm_gate_loss.c", _FLOAT32)),
+        *(("packed_attention.c",), ("packed_attention.c", _FLOAT32)),
     ],
 }
 
@@ -134,7 +137,7 @@ def _compile(part: str, command: Sequence[str], libraries: Sequence[Path], folde
     objects = [folder / f"{i}.o" for i in range(len(code))]
     _run_all(
         [*command, *flags, "-c", _SOURCES / source, "-o", made]
-        for (source, flags), made in zip(code, objects, strict=True)
+        for (source, *flags), made in zip(code, objects, strict=True)
     )
     _run_all([[*command, "-shared", *objects, *libraries, "-o", library, "-lm"]])
     return library

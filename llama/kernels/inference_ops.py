@@ -1,6 +1,6 @@
 """Kernels for inference: products of a few rows, and what a block computes around its products.
 
-    y = linear(x, weight)                  # x (rows, k) and weight (n, k) in bfloat16
+    y = linear(x, weight)                  # x (rows, k) and weight (n, k), bfloat16 or float32
     y = linear(x, pack(weight, bits=4))    # int8 or int4 in groups of 32 inputs
 
 For up to `MAX_ROWS` rows `AttentionBlock` and `FeedForwardBlock` compute the whole of a transformer
@@ -18,7 +18,7 @@ from torch import Tensor
 from llama.cache import KVCache, RaggedKVCache
 from llama.errors import InputError, InputTypeError
 from llama.kernels import bindings
-from llama.kernels.bindings import check, fields
+from llama.kernels.bindings import SUFFIXES, check, fields
 from llama.kernels.weight_packing import Packed, round_inputs, unpack
 
 PARTIAL_SUMS = 8  # of a row-parallel layer on all ranks together: for 1, 2, 4 or 8 of them
@@ -28,19 +28,22 @@ MAX_ROWS = 16  # for the kernels of a whole block, as in csrc/matmul.h
 def linear(
     x: Tensor, weight: Tensor | Packed, as_float: bool = False, partial_sums: int = 1
 ) -> Tensor:
-    """x (rows, k) in bfloat16 times weight (n, k), bfloat16 or packed: (rows, n).
+    """x (rows, k) times weight (n, k), both bfloat16 or float32, or weight packed: (rows, n).
 
-    Sums are float32, the result bfloat16, or with `as_float` float32. A row's result depends on no
-    other row. For packed weights inputs are rounded to int8, in groups of 32 too, and sums are made
-    as 1, 2, 4 or 8 `partial_sums` of equal length that are added in pairs, (0 + 1) + (2 + 3): N
-    ranks that divide the inputs, with `PARTIAL_SUMS` / N each, get the bits that one rank gets.
+    Sums are float32, the result in the dtype of x, which is bfloat16 for packed weights, or with
+    `as_float` float32. A row's result depends on no other row. For packed weights inputs are
+    rounded to int8, in groups of 32 too, and sums are made as 1, 2, 4 or 8 `partial_sums` of equal
+    length that are added in pairs, (0 + 1) + (2 + 3): N ranks that divide the inputs, with
+    `PARTIAL_SUMS` / N each, get the bits that one rank gets.
     Raises ValueError and TypeError for shapes and dtypes that do not fit.
     """
     if x.shape[1] != weight.shape[1]:
         raise InputError(f"x {tuple(x.shape)} does not fit a weight of {tuple(weight.shape)}")
-    dtypes = {x.dtype, torch.bfloat16 if isinstance(weight, Packed) else weight.dtype}
-    if dtypes != {torch.bfloat16}:
-        raise InputTypeError(f"x and weight should be bfloat16, not {dtypes}")
+    dtype = torch.bfloat16 if isinstance(weight, Packed) else weight.dtype
+    if x.dtype != dtype or dtype not in SUFFIXES:
+        raise InputTypeError(
+            f"x and weight should both be bfloat16 or both float32, not {x.dtype} and {dtype}"
+        )
     native = bindings.library("inference")
     if native is None:
         if isinstance(weight, Packed):
@@ -50,9 +53,10 @@ def linear(
     if isinstance(weight, Tensor):
         weight = weight.contiguous()
     x, n = x.contiguous(), weight.shape[0]
-    y = x.new_empty(len(x), n, dtype=torch.float32 if as_float else torch.bfloat16)
+    y = x.new_empty(len(x), n, dtype=torch.float32 if as_float else dtype)
     matrix = _Matrix.of(weight, partial_sums)
-    check(native.linear(ctypes.byref(matrix), x.data_ptr(), y.data_ptr(), len(x), as_float))
+    product = getattr(native, "linear" + SUFFIXES[dtype])
+    check(product(ctypes.byref(matrix), x.data_ptr(), y.data_ptr(), len(x), as_float))
     return y
 
 
@@ -132,7 +136,7 @@ class _CacheLayer(ctypes.Structure):
 
     @classmethod
     def of(cls, cache: KVCache | RaggedKVCache) -> "_CacheLayer":
-        """Of one layer's cache, in bfloat16 or int8."""
+        """Of one layer's cache."""
         if isinstance(cache, RaggedKVCache):
             if "native" not in cache.shared:
                 rows = [cls._of(row.tensors, row.k.stride(0)) for row in cache.rows]
@@ -171,10 +175,11 @@ class _Positions(ctypes.Structure):
 
 
 class AttentionBlock:
-    """x + wo(attention(rms_norm(x))) for a few rows, over a KV cache in bfloat16 or int8.
+    """x + wo(attention(rms_norm(x))) for a few rows, over a KV cache.
 
-    `weights` are this rank's wq, wk, wv and wo, contiguous, in bfloat16 or packed; wo is multiplied
-    in `partial_sums` as in `linear`. They and the norm's weight (dim,) have to stay where they are.
+    `weights` are this rank's wq, wk, wv and wo, contiguous, in the dtype of the norm's weight
+    (dim,), bfloat16 or float32, or packed beside bfloat16; wo is multiplied in `partial_sums` as in
+    `linear`. All have to stay where they are.
     """
 
     def __init__(
@@ -185,7 +190,7 @@ class AttentionBlock:
         weights: Sequence[Tensor | Packed],
         partial_sums: int,
     ) -> None:
-        self._kept = norm, weights
+        self._kept, self._function = (norm, weights), "attention_block" + SUFFIXES[norm.dtype]
         heads, kv_heads = (weight.shape[0] // head_dim for weight in weights[:2])
         matrices = *map(_Matrix.of, weights[:3]), _Matrix.of(weights[3], partial_sums)
         self._weights = _AttentionWeights(
@@ -200,19 +205,20 @@ class AttentionBlock:
         cache: KVCache | RaggedKVCache,
         is_partial: bool,
     ) -> Tensor:
-        """x (batch, seq, dim) in bfloat16, at most `MAX_ROWS` rows, to the same shape.
+        """x (batch, seq, dim) in that dtype, at most `MAX_ROWS` rows, to the same shape.
 
         `start_pos` is the position of each row's first token, one or (batch,); `freqs_cis` is
         complex64 (seq, head_dim / 2), or (batch, seq, head_dim / 2) where positions differ. `cache`
-        is one layer's and takes the keys and values of x. With `is_partial` the result is float32,
-        without x: other ranks' partial sums are to be added. Raises IndexError for a position that
-        the cache does not have.
+        is one layer's, in that dtype or int8, and takes the keys and values of x. With `is_partial`
+        the result is float32, without x: other ranks' partial sums are to be added. Raises
+        IndexError for a position that the cache does not have.
         """
         x = x.contiguous()
         y = torch.empty_like(x, dtype=torch.float32 if is_partial else None)
         positions, layer = _Positions.of(x, start_pos, freqs_cis), _CacheLayer.of(cache)
         structures = (ctypes.byref(each) for each in (self._weights, layer, positions))
-        check(_native().attention_block(*structures, x.data_ptr(), y.data_ptr(), is_partial))
+        run = getattr(_native(), self._function)
+        check(run(*structures, x.data_ptr(), y.data_ptr(), is_partial))
         return y
 
 
@@ -225,7 +231,7 @@ class FeedForwardBlock:
     def __init__(
         self, norm: Tensor, eps: float, weights: Sequence[Tensor | Packed], partial_sums: int
     ) -> None:
-        self._kept = norm, weights
+        self._kept, self._function = (norm, weights), "feed_forward_block" + SUFFIXES[norm.dtype]
         w1, w2, w3 = weights
         matrices = _Matrix.of(w1), _Matrix.of(w2, partial_sums), _Matrix.of(w3)
         self._weights = _FeedForwardWeights(norm.data_ptr(), eps, *matrices)
@@ -235,7 +241,8 @@ class FeedForwardBlock:
         x = x.contiguous()
         y = torch.empty_like(x, dtype=torch.float32 if is_partial else None)
         rows, weights = x.numel() // x.shape[-1], ctypes.byref(self._weights)
-        check(_native().feed_forward_block(weights, x.data_ptr(), y.data_ptr(), rows, is_partial))
+        run = getattr(_native(), self._function)
+        check(run(weights, x.data_ptr(), y.data_ptr(), rows, is_partial))
         return y
 
 

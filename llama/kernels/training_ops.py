@@ -25,11 +25,10 @@ from torch.autograd.function import once_differentiable
 
 from llama.errors import InputError, InputTypeError
 from llama.kernels import bindings
-from llama.kernels.bindings import address, check, fields
+from llama.kernels.bindings import SUFFIXES, address, check, fields
 
 _MAX_HEAD_DIM = 128  # as in csrc/packed_attention.c
 _MAX_USES = 3  # of a norm, as in csrc/norm_gate_loss.c
-_SUFFIXES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}  # of the functions' names
 _PARTIAL_SUMS = 64  # of a weight's gradient, on any number of threads
 
 
@@ -277,12 +276,12 @@ def _run_attention(
 
 def _native(name: str, dtype: torch.dtype) -> Any:
     """The function of that name, as it is compiled for a dtype."""
-    return getattr(bindings.library("training"), f"{name}_{_SUFFIXES[dtype]}")
+    return getattr(bindings.library("training"), name + SUFFIXES[dtype])
 
 
 def _check_dtype(dtype: torch.dtype, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
-        if tensor.device.type != "cpu" or tensor.dtype not in _SUFFIXES:
+        if tensor.device.type != "cpu" or tensor.dtype not in SUFFIXES:
             raise InputTypeError(
                 f"{name} is {tensor.dtype} on {tensor.device}; the kernel takes float32 or "
                 "bfloat16 on a CPU"

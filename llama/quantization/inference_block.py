@@ -2,8 +2,8 @@
 
 Decoding multiplies one row, or one for each request, by every weight. What lies between the
 products is little work, but dozens of operators; `InferenceBlock` runs attention and feed-forward
-layer as one kernel each. A prompt of many rows, another dtype, another cache or a machine without a
-compiler takes the forward pass of `TransformerBlock`, which computes the same.
+layer as one kernel each. Many rows in float32, another dtype, another cache or a machine without a
+compiler take the forward pass of `TransformerBlock`, which computes the same.
 """
 
 from typing import Any
@@ -29,9 +29,8 @@ class InferenceBlock(TransformerBlock):
         self.layer_id = block.layer_id
         self.attention, self.attention_norm = block.attention, block.attention_norm
         self.feed_forward, self.ffn_norm = block.feed_forward, block.ffn_norm
-        self.is_adapted = (
-            False  # whether layers have LoRA adapters, which these kernels do not know
-        )
+        # Whether layers have LoRA adapters, which these kernels do not know.
+        self.is_adapted = False
         self._native: tuple[AttentionBlock, FeedForwardBlock] | None = None
         self._weights_of_native: list[object] = []
 
@@ -50,14 +49,16 @@ class InferenceBlock(TransformerBlock):
         is_few = x.shape[0] * x.shape[1] <= kernels.MAX_ROWS and not self.is_adapted
         if is_few and (native := self._native_blocks()):
             return self._few_rows(*native, x, start_pos, freqs_cis, cache)
-        if kernels.supports_head_dim(self.attention.head_dim):
+        if self._has_native_attention():
             return self._many_rows(x, start_pos, freqs_cis, cache)
         assert not isinstance(cache, RaggedKVCache)
         return super().forward(x, start_pos, freqs_cis, mask, cache)
 
     def _is_native(self, x: Tensor, cache: KVCache | RaggedKVCache) -> bool:
+        norm = self._modules["attention_norm"]._parameters["weight"]  # type: ignore[union-attr]
         return (
-            x.dtype == torch.bfloat16
+            x.dtype in kernels.DTYPES
+            and x.dtype == norm.dtype  # type: ignore[union-attr]
             and x.device.type == "cpu"
             and not torch.is_grad_enabled()
             and cache.suits(x)
@@ -68,11 +69,16 @@ class InferenceBlock(TransformerBlock):
     @property
     def takes_ragged_rows(self) -> bool:
         """Whether a `RaggedKVCache` may be handed in, for at most `kernels.MAX_ROWS` rows."""
-        if self.attention_norm.weight.dtype != torch.bfloat16 or not kernels.available():
+        if not kernels.available():
             return False
         if self.is_adapted:
-            return kernels.supports_head_dim(self.attention.head_dim)
+            return self._has_native_attention()
         return self._native_blocks() is not None
+
+    def _has_native_attention(self) -> bool:
+        """Whether `_many_rows` has kernels for the model's dtype and head size."""
+        is_bfloat16 = self.attention_norm.weight.dtype == torch.bfloat16
+        return is_bfloat16 and kernels.supports_head_dim(self.attention.head_dim)
 
     def _few_rows(
         self,
@@ -86,8 +92,8 @@ class InferenceBlock(TransformerBlock):
         if distributed.model_parallel_size() == 1:
             return feed_forward(attention(x, start_pos, freqs_cis, cache, False), False)
         y = attention(x, start_pos, freqs_cis, cache, True)
-        h = (x + distributed.sum_over_ranks(y)).bfloat16()
-        return (h + distributed.sum_over_ranks(feed_forward(h, True))).bfloat16()
+        h = (x + distributed.sum_over_ranks(y)).to(x.dtype)
+        return (h + distributed.sum_over_ranks(feed_forward(h, True))).to(x.dtype)
 
     def _many_rows(
         self,
@@ -132,32 +138,24 @@ class InferenceBlock(TransformerBlock):
 
     def _make_native(self) -> tuple[AttentionBlock, FeedForwardBlock] | None:
         a, f = self.attention, self.feed_forward
-        norm_a, norm_f = (
-            (norm.weight.detach(), norm.eps) for norm in (self.attention_norm, self.ffn_norm)
-        )
-        wq, wk, wv, wo, w1, w2, w3 = matrices = [
-            layer.matrix for layer in (a.wq, a.wk, a.wv, a.wo, f.w1, f.w2, f.w3)
-        ]
-        dim, q, kv, hidden = len(norm_a[0]), wq.shape[0], wk.shape[0], w1.shape[0]
-        shapes = (
-            (q, dim),
-            (kv, dim),
-            (kv, dim),
-            (dim, q),
-            (hidden, dim),
-            (dim, hidden),
-            (hidden, dim),
-        )
-        tensors = [norm_a[0], norm_f[0], *(m for m in matrices if isinstance(m, Tensor))]
-        if (
-            any(m.shape != shape for m, shape in zip(matrices, shapes, strict=True))
-            or len(norm_f[0]) != dim
-            or not all(t.dtype == torch.bfloat16 and t.is_contiguous() for t in tensors)
-        ):
-            return None  # the layers say what is wrong, or compute it
+        norms = [norm.weight.detach() for norm in (self.attention_norm, self.ffn_norm)]
+        matrices = [layer.matrix for layer in (a.wq, a.wk, a.wv, a.wo, f.w1, f.w2, f.w3)]
+        (dim,), dtype = norms[0].shape, norms[0].dtype
+        q, kv, hidden = (matrices[i].shape[0] for i in (0, 1, 4))
+        shapes: list[tuple[int, ...]] = [(q, dim), (kv, dim), (kv, dim), (dim, q)]
+        shapes += [(hidden, dim), (dim, hidden), (hidden, dim), (dim,), (dim,)]
+        for weight, shape in zip((*matrices, *norms), shapes, strict=True):
+            is_packed = isinstance(weight, kernels.Packed)
+            if (
+                weight.shape != shape
+                or dtype != (torch.bfloat16 if is_packed else weight.dtype)
+                or not (is_packed or weight.is_contiguous())
+            ):
+                return None  # the layers say what is wrong, or compute it
+        eps_a, eps_f = self.attention_norm.eps, self.ffn_norm.eps
         return (
-            AttentionBlock(*norm_a, a.head_dim, (wq, wk, wv, wo), a.wo.partial_sums),
-            FeedForwardBlock(*norm_f, (w1, w2, w3), f.w2.partial_sums),
+            AttentionBlock(norms[0], eps_a, a.head_dim, matrices[:4], a.wo.partial_sums),
+            FeedForwardBlock(norms[1], eps_f, matrices[4:], f.w2.partial_sums),
         )
 
     def __getstate__(self) -> dict[str, Any]:

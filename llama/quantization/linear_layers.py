@@ -3,8 +3,8 @@
     model = Transformer(args).bfloat16()
     use_format(model, "int4")
 
-`bfloat16` keeps the weights as they lie in the file and multiplies a few rows by the native kernel,
-many by torch: in float32 on a CPU without products of bfloat16.
+Without a format weights stay as they lie in the file, bfloat16 or float32. A few rows go through
+the native kernel, many through torch: in float32 on a CPU without products of bfloat16.
 `int8` and `int4` pack them in groups of 32 inputs with a float16 scale each (8.5 and 4.5 bits a
 weight), so that decoding reads fewer bytes. In int4 the output layer is int8: no later layer
 corrects its errors. The embedding is not packed, for only one row of it is read. A layer stays
@@ -41,7 +41,6 @@ from llama.quantization import packed_formats
 from llama.quantization.cuda_packed import MIN_CAPABILITY, CudaPacked, repack
 from llama.quantization.inference_block import InferenceBlock
 
-FORMATS = ("bfloat16", *packed_formats.PACKED)
 ParallelLinear: TypeAlias = ColumnParallelLinear | RowParallelLinear
 _FLOAT32_OUTPUTS = 512  # rows of a weight that are float32 at a time
 
@@ -95,7 +94,7 @@ class InferenceLinear(nn.Module):
         return kernels.linear(rows, self.matrix, as_float, self.partial_sums)
 
 
-class BFloat16Linear(InferenceLinear):
+class DenseLinear(InferenceLinear):
     """Keeps the layer's own parameter: the model can still be saved, moved, cast and trained."""
 
     def __init__(self, layer: ParallelLinear) -> None:
@@ -107,13 +106,13 @@ class BFloat16Linear(InferenceLinear):
         return self.weight.detach()
 
     def multiply(self, rows: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or not _is_cpu_bfloat16(rows):
-            return F.linear(rows, self.weight)
-        if len(rows) <= kernels.MAX_ROWS and kernels.available():
-            return self._native_product(rows)
-        if distributed.cpu_multiplies_bfloat16():
-            return F.linear(rows, self.weight)
-        return _float32_product(rows, self.matrix)
+        is_cpu = rows.device.type == "cpu" and rows.dtype in kernels.DTYPES
+        if is_cpu and not torch.is_grad_enabled():
+            if len(rows) <= kernels.MAX_ROWS and kernels.available():
+                return self._native_product(rows)
+            if rows.dtype == torch.bfloat16 and not distributed.cpu_multiplies_bfloat16():
+                return _float32_product(rows, self.matrix)
+        return F.linear(rows, self.weight)
 
 
 class PackedLinear(InferenceLinear):
@@ -191,8 +190,8 @@ def _unpack(packed: kernels.Packed | CudaPacked) -> Tensor:
 
 def check_format(name: str, device: torch.device, dtype: torch.dtype) -> None:
     """Raises ValueError where a model of that dtype can't have weights of that format there."""
-    if name not in FORMATS:
-        raise InputError(f"quantize={name!r} is none of {', '.join(FORMATS[1:])}")
+    if name not in ("bfloat16", *packed_formats.PACKED):
+        raise InputError(f"quantize={name!r} is none of {', '.join(packed_formats.PACKED)}")
     if device.type not in ("cpu", "cuda") or dtype != torch.bfloat16:
         raise InputError(
             f"{name} weights are multiplied with bfloat16 on a CPU or an NVIDIA GPU, "
@@ -207,21 +206,23 @@ def check_format(name: str, device: torch.device, dtype: torch.dtype) -> None:
             )
 
 
-def use_format(model: Transformer, name: str) -> None:
-    """Replaces the linear layers of a bfloat16 model, and on a CPU its blocks, one by one.
+def use_format(model: Transformer, name: str | None) -> None:
+    """Replaces a model's linear layers, and on a CPU its blocks, one by one.
 
-    Raises ValueError for a format that is none of `FORMATS`, a model of another dtype or device,
-    and layers that do not divide into groups.
+    `name` is int8 or int4, or bfloat16 or None to keep the weights as they are; the model is in
+    bfloat16, or with None on a CPU also in float32. Raises ValueError for another format, dtype or
+    device, and layers that do not divide into groups.
     """
-    device = model.norm.weight.device
-    check_format(name, device, model.norm.weight.dtype)
+    device, dtype = model.norm.weight.device, model.norm.weight.dtype
+    if name or (device.type, dtype) != ("cpu", torch.float32):
+        check_format(name or "bfloat16", device, dtype)
     for module in list(model.modules()):
         for child_name, child in list(module.named_children()):
             if not isinstance(child, ParallelLinear):
                 continue
             layer: InferenceLinear
-            if name == "bfloat16":
-                layer = BFloat16Linear(child)
+            if name in (None, "bfloat16"):
+                layer = DenseLinear(child)
             else:
                 bits = packed_formats.bits(name, f"{child_name}.weight")
                 try:

@@ -83,8 +83,11 @@ def test_a_prompt_runs_in_chunks_on_a_grid_between_the_steps_of_others(
     shapes = []
     hidden = llama.model.hidden
 
-    def record(tokens: torch.Tensor, start_pos: int, *args: object, **kw: object) -> torch.Tensor:
-        shapes.append((tokens.shape[1], start_pos))
+    def record(
+        tokens: torch.Tensor, start_pos: int | torch.Tensor, *args: object, **kw: object
+    ) -> torch.Tensor:
+        starts = start_pos.tolist() if isinstance(start_pos, torch.Tensor) else [start_pos]
+        shapes.extend((tokens.shape[1], start) for start in starts)  # a row each
         return hidden(tokens, start_pos, *args, **kw)
 
     monkeypatch.setattr(llama.model, "hidden", record)

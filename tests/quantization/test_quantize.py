@@ -19,7 +19,7 @@ from llama.checkpoint.info import packed_weights, read_facts
 from llama.checkpoint.loading import load
 from llama.checkpoint.saving import save_model
 from llama.quantization import linear_layers as quantize_source
-from llama.quantization.linear_layers import BFloat16Linear, PackedLinear, divergence, use_format
+from llama.quantization.linear_layers import DenseLinear, PackedLinear, divergence, use_format
 from llama.storage import sharding as weights_module
 
 TINY = Path(__file__).parents[2] / "params" / "tiny"
@@ -100,7 +100,7 @@ def test_what_is_refused() -> None:
 def test_a_bfloat16_model_is_still_a_model(tmp_path: Path) -> None:
     llama = build()
     layer = llama.model.layers[0].attention.wq
-    assert isinstance(layer, BFloat16Linear)
+    assert isinstance(layer, DenseLinear)
     assert "layers.0.attention.wq.weight" in llama.model.state_dict()
     save_model(llama.model, tmp_path, llama.tokenizer.model_path, torch.bfloat16)
     with pytest.raises(ValueError, match="is quantized or has an adapter; save the model"):
@@ -233,7 +233,7 @@ def test_packed_afterwards_while_read_and_before_are_the_same(
 
 
 def test_bfloat16_is_a_format_too(folders: Path) -> None:
-    layers = [m for m in build("bfloat16").model.modules() if isinstance(m, BFloat16Linear)]
+    layers = [m for m in build("bfloat16").model.modules() if isinstance(m, DenseLinear)]
     assert len(layers) == 6 * 7 + 1
     with pytest.raises(ValueError, match=r"quantize='bfloat16', but .* holds int4 weights"):
         build_from(folders / "int4-1", "bfloat16")

@@ -5,7 +5,7 @@
        feed_forward_block:  y = x + w2 (silu(w1 n) * w3 n)
 
    Each is one parallel region: threads share the work of every step, with a barrier after it. Sums are
-   float32 and inputs of products are bfloat16, as in plain torch. A row's result depends neither on
+   float32 and inputs of products are elements, as in plain torch. A row's result depends neither on
    other rows nor on the number of threads. */
 
 #include "transformer_ops.h"
@@ -16,24 +16,24 @@
 
 /* inference_ops.py has the same structures. */
 typedef struct {
-    const uint16_t *norm; /* (dim) */
+    const element *norm; /* (dim) */
     double eps;
     int64_t heads, kv_heads, head_dim;
     matrix wq, wk, wv, wo;
 } attention_weights;
 
 typedef struct {
-    const uint16_t *norm;
+    const element *norm;
     double eps;
     matrix w1, w2, w3;
 } feed_forward_weights;
 
-/* Attention reads keys for scores, then values for their weighted sums. Heads of 64 and 128 are read
+/* Attention reads keys for scores, then values for their weighted sums. Heads of 32, 64 and 128 are read
    for up to MAX_HEADS query heads at a time, and values are prefetched while keys are scored. */
 #ifndef NO_SIMD
 #define MAX_HEADS 4
-INLINE void attention_scores(const int head_dim, const int heads, const uint16_t *q,
-                             const uint16_t *keys, const uint16_t *values, int64_t count,
+INLINE void attention_scores(const int head_dim, const int heads, const element *q,
+                             const element *keys, const element *values, int64_t count,
                              float *scores) {
     enum { AT_ONCE = SUMS / MAX_HEADS };
     const float scale = 1.0f / sqrtf((float)head_dim);
@@ -42,7 +42,7 @@ INLINE void attention_scores(const int head_dim, const int heads, const uint16_t
     for (int64_t p = 0; p < count; p += AT_ONCE) {
         lanes sums[SUMS];
 #pragma GCC unroll 16
-        for (int i = 0; i < AT_ONCE * head_dim; i += 32) {
+        for (int i = 0; i < AT_ONCE * head_dim; i += 64 / sizeof *keys) {
             __builtin_prefetch(keys + p * head_dim + i + 1024);
             __builtin_prefetch(values + p * head_dim + i);
         }
@@ -52,11 +52,11 @@ INLINE void attention_scores(const int head_dim, const int heads, const uint16_t
         for (int d = 0; d < head_dim; d += STEP)
 #pragma GCC unroll 4
             for (int i = 0; i < AT_ONCE; i++) {
-                const pairs k = load_pairs(keys + (p + i < count ? p + i : p) * head_dim + d);
+                const vector k = load_vector(keys + (p + i < count ? p + i : p) * head_dim + d);
 #pragma GCC unroll 4
                 for (int h = 0; h < heads; h++)
                     sums[AT_ONCE * h + i] =
-                        add_pairs(sums[AT_ONCE * h + i], factors + h * head_dim + d, k);
+                        add_dot(sums[AT_ONCE * h + i], factors + h * head_dim + d, k);
             }
         float reduced[SUMS];
         store_reduced(reduced, sums);
@@ -67,7 +67,7 @@ INLINE void attention_scores(const int head_dim, const int heads, const uint16_t
 }
 
 INLINE void weighted_sum(const int head_dim, const int heads, const float *scores,
-                         const uint16_t *values, int64_t count, float *y, int64_t stride) {
+                         const element *values, int64_t count, float *y, int64_t stride) {
     const int max_score =
         SUMS / (heads == 3 ? 4 : heads); /* a power of two, which divides head_dim */
     const int across = max_score * LANES < head_dim ? max_score : head_dim / LANES;
@@ -78,7 +78,7 @@ INLINE void weighted_sum(const int head_dim, const int heads, const float *score
         for (int64_t p = 0; p < count; p++)
 #pragma GCC unroll 16
             for (int j = 0; j < across; j++) {
-                const lanes v = load_bf16_lanes(values + p * head_dim + d + LANES * j);
+                const lanes v = load_elements(values + p * head_dim + d + LANES * j);
 #pragma GCC unroll 4
                 for (int h = 0; h < heads; h++)
                     sums[h * across + j] = multiply_add_lanes(broadcast_lanes(scores[h * CHUNK + p]),
@@ -94,26 +94,26 @@ INLINE void weighted_sum(const int head_dim, const int heads, const float *score
 #endif
 
 /* The same for one query head of any size. */
-static void attention_scores_any(int64_t head_dim, const uint16_t *q, const uint16_t *keys,
-                                 const uint16_t *values, int64_t count, float *scores) {
+static void attention_scores_any(int64_t head_dim, const element *q, const element *keys,
+                                 const element *values, int64_t count, float *scores) {
     (void)values;
     for (int64_t p = 0; p < count; p++) {
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t d = 0; d < head_dim; d++)
-            sum += from_bf16(q[d]) * from_bf16(keys[p * head_dim + d]);
+            sum += to_float(q[d]) * to_float(keys[p * head_dim + d]);
         scores[p] = sum / sqrtf((float)head_dim);
     }
 }
 
-static void weighted_sum_any(int64_t head_dim, const float *scores, const uint16_t *values,
+static void weighted_sum_any(int64_t head_dim, const float *scores, const element *values,
                              int64_t count, float *y, int64_t stride) {
     (void)stride;
     memset(y, 0, head_dim * sizeof(float));
     for (int64_t p = 0; p < count; p++)
 #pragma omp simd
         for (int64_t d = 0; d < head_dim; d++)
-            y[d] += scores[p] * from_bf16(values[p * head_dim + d]);
+            y[d] += scores[p] * to_float(values[p * head_dim + d]);
 }
 
 /* Attention of `group` query heads to `count` positions of the KV head that they share. For each head
@@ -123,23 +123,25 @@ static void weighted_sum_any(int64_t head_dim, const float *scores, const uint16
 #define MAX_HEADS 1
 #define BY_SIZE(name, ...) name##_any(head_dim, __VA_ARGS__);
 #else
+#define BY_HEADS(name, size, ...)                                                                    \
+    switch (heads) {                                                                                 \
+        case 1: name(size, 1, __VA_ARGS__); break;                                                   \
+        case 2: name(size, 2, __VA_ARGS__); break;                                                   \
+        case 3: name(size, 3, __VA_ARGS__); break;                                                   \
+        default: name(size, 4, __VA_ARGS__);                                                         \
+    }
 #define BY_SIZE(name, ...)                                                                           \
-    switch (head_dim == 64 ? heads : head_dim == 128 ? MAX_HEADS + heads : 0) {                      \
-        case 1: name(64, 1, __VA_ARGS__); break;                                                     \
-        case 2: name(64, 2, __VA_ARGS__); break;                                                     \
-        case 3: name(64, 3, __VA_ARGS__); break;                                                     \
-        case 4: name(64, 4, __VA_ARGS__); break;                                                     \
-        case 5: name(128, 1, __VA_ARGS__); break;                                                    \
-        case 6: name(128, 2, __VA_ARGS__); break;                                                    \
-        case 7: name(128, 3, __VA_ARGS__); break;                                                    \
-        case 8: name(128, 4, __VA_ARGS__); break;                                                    \
+    switch (head_dim) {                                                                              \
+        case 32: BY_HEADS(name, 32, __VA_ARGS__) break;                                              \
+        case 64: BY_HEADS(name, 64, __VA_ARGS__) break;                                              \
+        case 128: BY_HEADS(name, 128, __VA_ARGS__) break;                                            \
         default: name##_any(head_dim, __VA_ARGS__);                                                  \
     }
 #endif
-static void attend(int64_t head_dim, const uint16_t *q, const uint16_t *keys, const uint16_t *values,
+static void attend(int64_t head_dim, const element *q, const element *keys, const element *values,
                    int64_t group, int64_t count, float *scores, float *out) {
     const int64_t stride = head_dim + 2;
-    const int64_t step = head_dim == 64 || head_dim == 128 ? MAX_HEADS : 1;
+    const int64_t step = head_dim == 32 || head_dim == 64 || head_dim == 128 ? MAX_HEADS : 1;
     for (int64_t h = 0; h < group; h += step) {
         const int64_t heads = group - h < step ? group - h : step;
         (void)heads;
@@ -163,7 +165,7 @@ static void attend(int64_t head_dim, const uint16_t *q, const uint16_t *keys, co
 
 /* The attention of one head from the results of `count` chunks, `stride` apart. */
 static void combine(const float *chunks, int64_t count, int64_t stride, int64_t head_dim, float *sums,
-                    uint16_t *y) {
+                    element *y) {
     float max_score = chunks[head_dim], sum_exp = 0;
     for (int64_t c = 1; c < count; c++)
         max_score =
@@ -175,14 +177,14 @@ static void combine(const float *chunks, int64_t count, int64_t stride, int64_t 
         sum_exp += weight * chunk[head_dim + 1];
         for (int64_t i = 0; i < head_dim; i++) sums[i] += weight * chunk[i];
     }
-    for (int64_t i = 0; i < head_dim; i++) y[i] = to_bf16(sums[i] / sum_exp);
+    for (int64_t i = 0; i < head_dim; i++) y[i] = from_float(sums[i] / sum_exp);
 }
 
-/* x (rows, dim) bfloat16, at most MAX_ROWS rows. Stores their keys and values in the cache; then each
-   attends to all positions up to its own. y (rows, dim): bfloat16 x + the result, or with `is_partial`
+/* x (rows, dim), at most MAX_ROWS rows. Stores their keys and values in the cache; then each
+   attends to all positions up to its own. y (rows, dim): x + the result, or with `is_partial`
    the float32 result. Returns 1 without memory, 2 for a position outside the cache. */
-int attention_block(const attention_weights *l, const cache_layer *cache, const token_positions *at,
-                    const uint16_t *x, void *y, int is_partial) {
+int NAMED(attention_block)(const attention_weights *l, const cache_layer *cache, const token_positions *at,
+                    const element *x, void *y, int is_partial) {
     const int64_t rows = at->rows;
     int64_t positions[MAX_ROWS], last = 0;
     for (int64_t b = 0; b < rows; b++) {
@@ -196,12 +198,12 @@ int attention_block(const attention_weights *l, const cache_layer *cache, const 
     const int64_t max_score = dim > q_dim ? dim : q_dim;
     /* float32 first, for its alignment */
     const int64_t floats = rows * width + rows * kv * chunks * result_size;
-    const int64_t num_bf16 = rows * (dim + 2 * q_dim);
-    char *memory = malloc(4 * floats + prepared_size(rows, max_score) + 2 * num_bf16);
+    const int64_t num_elements = rows * (dim + 2 * q_dim);
+    char *memory = malloc(4 * floats + prepared_size(rows, max_score) + num_elements * sizeof(element));
     if (!memory) return 1;
     float *qkv = (float *)memory, *chunk_results = qkv + rows * width;
-    uint16_t *normed = (uint16_t *)(memory + 4 * floats + prepared_size(rows, max_score));
-    uint16_t *q_rotated = normed + rows * dim, *attended = q_rotated + rows * q_dim;
+    element *normed = (element *)(memory + 4 * floats + prepared_size(rows, max_score));
+    element *q_rotated = normed + rows * dim, *attended = q_rotated + rows * q_dim;
     inputs in = {.x = normed, .rows = rows, .k = dim};
     inputs heads = {.x = attended, .rows = rows, .k = q_dim};
     assign_prepared(&in, memory + 4 * floats);
@@ -209,11 +211,11 @@ int attention_block(const attention_weights *l, const cache_layer *cache, const 
 #pragma omp parallel
     {
         float scratch[group * CHUNK + hd];
-        uint16_t dequantized[cache_row(cache, at, 0, hd).key_scales ? 2 * CHUNK * hd : 1];
+        element dequantized[cache_row(cache, at, 0, hd).key_scales ? 2 * CHUNK * hd : 1];
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < rows; b++)
             rms_norm(x + b * dim, l->norm, l->eps, dim, normed + b * dim);
-        prepare(&in, l->wq.bits);
+        prepare(&in, &l->wq);
 
         const int64_t tq = tiles_of(&l->wq), tk = tiles_of(&l->wk);
 #pragma omp for schedule(static)
@@ -236,10 +238,10 @@ int attention_block(const attention_weights *l, const cache_layer *cache, const 
             const float *from = qkv + b * width;
             for (int64_t g = h * group; g < (h + 1) * group; g++)
                 apply_rope(from + g * hd, freqs, hd, q_rotated + b * q_dim + g * hd);
-            uint16_t row[hd];
+            element row[hd];
             apply_rope(from + q_dim + h * hd, freqs, hd, row);
             store_head(kv_row.keys, kv_row.key_scales, offset, hd, row);
-            for (int64_t d = 0; d < hd; d++) row[d] = to_bf16(from[q_dim + kv_dim + h * hd + d]);
+            for (int64_t d = 0; d < hd; d++) row[d] = from_float(from[q_dim + kv_dim + h * hd + d]);
             store_head(kv_row.values, kv_row.value_scales, offset, hd, row);
         }
 
@@ -251,10 +253,10 @@ int attention_block(const attention_weights *l, const cache_layer *cache, const 
             count = count < CHUNK ? count : CHUNK;
             const cache_layer kv_row = cache_row(cache, at, b, hd);
             int64_t offset = h * kv_row.head_stride + first * hd;
-            const uint16_t *q = q_rotated + b * q_dim + h * group * hd;
-            const uint16_t *keys =
+            const element *q = q_rotated + b * q_dim + h * group * hd;
+            const element *keys =
                 load_heads(kv_row.keys, kv_row.key_scales, offset, hd, count, dequantized);
-            const uint16_t *values = load_heads(kv_row.values, kv_row.value_scales, offset, hd, count,
+            const element *values = load_heads(kv_row.values, kv_row.value_scales, offset, hd, count,
                                                 dequantized + CHUNK * hd);
             attend(hd, q, keys, values, group, count, scratch, chunk_results + i * result_size);
         }
@@ -266,7 +268,7 @@ int attention_block(const attention_weights *l, const cache_layer *cache, const 
                     positions[b] / CHUNK + 1, result_size, hd, scratch,
                     attended + b * q_dim + head * hd);
         }
-        prepare(&heads, l->wo.bits);
+        prepare(&heads, &l->wo);
 
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < tiles_of(&l->wo); t++)
@@ -277,13 +279,13 @@ int attention_block(const attention_weights *l, const cache_layer *cache, const 
 }
 
 /* x and y as in `attention_block`. */
-int feed_forward_block(const feed_forward_weights *l, const uint16_t *x, void *y, int64_t rows,
+int NAMED(feed_forward_block)(const feed_forward_weights *l, const element *x, void *y, int64_t rows,
                        int is_partial) {
     const int64_t dim = l->w1.k, hidden = l->w2.k, max_score = dim > hidden ? dim : hidden;
-    char *memory = malloc(prepared_size(rows, max_score) + 2 * rows * (dim + hidden));
+    char *memory = malloc(prepared_size(rows, max_score) + rows * (dim + hidden) * sizeof(element));
     if (!memory) return 1;
-    uint16_t *normed = (uint16_t *)(memory + prepared_size(rows, max_score));
-    uint16_t *between = normed + rows * dim;
+    element *normed = (element *)(memory + prepared_size(rows, max_score));
+    element *between = normed + rows * dim;
     inputs in = {.x = normed, .rows = rows, .k = dim};
     inputs inner = {.x = between, .rows = rows, .k = hidden};
     assign_prepared(&in, memory);
@@ -293,7 +295,7 @@ int feed_forward_block(const feed_forward_weights *l, const uint16_t *x, void *y
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < rows; b++)
             rms_norm(x + b * dim, l->norm, l->eps, dim, normed + b * dim);
-        prepare(&in, l->w1.bits);
+        prepare(&in, &l->w1);
 
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < tiles_of(&l->w1); t++) {
@@ -305,7 +307,7 @@ int feed_forward_block(const feed_forward_weights *l, const uint16_t *x, void *y
                     between[b * hidden + t * TILE + r] =
                         silu_mul(gates[b * TILE + r], ups[b * TILE + r]);
         }
-        prepare(&inner, l->w2.bits);
+        prepare(&inner, &l->w2);
 
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < tiles_of(&l->w2); t++)

@@ -84,7 +84,7 @@ INLINE void rotate(const element *x, const float *freqs_cis, int64_t head_dim, n
         memcpy(&odd, &high, 4);
 #endif
 #if WORD == 2
-        pair = round_to_bf16(even * c - odd * s) | (uint32_t)round_to_bf16(even * s + odd * c) << 16;
+        pair = to_bf16(even * c - odd * s) | (uint32_t)to_bf16(even * s + odd * c) << 16;
         memcpy(y + 2 * j, &pair, 4);
 #else
         y[2 * j] = even * c - odd * s;

@@ -23,17 +23,11 @@ INLINE float from_bf16(uint16_t v) {
     return f;
 }
 
-/* As `to_bf16`, for results of arithmetic: the low bits of such a NaN are 0, so that none carries. */
-INLINE uint16_t round_to_bf16(float f) {
+/* To nearest, ties to even. A NaN that arithmetic gives has low bits of 0, so that none carries. */
+INLINE uint16_t to_bf16(float f) {
     uint32_t bits;
     memcpy(&bits, &f, 4);
     return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-INLINE uint16_t to_bf16(float f) { /* to nearest, ties to even */
-    uint32_t bits;
-    memcpy(&bits, &f, 4);
-    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : round_to_bf16(f);
 }
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__)
@@ -341,70 +335,6 @@ INLINE void store_reduced(float *y, const lanes v[SUMS]) {
                                  _mm256_permute2f128_ps(fours[0], fours[1], 0x31)));
 #else
     for (int i = 0; i < SUMS; i++) y[i] = reduce_add(v[i]);
-#endif
-}
-
-/* A `factor` is multiplied by a bfloat16 number of a matrix, STEP at a time. It is bfloat16 where the
-   processor has dot products of bfloat16 pairs. Elsewhere both become float32: a shift gives the even
-   numbers of a register and a mask the odd ones, so a step has its even factors before the odd ones. */
-#if defined(__AVX512BF16__)
-typedef uint16_t factor;
-typedef __m512i pairs;
-#define STEP 32
-
-INLINE pairs load_pairs(const uint16_t *w) { return _mm512_loadu_si512(w); }
-INLINE lanes add_pairs(lanes sum, const factor *x, pairs w) {
-    return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)_mm512_loadu_si512(x));
-}
-#else
-typedef float factor;
-typedef struct {
-    lanes even, odd;
-} pairs;
-#define STEP (2 * LANES)
-
-INLINE pairs load_pairs(const uint16_t *w) {
-#if defined(HAS_AVX512)
-    __m512i both = _mm512_loadu_si512(w);
-    return (pairs){_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)),
-                   _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(-65536)))};
-#elif defined(HAS_AVX2)
-    __m256i both = _mm256_loadu_si256((const __m256i *)w);
-    return (pairs){_mm256_castsi256_ps(_mm256_slli_epi32(both, 16)),
-                   _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(-65536)))};
-#elif defined(NO_SIMD)
-    pairs y;
-    for (int i = 0; i < LANES; i++) {
-        y.even.lane[i] = from_bf16(w[2 * i]);
-        y.odd.lane[i] = from_bf16(w[2 * i + 1]);
-    }
-    return y;
-#else
-    uint32x4_t both = vreinterpretq_u32_u16(vld1q_u16(w));
-    return (pairs){vreinterpretq_f32_u32(vshlq_n_u32(both, 16)),
-                   vreinterpretq_f32_u32(vandq_u32(both, vdupq_n_u32(0xffff0000)))};
-#endif
-}
-INLINE lanes load_lanes(const float *p) {
-    lanes x;
-    memcpy(&x, p, sizeof x);
-    return x;
-}
-INLINE lanes add_pairs(lanes sum, const factor *x, pairs w) {
-    sum = multiply_add_lanes(load_lanes(x), w.even, sum);
-    return multiply_add_lanes(load_lanes(x + LANES), w.odd, sum);
-}
-#endif
-
-/* STEP numbers of x as factors. */
-INLINE void load_factors(const uint16_t *x, factor *to) {
-#if defined(__AVX512BF16__)
-    memcpy(to, x, STEP * sizeof *x);
-#else
-    for (int i = 0; i < LANES; i++) {
-        to[i] = from_bf16(x[2 * i]);
-        to[LANES + i] = from_bf16(x[2 * i + 1]);
-    }
 #endif
 }
 

@@ -6,10 +6,10 @@
 #include "matmul.h"
 
 /* A layer's keys and values, each (rows, kv_heads, seq_len, head_dim); strides in elements. They are
-   bfloat16, or int8 with a scale for each position of a head, (rows, kv_heads, seq_len). */
+   elements, or int8 with a scale for each position of a head, (rows, kv_heads, seq_len). */
 typedef struct cache_layer {
     void *keys, *values;
-    float *key_scales, *value_scales; /* NULL for bfloat16 */
+    float *key_scales, *value_scales; /* NULL for elements */
     int64_t row_stride, head_stride, seq_len;
     /* Where each row has a cache of its own, these are its first layer's, and their `row_stride` is
        that between layers; else NULL. */
@@ -19,25 +19,25 @@ typedef struct cache_layer {
 
 /* Stores a head's key or value of one position. */
 INLINE void store_head(void *numbers, float *scales, int64_t offset, int64_t head_dim,
-                       const uint16_t *x) {
+                       const element *x) {
     if (!scales) {
-        memcpy((uint16_t *)numbers + offset, x, head_dim * sizeof *x);
+        memcpy((element *)numbers + offset, x, head_dim * sizeof *x);
         return;
     }
     int32_t sum;
     scales[offset / head_dim] = quantize(x, head_dim, (int8_t *)numbers + offset, &sum);
 }
 
-/* `count` positions from an offset on, in bfloat16: in place, or dequantized to `space`. */
-INLINE const uint16_t *load_heads(const void *numbers, const float *scales, int64_t offset,
-                                  int64_t head_dim, int64_t count, uint16_t *space) {
-    if (!scales) return (const uint16_t *)numbers + offset;
+/* `count` positions from an offset on, as elements: in place, or dequantized to `space`. */
+INLINE const element *load_heads(const void *numbers, const float *scales, int64_t offset,
+                                 int64_t head_dim, int64_t count, element *space) {
+    if (!scales) return (const element *)numbers + offset;
     const int8_t *from = (const int8_t *)numbers + offset;
     for (int64_t p = 0; p < count; p++) {
         const float scale = scales[offset / head_dim + p];
 #pragma omp simd
         for (int64_t d = 0; d < head_dim; d++)
-            space[p * head_dim + d] = round_to_bf16(from[p * head_dim + d] * scale);
+            space[p * head_dim + d] = from_float(from[p * head_dim + d] * scale);
     }
     return space;
 }
@@ -64,7 +64,7 @@ INLINE cache_layer cache_row(const cache_layer *cache, const token_positions *p,
     const int64_t b = i / p->seq;
     cache_layer row = cache->rows ? cache->rows[b] : *cache;
     const int64_t first = row.row_stride * (cache->rows ? cache->layer : b);
-    const int64_t size = row.key_scales ? sizeof(int8_t) : sizeof(uint16_t);
+    const int64_t size = row.key_scales ? sizeof(int8_t) : sizeof(element);
     row.keys = (char *)row.keys + first * size;
     row.values = (char *)row.values + first * size;
     if (row.key_scales) {
@@ -94,28 +94,27 @@ INLINE float fast_exp(float x) {
     return e * power;
 }
 
-INLINE void rms_norm(const uint16_t *x, const uint16_t *weight, double eps, int64_t dim,
-                     uint16_t *y) {
+INLINE void rms_norm(const element *x, const element *weight, double eps, int64_t dim, element *y) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < dim; i++) sum += from_bf16(x[i]) * from_bf16(x[i]);
+    for (int64_t i = 0; i < dim; i++) sum += to_float(x[i]) * to_float(x[i]);
     float scale = 1.0f / sqrtf(sum / (float)dim + (float)eps);
 #pragma omp simd
     for (int64_t i = 0; i < dim; i++)
-        y[i] = to_bf16(from_bf16(to_bf16(from_bf16(x[i]) * scale)) * from_bf16(weight[i]));
+        y[i] = from_float(to_float(from_float(to_float(x[i]) * scale)) * to_float(weight[i]));
 }
 
-INLINE uint16_t silu_mul(float gate, float up) {
-    return to_bf16(gate / (1.0f + fast_exp(-gate)) * up);
+INLINE element silu_mul(float gate, float up) {
+    return from_float(gate / (1.0f + fast_exp(-gate)) * up);
 }
 
 /* Rotates pairs (x[2j], x[2j + 1]) by the angles of freqs_cis. */
-INLINE void apply_rope(const float *x, const float *freqs_cis, int64_t head_dim, uint16_t *y) {
+INLINE void apply_rope(const float *x, const float *freqs_cis, int64_t head_dim, element *y) {
 #pragma omp simd
     for (int64_t j = 0; j < head_dim / 2; j++) {
         float even = x[2 * j], odd = x[2 * j + 1], c = freqs_cis[2 * j], s = freqs_cis[2 * j + 1];
-        y[2 * j] = to_bf16(even * c - odd * s);
-        y[2 * j + 1] = to_bf16(even * s + odd * c);
+        y[2 * j] = from_float(even * c - odd * s);
+        y[2 * j + 1] = from_float(even * s + odd * c);
     }
 }
 
