@@ -75,20 +75,19 @@ def convert(
         text: With --quantize: UTF-8 file on which to measure the loss in quality.
     """
     wanted = None if dtype is None else distributed.select_dtype(torch.device("cpu"), dtype)
-    if quantize is None:
-        if text is not None:
-            raise InputError("--text measures the cost of --quantize: pass both, or neither")
-    elif to != "meta":
+    if text is not None and not quantize:
+        raise InputError("--text measures the cost of --quantize: pass both, or neither")
+    if quantize and to != "meta":
         raise InputError(
             f"--to {to} --quantize {quantize}: packed weights exist in Meta's layout only; remove "
             "--to"
         )
-    elif wanted not in (None, torch.bfloat16):
+    if quantize and wanted not in (None, torch.bfloat16):
         raise InputError(
             f"--dtype {dtype} --quantize {quantize}: unpacked weights are bfloat16 then; remove "
             "--dtype"
         )
-    else:
+    if quantize:
         wanted = torch.bfloat16
     target = new_folder(destination)
     checkpoint = open_checkpoint(source)

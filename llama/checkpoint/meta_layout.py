@@ -113,8 +113,8 @@ def shards_of(
     for tensor in stored:
         if (tensor.shape, tensor.dtype) != (local, first.dtype):
             raise InputError(
-                f"{name} in {tensor.where} is {tensor.dtype} of shape {tensor.shape}, but in "
-                f"{first.where} {first.dtype} of shape {local}: these are not shards of one "
+                f"{name} in {tensor.file.where} is {tensor.dtype} of shape {tensor.shape}, but in "
+                f"{first.file.where} {first.dtype} of shape {local}: these are not shards of one "
                 "checkpoint"
             )
     fits = len(local) == len(whole) and all(local)
@@ -129,7 +129,7 @@ def shards_of(
             starts = [tuple(cut.start for cut in region) for region in regions]
             return list({s: t for s, t in zip(starts[::-1], stored[::-1], strict=True)}.items())
     raise InputError(
-        f"{name} in {first.where} has shape {local}, but {params} asks for {whole}"
+        f"{name} in {first.file.where} has shape {local}, but {params} asks for {whole}"
         + (f" in {count} shards" if count > 1 else "")
     )
 
@@ -149,7 +149,7 @@ def check_shards(files: list[TensorFile], weights: Mapping[str, Weight], params:
                 a, b = one.map()[rows].float(), other.map()[rows].float()
                 if not (a - b).norm() <= 0.1 * a.norm():
                     raise InputError(
-                        f"{other.where} is not of the same checkpoint as {one.where}, "
+                        f"{other.file.where} is not of the same checkpoint as {one.file.where}, "
                         f"or {params} of another: their {name} differ; copy all of them "
                         "again from one place"
                     )

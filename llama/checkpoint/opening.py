@@ -189,8 +189,8 @@ def _open_hugging_face(folder: Folder) -> Checkpoint:
         for name, tensor in file.tensors.items():
             if name in tensors:
                 raise InputError(
-                    f"{name} is in {file.where} and in {tensors[name].where}; one of them is too "
-                    "many"
+                    f"{name} is in {file.where} and in {tensors[name].file.where}; one of them is "
+                    "too many"
                 )
             if index.get(name, file.name) != file.name:
                 raise InputError(
@@ -212,7 +212,7 @@ def _open_hugging_face(folder: Folder) -> Checkpoint:
             continue
         if stored.shape != shape:
             raise InputError(
-                f"{huggingface_names.weight_name(name)} in {stored.where} has shape "
+                f"{huggingface_names.weight_name(name)} in {stored.file.where} has shape "
                 f"{stored.shape}, but {params} asks for {shape}"
             )
         has_rotary_rows = huggingface_names.has_rotary_rows(name)

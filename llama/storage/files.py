@@ -32,6 +32,13 @@ if TYPE_CHECKING:
     import blobfile
 
 AGAIN = "download or copy it again"
+_NOT_DATA = {  # by the first bytes
+    rb"\Z": f"is empty: {AGAIN}",
+    rb"\0+\Z": f"is all zeros, perhaps of an interrupted download: {AGAIN}",
+    rb"version https://git-lfs": "is a git-lfs pointer, not the file itself: run `git lfs pull`",
+    rb"<": f"is a web page, perhaps of a failed download: {AGAIN}",
+    rb'\{\s*"error"': f"is the error message of a server, not the file itself: {AGAIN}",
+}
 _STORES = re.compile(r"gs://[^/]+|(az://[^/]+|https://[^/]+\.blob\.core\.windows\.net)/[^/]+")
 _HEADER_BYTES = 2**20  # least that a stream requests at a time
 _CHUNK_BYTES = 2**24  # of a download; so large that the latency of a request does not matter
@@ -125,17 +132,7 @@ def what_it_is(head: bytes) -> str | None:
     The text continues a message that has named the file.
     """
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not start:
-        return f"is empty: {AGAIN}"
-    if not start.strip(b"\0"):
-        return f"is all zeros, perhaps of an interrupted download: {AGAIN}"
-    if start.startswith(b"version https://git-lfs"):
-        return "is a git-lfs pointer, not the file itself: run `git lfs pull`"
-    if start.startswith(b"<"):
-        return f"is a web page, perhaps of a failed download: {AGAIN}"
-    if re.match(rb'\{\s*"error"', start):
-        return f"is the error message of a server, not the file itself: {AGAIN}"
-    return None
+    return next((what for regex, what in _NOT_DATA.items() if re.match(regex, start)), None)
 
 
 class Folder:

@@ -120,11 +120,6 @@ class StoredTensor:
     stride: tuple[int, ...]
 
     @property
-    def where(self) -> str:
-        """The path or address of its file, for messages."""
-        return self.file.where
-
-    @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
