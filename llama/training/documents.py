@@ -289,12 +289,16 @@ def parse_line(line: bytes) -> str | list[Message]:
     return checked_dialog(value["messages"])
 
 
+def _parsed(raw: Raw) -> str | list[Message]:
+    return parse_line(raw.content) if isinstance(raw.content, bytes) else raw.content
+
+
 def raw_document(tokenizer: Tokenizer, raw: Raw) -> Document | None:
     """The document of a text, a block of one, or a line; None for a blank text.
 
     Raises ValueError for a bad line.
     """
-    content = parse_line(raw.content) if isinstance(raw.content, bytes) else raw.content
+    content = _parsed(raw)
     if not isinstance(content, str):
         return dialog_document(tokenizer, content)
     if raw.begins and raw.ends and not content.strip():
@@ -312,7 +316,7 @@ def read_texts(sources: Iterable[Path], skip_bad_lines: bool = False) -> Iterato
         bad = BadLines(source, skip_bad_lines)
         for raw in read_raw(source, bad, block_chars=1_000_000):
             try:
-                content = parse_line(raw.content) if isinstance(raw.content, bytes) else raw.content
+                content = _parsed(raw)
             except InputError as error:
                 bad.add(raw.line, error)
                 continue

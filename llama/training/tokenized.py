@@ -26,7 +26,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, overload
 
@@ -52,12 +52,14 @@ _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 class TokenArrays(NamedTuple):
     """Concatenated documents: tokens (m,) uint32, offsets (n + 1,) int64, and per document its
-    number of loss tokens (n,) int64.
+    number of loss tokens (n,) int64; and of a file, what `BadLines` counted when it was made.
     """
 
     tokens: np.ndarray
     offsets: np.ndarray
     num_loss_tokens: np.ndarray
+    skipped: int = 0
+    first_skipped: str = ""
 
 
 class Documents(Sequence[Document]):
@@ -79,7 +81,7 @@ class Documents(Sequence[Document]):
         """The same documents in one array, which takes less memory than many tensors."""
         packed = [_packed(document) for document in documents]
         offsets = np.cumsum([0, *map(len, packed)], dtype=np.int64)
-        num_loss_tokens = np.array([_num_loss_tokens(tokens) for tokens in packed], np.int64)
+        num_loss_tokens = np.array([np.sum(ids[1:] >= _IN_LOSS) for ids in packed], np.int64)
         tokens = np.concatenate([np.zeros(0, np.uint32), *packed])
         return cls([TokenArrays(tokens, offsets, num_loss_tokens)])
 
@@ -102,9 +104,9 @@ class Documents(Sequence[Document]):
     def segment(self, index: int, start: int, stop: int) -> Document:
         """Tokens `start` to `stop` of a document, without reading the others."""
         file = int(np.searchsorted(self._ends, index, side="right"))
-        tokens, offsets, num_loss_tokens = self._arrays[file]
-        first = int(offsets[index - self._ends[file] + len(num_loss_tokens)])
-        packed = np.asarray(tokens[first + start : first + stop])
+        arrays = self._arrays[file]
+        first = int(arrays.offsets[index - self._ends[file] + len(arrays.num_loss_tokens)])
+        packed = np.asarray(arrays.tokens[first + start : first + stop])
         ids, loss_mask = (packed & ~_IN_LOSS).astype(np.int32), packed >= _IN_LOSS
         return Document(torch.from_numpy(ids), torch.from_numpy(loss_mask))
 
@@ -112,10 +114,6 @@ class Documents(Sequence[Document]):
 def _packed(document: Document) -> np.ndarray:
     tokens = document.tokens.numpy().astype(np.uint32)
     return tokens | np.where(document.loss_mask.numpy(), _IN_LOSS, np.uint32(0))
-
-
-def _num_loss_tokens(packed: np.ndarray) -> int:
-    return int((packed[1:] >= _IN_LOSS).sum())
 
 
 def tokenize(
@@ -146,7 +144,7 @@ def tokenize(
         if workers is None:
             workers = max(1, min(cpu_cores(), size // _WORKER_BYTES, _MAX_WORKERS))
         bar = console.progress(size, "Tokenizing", any_rank=True)
-        with bar, _encoder(tokenizer, workers) as encode:
+        with bar, worker_map(functools.partial(_encode, tokenizer), workers) as encode:
             for folder, group in itertools.groupby(stale, key=lambda s: s.target.parent):
                 with _locked(folder):
                     missing = [source for source in group if source.opened() is None]
@@ -159,7 +157,7 @@ def tokenize(
         bad = BadLines(source.path, skip_bad_lines, opened.skipped, opened.first_skipped)
         bad.check()
         bad.report()
-        arrays.append(opened.arrays)
+        arrays.append(opened)
     return Documents(arrays)
 
 
@@ -168,12 +166,6 @@ def cpu_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-class _Opened(NamedTuple):
-    arrays: TokenArrays
-    skipped: int
-    first_skipped: str  # its line, and what is wrong with it
 
 
 @dataclass(frozen=True)
@@ -194,15 +186,18 @@ class _Source:
         if beside.opened() or _is_writable(path.parent):
             return beside
         where = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]
-        target = cache_root() / "tokens" / f"{where}-{name}"
-        return cls(path, found.st_size, found.st_mtime_ns, tokenizer, target)
+        return replace(beside, target=cache_root() / "tokens" / f"{where}-{name}")
 
     def stamp(self) -> dict[str, int | str]:
         """Header fields that say which text and tokenizer the tokens are from."""
-        source = {"size": self.size, "mtime_ns": self.mtime_ns}
-        return {"format": _FORMAT, "tokenizer": self.tokenizer, **source}
+        return {
+            "format": _FORMAT,
+            "tokenizer": self.tokenizer,
+            "size": self.size,
+            "mtime_ns": self.mtime_ns,
+        }
 
-    def opened(self) -> _Opened | None:
+    def opened(self) -> TokenArrays | None:
         """The tokens, or None where they are missing, outdated or damaged."""
         try:
             with self.target.open("rb") as file:
@@ -218,8 +213,8 @@ class _Source:
             return None
         tokens = np.memmap(self.target, np.dtype("<u4"), "r", _HEADER_BYTES, (count,))
         offsets, num_loss_tokens = np.split(np.frombuffer(index, np.dtype("<i8")), [documents + 1])
-        arrays = TokenArrays(tokens, offsets, num_loss_tokens)
-        return _Opened(arrays, header["skipped"], header["first_skipped"])
+        skipped = header["skipped"], header["first_skipped"]
+        return TokenArrays(tokens, offsets, num_loss_tokens, *skipped)
 
 
 def _index_at(tokens: int) -> int:
@@ -286,11 +281,8 @@ def _build(
 ) -> None:
     """Writes the tokens of sources whose targets are in one folder."""
     bad = [BadLines(source.path, skip_bad_lines) for source in sources]
-    batches = (
-        batch
-        for number, source in enumerate(sources)
-        for batch in _batches(number, read_raw(source.path, bad[number], block_chars))
-    )
+    raw = (read_raw(s.path, b, block_chars) for s, b in zip(sources, bad, strict=True))
+    batches = itertools.chain.from_iterable(itertools.starmap(_batches, enumerate(raw)))
     for number, encoded in itertools.groupby(encode(batches), key=lambda e: e.source):
         _write(sources[number], encoded, bad[number], written)
 
@@ -307,22 +299,6 @@ def _batches(source: int, raw: Iterable[Raw]) -> Iterator[_Batch]:
             yield _Batch(source, some, nbytes)
             some, nbytes = [], 0
     yield _Batch(source, some, nbytes)
-
-
-@contextlib.contextmanager
-def _encoder(
-    tokenizer: Tokenizer, workers: int
-) -> Iterator[Callable[[Iterable[_Batch]], Iterator[_Encoded]]]:
-    """Gives a function that encodes batches, in order, here or in worker processes."""
-    if workers == 1:
-        yield functools.partial(map, functools.partial(_encode, tokenizer))
-    else:
-        with worker_map(_make_encode, tokenizer.model_path, workers) as encode:
-            yield encode
-
-
-def _make_encode(tokenizer_path: str) -> Callable[[_Batch], _Encoded]:
-    return functools.partial(_encode, Tokenizer(tokenizer_path))
 
 
 def _encode(tokenizer: Tokenizer, batch: _Batch) -> _Encoded:

@@ -1,9 +1,8 @@
 """Worker processes behind one `map`: concurrent.futures, and what it lacks for Ctrl-C and kill -9.
 
-    with worker_map(make_encoder, path, workers=4) as encode:
-        for encoded in encode(batches): ...
+    with worker_map(encode, workers=4) as encode_all:
+        for encoded in encode_all(batches): ...
 
-Each process calls `make_encoder(path)` once and applies the result to one batch after another.
 Results come in the order of the batches, few of which are in memory at a time. Ctrl-C reaches the
 calling process only; the workers end with it, also when it is killed.
 """
@@ -22,7 +21,6 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
-A = TypeVar("A")
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -31,17 +29,20 @@ _function: Callable[[Any], Any] | None = None  # of a worker process
 
 @contextlib.contextmanager
 def worker_map(
-    make: Callable[[A], Callable[[T], R]], argument: A, workers: int
+    function: Callable[[T], R], workers: int
 ) -> Iterator[Callable[[Iterable[T]], Iterator[R]]]:
-    """Gives a `map` with the function `make(argument)` that computes in `workers` processes.
+    """Gives a `map` with `function` that computes in `workers` processes, or with 1 in this one.
 
-    `make` is at the top level of a module. Raises ChildProcessError where a process dies.
+    Each process gets a pickle of `function` once. Raises ChildProcessError where a process dies.
     """
+    if workers == 1:
+        yield functools.partial(map, function)
+        return
     executor = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_initialize,
-        initargs=(make, argument),
+        initargs=(function,),
     )
     try:
         _start(executor, workers)
@@ -79,11 +80,11 @@ def _map(executor: Executor, ahead: int, items: Iterable[Any]) -> Iterator[Any]:
         yield futures.popleft().result()
 
 
-def _initialize(make: Callable[[A], Callable[[T], R]], argument: A) -> None:
+def _initialize(function: Callable[[Any], Any]) -> None:
     global _function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _function = make(argument)
+    _function = function
 
 
 def _end_with_parent() -> None:

@@ -340,13 +340,13 @@ def test_little_text_starts_no_process(
     tokenizer: Tokenizer, stories: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = []
-    encoder = tokenized._encoder
+    worker_map = tokenized.worker_map
 
-    def noted(tokenizer: Tokenizer, workers: int) -> object:
+    def noted(function: object, workers: int) -> object:
         counts.append(workers)
-        return encoder(tokenizer, 1)
+        return worker_map(function, 1)
 
-    monkeypatch.setattr(tokenized, "_encoder", noted)
+    monkeypatch.setattr(tokenized, "worker_map", noted)
     monkeypatch.setattr(tokenized, "cpu_cores", lambda: 3)
     for nbytes in (2**26, stories.stat().st_size // 2, 1):
         monkeypatch.setattr(tokenized, "_WORKER_BYTES", nbytes)

@@ -60,7 +60,7 @@ def test_a_worker_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(worker_pool, "_map", broken)
     monkeypatch.setattr(worker_pool, "_start", lambda *args: None)
     reported = pytest.raises(ChildProcessError, match=r"a worker process died: .*; workers=1")
-    with reported, worker_map(abs, 3, workers=2) as call:
+    with reported, worker_map(abs, workers=2) as call:
         call([1])
 
 
