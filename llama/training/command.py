@@ -96,15 +96,15 @@ def train_command(
     """
     chosen = distributed.select_device(device)
     targets = None if lora_targets is None else tuple(lora_targets.split(","))
-    adapter: dict[str, Any] = {"r": lora_r, "alpha": lora_alpha, "targets": targets}
-    adapter = {key: value for key, value in adapter.items() if value is not None}
+    adapter = _without_none({"r": lora_r, "alpha": lora_alpha, "targets": targets})
     if adapter and not lora:
         raise InputError(f"--lora_{', --lora_'.join(adapter)} is for an adapter: give --lora too")
     if lora:
         config = dataclasses.replace(config, lora=LoraConfig(seed=config.seed, **adapter))
     config.check_validation(valid_data_path is not None)
-    shape = {"dim": dim, "n_layers": n_layers, "n_heads": n_heads, "n_kv_heads": n_kv_heads}
-    shape = {key: value for key, value in shape.items() if value is not None}
+    shape = _without_none(
+        {"dim": dim, "n_layers": n_layers, "n_heads": n_heads, "n_kv_heads": n_kv_heads}
+    )
     folder = Path(expand(model_path))
     check_folder(folder)
     for path in (data_path, valid_data_path):
@@ -113,7 +113,11 @@ def train_command(
     checkpoint = None if base is None else open_checkpoint(base)
     if lora and checkpoint is None:
         raise InputError("an adapter is trained on a model: give --base, the checkpoint to adapt")
-    tokenizer = _known_tokenizer(tokenizer_path, checkpoint)
+    if checkpoint is not None and tokenizer_path is None:
+        tokenizer_path = checkpoint.tokenizer
+        if tokenizer_path is None:
+            raise MissingFileError(f"no tokenizer.model in {base}; give --tokenizer_path")
+    tokenizer = None if tokenizer_path is None else Tokenizer(tokenizer_path)
     if tokenizer and vocab_size is not None:
         raise InputError(
             f"--vocab_size {vocab_size} is for a new tokenizer, and {tokenizer.model_path} is used"
@@ -218,17 +222,6 @@ def _ran_as_torchrun(
     return True
 
 
-def _known_tokenizer(path: str | None, base: Checkpoint | None) -> Tokenizer | None:
-    """The tokenizer at `path`, or that of the base; None for a new model without one."""
-    if path is None and base is not None:
-        path = base.tokenizer
-        if path is None:
-            raise MissingFileError(
-                f"no tokenizer.model in {base.folder.path}; give --tokenizer_path"
-            )
-    return None if path is None else Tokenizer(path)
-
-
 def _new_tokenizer(
     data_path: str, folder: Path, vocab_size: int, skip_bad_lines: bool
 ) -> Tokenizer:
@@ -250,24 +243,24 @@ def _model_args(
     vocab_size: int,
 ) -> ModelArgs:
     """The shape of the base, of a params.json, or of the settings given and the bundled model."""
-    given = [f"--{key}" for key in shape]
-    context: dict[str, Any] = {} if max_seq_len is None else {"max_seq_len": max_seq_len}
+    context = _without_none({"max_seq_len": max_seq_len})
+    flags = [f"--{key}" for key in shape]
     if base is not None:
-        if params is not None:
-            given.append("--params")
-        if given:
-            raise InputError(f"--base {base.folder.path} has a shape: leave out {', '.join(given)}")
-        if max_seq_len is not None and max_seq_len > base.args.max_seq_len:
-            raise InputError(
-                f"--max_seq_len {max_seq_len}: {base.folder.path} has {base.args.max_seq_len} "
-                "positions"
-            )
+        path, length = base.folder.path, base.args.max_seq_len
+        if flags := flags + ["--params"] * (params is not None):
+            raise InputError(f"--base {path} has a shape: leave out {', '.join(flags)}")
+        if max_seq_len is not None and max_seq_len > length:
+            raise InputError(f"--max_seq_len {max_seq_len}: {path} has {length} positions")
         return dataclasses.replace(base.args, **context)
     if params is not None:
-        if given:
-            raise InputError(f"--params {params} says the shape: leave out {', '.join(given)}")
+        if flags:
+            raise InputError(f"--params {params} says the shape: leave out {', '.join(flags)}")
         file = Path(expand(params))
         file = file / "params.json" if file.is_dir() else file
         return read_params(file, vocab_size=vocab_size, **context)
     settings = {**_SHAPE, **shape, **context}
     return ModelArgs(**settings, rope_theta=500000.0, vocab_size=vocab_size)
+
+
+def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}
