@@ -7,6 +7,7 @@ processes may change in between, but not the number that share a model.
 """
 
 import contextlib
+import itertools
 import json
 import re
 import shutil
@@ -85,22 +86,21 @@ def save_state(
         folder.mkdir(parents=True, exist_ok=True)
     dist.barrier()
     try:
-        with _quiet():
+        with warnings.catch_warnings(action="ignore"):  # about dcp's own internals
             dcp.save(_tensors(model, optimizers), checkpoint_id=partial)
         if console.is_main():
             (partial / _RUN).write_text(json.dumps({"step": step, **run}, indent=1) + "\n")
             shutil.rmtree(path, ignore_errors=True)
             partial.replace(path)
-    except BaseException as error:
+    except dcp.CheckpointException as error:
+        free = short_size(shutil.disk_usage(folder).free)
+        raise OSError(
+            f"{path} can't be written: {_reason(error)}. The disk has {free} left; the previous "
+            "state is kept, and the same call resumes from it"
+        ) from error
+    finally:
         if console.is_main():
             shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, dcp.CheckpointException):
-            free = short_size(shutil.disk_usage(folder).free)
-            raise OSError(
-                f"{path} can't be written: {_reason(error)}. The disk has {free} left; the "
-                "previous state is kept, and the same call resumes from it"
-            ) from error
-        raise
     dist.barrier()
     if console.is_main():
         for other in folder.glob("step-*"):
@@ -118,16 +118,17 @@ def read_run(state: Path) -> dict[str, Any]:
 
 def load_state(state: Path, model: Transformer, optimizers: Optimizers) -> None:
     """Restores weights and optimizers. Raises ValueError where they do not fit the state."""
-    step = read_run(state)["step"]
+    step = float(read_run(state)["step"])
     for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                kept = {key: torch.zeros_like(parameter) for key in _moments(optimizer)}
-                if isinstance(optimizer, torch.optim.AdamW):
-                    kept["step"] = torch.tensor(float(step), device=parameter.device)
-                optimizer.state[parameter] = kept
+        is_adam = isinstance(optimizer, torch.optim.AdamW)
+        moments = ("exp_avg", "exp_avg_sq") if is_adam else ("momentum_buffer",)
+        for parameter in itertools.chain(*(group["params"] for group in optimizer.param_groups)):
+            kept = {key: torch.zeros_like(parameter) for key in moments}
+            if is_adam:
+                kept["step"] = torch.tensor(step, device=parameter.device)
+            optimizer.state[parameter] = kept
     try:
-        with _quiet():
+        with warnings.catch_warnings(action="ignore"):
             dcp.load(_tensors(model, optimizers), checkpoint_id=state)
     except dcp.CheckpointException as error:
         raise InputError(
@@ -143,25 +144,11 @@ def _tensors(model: Transformer, optimizers: Optimizers) -> dict[str, Tensor]:
     tensors = {f"{rank}/weight/{name}": p.detach() for p, name in names.items()}
     for optimizer in optimizers:
         for parameter, kept in optimizer.state.items():
-            for key in _moments(optimizer):
-                tensors[f"{rank}/{key}/{names[parameter]}"] = kept[key]
+            moments = {key: tensor for key, tensor in kept.items() if key != "step"}
+            tensors |= {f"{rank}/{key}/{names[parameter]}": t for key, t in moments.items()}
     return tensors
-
-
-def _moments(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """Names of an optimizer's state tensors for each parameter."""
-    is_adam = isinstance(optimizer, torch.optim.AdamW)
-    return ("exp_avg", "exp_avg_sq") if is_adam else ("momentum_buffer",)
 
 
 def _reason(error: dcp.CheckpointException) -> str:
     reasons = {str(failure[0]).partition("\n")[0] for failure in error.failures.values()}
     return "; ".join(sorted(reasons))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings of `torch.distributed.checkpoint` about its own internals."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
