@@ -108,9 +108,8 @@ class TrainConfig:
             raise InputError(f"seed={self.seed} should be less than 2**63")
         if self.steps:
             self.check_warmup(self.steps)
-        if self.optimizer == "muon" and (
-            self.model_parallel_size > 1 or self.data_parallel == "fsdp"
-        ):
+        is_cut = self.model_parallel_size > 1 or self.data_parallel == "fsdp"
+        if self.optimizer == "muon" and is_cut:
             raise InputError(
                 "muon needs each matrix whole: data_parallel ddp, model_parallel_size 1"
             )

@@ -119,22 +119,20 @@ def _find(name: str) -> list[Path]:
     if "://" in name:
         raise InputError(f"{name}: training text has to be on this machine; download it")
     path = Path(name).expanduser()
-    if path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
-            raise InputError(
-                f"{path} is none of {' and '.join(SUFFIXES)}: write texts into a .txt, with a line "
-                f"{_SEPARATOR.decode()} between them, or JSON objects into a .jsonl, one a line"
-            )
-        return [path]
-    if path.is_dir():
-        below = _files_below(path)
+    if path.is_file() and path.suffix.lower() not in SUFFIXES:
+        raise InputError(
+            f"{path} is none of {' and '.join(SUFFIXES)}: write texts into a .txt, with a line "
+            f"{_SEPARATOR.decode()} between them, or JSON objects into a .jsonl, one a line"
+        )
+    if path.exists():
+        matches = [str(path)]
     elif glob.has_magic(name):
-        matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
-        below = [f for m in matches for f in (_files_below(m) if m.is_dir() else [m])]
+        matches = sorted(glob.glob(str(path), recursive=True))
     else:
         raise MissingFileError(
             f"{path} is not there; give a .txt or .jsonl file, a folder of such, or a pattern"
         )
+    below = [file for match in matches for file in _files_at(Path(match))]
     fitting = sorted(file for file in below if file.suffix.lower() in SUFFIXES)
     if not fitting:
         kinds = Counter(file.suffix or file.name for file in below)
@@ -143,19 +141,25 @@ def _find(name: str) -> list[Path]:
     return fitting
 
 
-def _files_below(folder: Path) -> list[Path]:
-    found = [file for file in folder.rglob("*") if file.is_file()]
-    return [f for f in found if not any(n.startswith(".") for n in f.relative_to(folder).parts)]
+def _files_at(path: Path) -> list[Path]:
+    """The file itself, or the files in and below a folder that are not hidden there."""
+    if not path.is_dir():
+        return [path]
+    found = [file for file in path.rglob("*") if file.is_file()]
+    return [f for f in found if not any(n.startswith(".") for n in f.relative_to(path).parts)]
 
 
+@dataclass
 class BadLines:
     """The unusable lines of a source: an error at the first, or with `skip` a count.
 
     `first` is where the first one is and what is wrong with it.
     """
 
-    def __init__(self, source: Path, skip: bool, count: int = 0, first: str = ""):
-        self.source, self.skip, self.count, self.first = source, skip, count, first
+    source: Path
+    skip: bool
+    count: int = 0
+    first: str = ""
 
     def add(self, line: int, reason: object) -> None:
         """Raises ValueError, or counts."""

@@ -16,6 +16,7 @@ A position of 0 begins the next document; attention is masked accordingly
 one is the first input of the next.
 """
 
+import itertools
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -93,13 +94,11 @@ class PackedRows:
         """
         if not len(self._segments):
             raise InputError("the documents have no tokens to train on")
-        epoch = 0
-        while start_row >= self.rows_in_epoch(epoch):
-            start_row -= self.rows_in_epoch(epoch)
-            epoch += 1
-        while True:
-            yield from self.epoch(epoch, start_row)
-            epoch, start_row = epoch + 1, 0
+        for epoch in itertools.count():
+            count = self.rows_in_epoch(epoch)
+            if start_row < count:
+                yield from self.epoch(epoch, start_row)
+            start_row = max(start_row - count, 0)
 
     def _pack(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Indices of segments, row after row, and the bounds of the rows in them."""

@@ -262,7 +262,7 @@ class _Batch(NamedTuple):
 class _Encoded(NamedTuple):
     """The tokens of a batch, one segment for each text, line or block of a text.
 
-    A segment is its length, its number of loss tokens, and whether its document ends with it.
+    A segment is its length, its number of loss tokens, and whether its document begins with it.
     """
 
     source: int
@@ -311,7 +311,7 @@ def _encode(tokenizer: Tokenizer, batch: _Batch) -> _Encoded:
             continue
         if document is not None:
             packed.append(_packed(document))
-            segments.append((len(document), int(document.loss_mask.sum()), raw.ends))
+            segments.append((len(document), int(document.loss_mask.sum()), raw.begins))
     return _Encoded(batch.source, batch.nbytes, np.concatenate(packed), segments, bad)
 
 
@@ -320,7 +320,6 @@ def _write(
 ) -> None:
     lengths: list[int] = []
     num_loss_tokens: list[int] = []
-    begins = True
     for abandoned in source.target.parent.glob(f".{glob.escape(source.target.name)}.*.part"):
         abandoned.unlink()  # by a process that was killed; the folder is locked
     with atomic_write(source.target) as file:
@@ -329,19 +328,18 @@ def _write(
             for line, reason in batch.bad:
                 bad.add(line, reason)
             file.write(batch.tokens.astype("<u4", copy=False).tobytes())
-            for length, count, ends in batch.segments:
+            for length, count, begins in batch.segments:
                 if begins:
                     lengths.append(0)
                     num_loss_tokens.append(0)
                 lengths[-1] += length
                 num_loss_tokens[-1] += count
-                begins = ends
             written(batch.nbytes)
         if not lengths:
             reason = f": {bad.first}" if bad.count else ", only blank lines"
             raise InputError(f"{source.path} has no document to train on{reason}")
         offsets = np.cumsum([0, *lengths], dtype=np.int64)
-        index = np.concatenate([offsets, np.array(num_loss_tokens)]).astype("<i8").tobytes()
+        index = np.concatenate([offsets, num_loss_tokens]).astype("<i8").tobytes()
         count = int(offsets[-1])
         file.write(bytes(_index_at(count) - file.tell()))
         file.write(index)
