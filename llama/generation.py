@@ -408,21 +408,22 @@ class Llama:
         return sequences
 
     def _run(self, sequences: list[Sequence]) -> Iterator[Chunk]:
-        finished: set[int] = set()
+        finished: set[Sequence] = set()
+        numbers = {sequence: i for i, sequence in enumerate(sequences)}
         try:
             self.engine.add(*sequences)
-            for _ in self.engine.run(sequences):
-                for i, sequence in enumerate(sequences):
-                    if i in finished:
+            for changed in self.engine.run(sequences):
+                for sequence in changed:
+                    if sequence in finished:
                         continue
                     reason = sequence.finish_reason  # before the text, which may be added to
                     text = sequence.take_text()
                     if sequence.error is not None:
                         raise sequence.error
                     if reason:
-                        finished.add(i)
+                        finished.add(sequence)
                     if text or reason:
-                        yield Chunk(i, text, reason)
+                        yield Chunk(numbers[sequence], text, reason)
         finally:
             for sequence in sequences:
                 self.engine.cancel(sequence)

@@ -204,20 +204,26 @@ class Engine:
             self._admit()
             self._decode()
             self._run_prompts()
+            self._report()
             with self._stepped:
                 self._num_steps += 1
                 self._stepped.notify_all()
-            for sequence in changed:
-                if sequence.on_change is not None:
-                    sequence.on_change(sequence)
             return list(changed)
 
     def run(self, sequences: list[Sequence]) -> Iterator[list[Sequence]]:
-        """Steps until all of `sequences` are finished; yields those that may have changed.
+        """Steps until all of `sequences` are finished; yields those that have changed.
 
         Several threads may do so at once: one of them steps, for all, and the others wait for it.
         """
-        while unfinished := [s for s in sequences if s.finish_reason is None]:
+        changed: deque[Sequence] = deque()
+        for sequence in sequences:
+            sequence.on_change = changed.append
+        unfinished, new = set(sequences), sequences  # another thread may have stepped already
+        while True:
+            unfinished.difference_update(s for s in new if s.finish_reason is not None)
+            yield new
+            if not unfinished:
+                return
             seen = self._num_steps
             if self._stepping.acquire(blocking=False):
                 try:
@@ -228,7 +234,7 @@ class Engine:
                 with self._stepped:  # the thread that steps may stop when its requests end
                     if self._num_steps == seen:
                         self._stepped.wait(timeout=0.05)
-            yield unfinished
+            new = list(dict.fromkeys(changed.popleft() for _ in range(len(changed))))
 
     def _take_inbox_if_idle(self) -> None:
         """Acts at once where no thread steps, so that one thread sees what it asked for."""
@@ -236,8 +242,14 @@ class Engine:
             try:
                 self._changed = {}
                 self._take_inbox()
+                self._report()
             finally:
                 self._stepping.release()
+
+    def _report(self) -> None:
+        for sequence in self._changed:
+            if sequence.on_change is not None:
+                sequence.on_change(sequence)
 
     def _take_inbox(self) -> None:
         added, cancelled = self.inbox.take()
