@@ -25,7 +25,7 @@ from llama.args import is_linear, weight_shapes
 from llama.checkpoint import checksums, huggingface_config
 from llama.checkpoint.loading import load
 from llama.checkpoint.meta_layout import write_params
-from llama.checkpoint.opening import Checkpoint, open_checkpoint
+from llama.checkpoint.opening import Checkpoint, open_checkpoint, read_tokenizer
 from llama.errors import InputError
 from llama.lora.adapter_files import open_adapter
 from llama.quantization import packed_formats
@@ -184,7 +184,7 @@ def write_checkpoint(
     model's tokenizer, and values that the dtype can't hold, and OSError for a full disk.
     """
     checkpoint.check_shards()
-    tokenizer = _tokenizer(checkpoint)
+    tokenizer = read_tokenizer(checkpoint.folder, checkpoint)
     if to == "meta":
         plan = _plan_meta(checkpoint, shards, dtype, quantize)
     else:
@@ -209,14 +209,6 @@ def write_checkpoint(
         with console.progress(total, "Computing checksums") as bar:
             checksums.write_checksums(folder, Folder(folder).names, bar.update)
     console.say(f"{target}: {len(plan)} file(s) of weights, {short_size(total)}")
-
-
-def _tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
-    if checkpoint.tokenizer is None:
-        return None
-    tokenizer = Tokenizer(checkpoint.tokenizer)
-    checkpoint.check_tokenizer(tokenizer)
-    return tokenizer
 
 
 def _entry(
@@ -371,7 +363,7 @@ def _finish_hugging_face(
 
 def _windows(path: str, checkpoint: Checkpoint) -> list[list[int]]:
     """The tokens of a text in windows that the model reads at a time, each after begin_of_text."""
-    tokenizer = _tokenizer(checkpoint)
+    tokenizer = read_tokenizer(checkpoint.folder, checkpoint)
     if tokenizer is None:
         raise InputError(f"--text {path}: {checkpoint.folder.path} has no tokenizer")
     ids = tokenizer.encode(read_text(path))

@@ -25,12 +25,11 @@ from llama import console, distributed
 from llama.args import ModelArgs, is_linear, weight_shapes
 from llama.checkpoint import huggingface_config
 from llama.checkpoint.meta_layout import parse_params
-from llama.checkpoint.opening import Checkpoint, open_checkpoint, tokenizer_in
+from llama.checkpoint.opening import Checkpoint, open_checkpoint, read_tokenizer
 from llama.errors import InputError
 from llama.quantization import packed_formats
 from llama.quantization.cuda_packed import MIN_CAPABILITY
 from llama.storage.files import Folder, expand, read_json, short_size
-from llama.tokenizer import Tokenizer
 
 # The released models: rotary theta, its factor, vocabulary, dim, layers, feed-forward size.
 _FAMILIES = {
@@ -234,15 +233,13 @@ def _weights(facts: Facts) -> str:
 
 
 def _tokenizer(facts: Facts) -> str:
-    name = tokenizer_in(facts.folder) if facts.folder else None
-    if not facts.folder or not name:
-        return "none here"
     try:
-        tokenizer = Tokenizer(facts.folder.where(name))
-        if facts.checkpoint:
-            facts.checkpoint.check_tokenizer(tokenizer)
+        tokenizer = read_tokenizer(facts.folder, facts.checkpoint) if facts.folder else None
     except InputError as error:
         return f"unusable: {error}"
+    if tokenizer is None:
+        return "none here"
+    name = os.path.basename(tokenizer.model_path)
     kind = "SentencePiece" if tokenizer.is_sentencepiece else "tiktoken"
     beyond = ", more than the model has" * (tokenizer.n_words > facts.args.vocab_size)
     return f"{name}, {kind}, {tokenizer.n_words:,} tokens{beyond}"

@@ -111,6 +111,17 @@ def tokenizer_in(folder: Folder) -> str | None:
     return next((name for name in names if name in folder.names), None)
 
 
+def read_tokenizer(folder: Folder, checkpoint: Checkpoint | None) -> Tokenizer | None:
+    """The tokenizer in a folder, None without one. Raises ValueError for another model's."""
+    name = tokenizer_in(folder)
+    if name is None:
+        return None
+    tokenizer = Tokenizer(folder.where(name))
+    if checkpoint:
+        checkpoint.check_tokenizer(tokenizer)
+    return tokenizer
+
+
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Opens the checkpoint in a folder of either layout, on this machine or remote.
 

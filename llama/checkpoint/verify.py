@@ -28,13 +28,12 @@ from cyclopts import Parameter
 from llama import console
 from llama.checkpoint import checksums
 from llama.checkpoint.checksums import Checksum
-from llama.checkpoint.opening import Checkpoint, open_checkpoint, tokenizer_in
+from llama.checkpoint.opening import Checkpoint, open_checkpoint, read_tokenizer, tokenizer_in
 from llama.errors import InputError, message
 from llama.lora.adapter_files import open_adapter
 from llama.storage.files import AGAIN, Folder, read_json, short_size
 from llama.storage.sharding import Weight
 from llama.storage.tensor_files import StoredTensor, TensorFile, open_tensors
-from llama.tokenizer import Tokenizer
 
 # The weight files, by name, of a checkpoint that can't be opened: the first kind found.
 _WEIGHTS = (r"consolidated\.\d+\.pth", r".*\.safetensors", r"(pytorch|adapter)_model.*\.bin")
@@ -121,7 +120,7 @@ def examine(path: str, base: str | None = None) -> Iterator[Finding]:
             yield _problem(message(error))
     tokenizer = None if is_adapter else tokenizer_in(folder)
     if not is_adapter:
-        yield _check_tokenizer(folder, tokenizer, checkpoint)
+        yield _check_tokenizer(folder, checkpoint)
     settings = [n for n in folder.names if n.endswith(".json") or n == tokenizer]
     unprotected += [name for name in settings if name not in listed]
     if unprotected:
@@ -244,16 +243,14 @@ def _wrong_values(tensor: StoredTensor) -> str | None:
     return None if any_set else f"is all zeros; {AGAIN}"
 
 
-def _check_tokenizer(folder: Folder, name: str | None, checkpoint: Checkpoint | None) -> Finding:
-    if name is None:
+def _check_tokenizer(folder: Folder, checkpoint: Checkpoint | None) -> Finding:
+    try:
+        tokenizer = read_tokenizer(folder, checkpoint)
+    except (InputError, OSError) as error:
+        return _problem(message(error))
+    if tokenizer is None:
         return _problem(
             f"{folder.path} has no tokenizer.model or tokenizer.json; copy it there, or pass "
             "tokenizer_path to Llama.build"
         )
-    try:
-        tokenizer = Tokenizer(folder.where(name))
-        if checkpoint is not None:
-            checkpoint.check_tokenizer(tokenizer)
-    except (InputError, OSError) as error:
-        return _problem(message(error))
-    return _ok(name, f"{tokenizer.n_words:,} tokens")
+    return _ok(Path(tokenizer.model_path).name, f"{tokenizer.n_words:,} tokens")
