@@ -111,7 +111,7 @@ def check_folder(path: Path) -> None:
 
 
 class _Run:
-    """The plan of one call of `train`, its progress, and the model."""
+    """One call of `train`: its plan, its progress and the model."""
 
     def __init__(
         self,
@@ -143,7 +143,8 @@ class _Run:
             args, base is not None, config.lora is not None
         )
         self.identity = self._identity(device)
-        self.step, self.best, self.worse = 0, math.inf, 0  # evaluations since the best one
+        self.step, self.best = 0, math.inf
+        self.worse = 0  # evaluations since the best one
         self.former_steps = self.steps
         state = latest_state(path / STATES)
         if state is not None:

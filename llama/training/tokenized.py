@@ -281,8 +281,11 @@ def _build(
 ) -> None:
     """Writes the tokens of sources whose targets are in one folder."""
     bad = [BadLines(source.path, skip_bad_lines) for source in sources]
-    raw = (read_raw(s.path, b, block_chars) for s, b in zip(sources, bad, strict=True))
-    batches = itertools.chain.from_iterable(itertools.starmap(_batches, enumerate(raw)))
+    batches = (
+        batch
+        for number, source in enumerate(sources)
+        for batch in _batches(number, read_raw(source.path, bad[number], block_chars))
+    )
     for number, encoded in itertools.groupby(encode(batches), key=lambda e: e.source):
         _write(sources[number], encoded, bad[number], written)
 

@@ -257,12 +257,14 @@ def _optimizers(
 
     Norms do not decay. Both take one learning rate.
     """
-    matrices: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            is_matrix = p.dim() == 2 and name.startswith("layers.")
-            (matrices if is_matrix and config.optimizer == "muon" else rest).append(p)
+
+    def takes_muon(name: str, parameter: Tensor) -> bool:
+        is_matrix = parameter.dim() == 2 and name.startswith("layers.")
+        return config.optimizer == "muon" and is_matrix
+
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in trained if takes_muon(name, p)]
+    rest = [p for name, p in trained if not takes_muon(name, p)]
     groups = [
         {"params": [p for p in rest if p.dim() > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
