@@ -86,8 +86,9 @@ def samples(
     with trainable.generating():
         # A CUDA graph would capture FSDP's collectives, and is not worth it for 48 tokens.
         engine = Engine(trainable.model, tokenizer, len(sequences), longest, cuda_graphs=False)
-        for sequence in sequences:
-            engine.add(sequence)
+        engine.add(*sequences)
         while not engine.idle:
             engine.step()
+    if broken := [s.error for s in sequences if s.error is not None]:
+        raise broken[0]
     return [(tokenizer.decode(s.prompt), s.text) for s in sequences]
