@@ -23,7 +23,7 @@ INLINE words spread_word(const number *p) {
     return _mm512_set1_epi32(word);
 }
 INLINE floats add_words(floats sum, words a, words b) {
-    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+    return (floats){{_mm512_dpbf16_ps(sum.of[0], (__m512bh)a, (__m512bh)b)}};
 }
 #else
 #define WORD 1

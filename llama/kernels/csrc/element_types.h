@@ -13,12 +13,6 @@
 
 #include <math.h>
 
-INLINE lanes load_lanes(const float *p) {
-    lanes x;
-    memcpy(&x, p, sizeof x);
-    return x;
-}
-
 #ifdef IN_FLOAT32
 #define NAMED(name) name##_float32
 typedef float element, factor;
