@@ -35,21 +35,27 @@ class Packed(NamedTuple):
         return self.data.shape[0] * TILE, self.data.shape[1] * GROUP
 
 
+def packed_shapes(n: int, k: int, bits: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Of `Packed`'s two tensors. Raises ValueError for a matrix that does not divide into tiles."""
+    if n % TILE or k % GROUP:
+        raise InputError(f"a matrix of {n} x {k} can't be packed in tiles of {TILE} x {GROUP}")
+    return (n // TILE, k // GROUP, GROUP * TILE * bits // 8), (n // TILE, k // GROUP, TILE)
+
+
 def pack(weight: Tensor, bits: int) -> Packed:
     """Rounds a bfloat16 matrix (n, k) to int8 or int4, in groups of 32 inputs with a scale each.
 
-    n is a multiple of 16 and k of 32, else ValueError. An int8 group is scaled by its largest
-    absolute value; int4 reaches from -8 to 7 and takes, of four scales, the one with the least
-    squared error.
+    An int8 group is scaled by its largest absolute value; int4 reaches from -8 to 7 and takes, of
+    four scales, the one with the least squared error. Raises ValueError unless n is a multiple of
+    16 and k of 32.
     """
     n, k = weight.shape
-    if n % TILE or k % GROUP:
-        raise InputError(f"a matrix of {n} x {k} can't be packed in tiles of {TILE} x {GROUP}")
+    data_shape, scales_shape = packed_shapes(n, k, bits)
     native = bindings.library("inference")
     if native is None:
         return _pack_reference(weight, bits)
-    data = torch.empty(n // TILE, k // GROUP, GROUP * TILE * bits // 8, dtype=torch.uint8)
-    scales = torch.empty(n // TILE, k // GROUP, TILE, dtype=torch.float16)
+    data = torch.empty(data_shape, dtype=torch.uint8)
+    scales = torch.empty(scales_shape, dtype=torch.float16)
     weight = weight.contiguous()
     native.pack_weight(weight.data_ptr(), data.data_ptr(), scales.data_ptr(), n, k, bits)
     return Packed(data, scales)

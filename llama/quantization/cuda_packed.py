@@ -24,8 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llama import kernels
-from llama.kernels import Packed
-from llama.quantization.packed_formats import GROUP
+from llama.kernels import GROUP, Packed
 
 MIN_CAPABILITY = (8, 0)  # compute capability with tensor cores for bfloat16
 _MAX_ROWS = 256  # above, unpacking the weights first costs less than the kernel's smaller tiles

@@ -17,7 +17,7 @@ All this is for a CPU; on an NVIDIA GPU packed weights are repacked (see `cuda_p
 model is never in memory whole; `use_format` then replaces the blocks only.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -128,7 +128,7 @@ class PackedLinear(InferenceLinear):
 
     def multiply(self, rows: Tensor) -> Tensor:
         if torch.is_grad_enabled() or not (_is_cpu_bfloat16(rows) and kernels.available()):
-            return _UnpackedProduct.apply(rows, self.packed)
+            return _UnpackedProduct.apply(rows, lambda: kernels.unpack(self.packed))
         return self._native_product(rows)
 
 
@@ -141,7 +141,7 @@ class PackedCudaLinear(InferenceLinear):
 
     def multiply(self, rows: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            return _UnpackedProduct.apply(rows, self.packed)
+            return _UnpackedProduct.apply(rows, self.packed.unpack)
         return self.packed.times(rows)
 
 
@@ -175,17 +175,13 @@ class _UnpackedProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, packed: kernels.Packed | CudaPacked) -> Tensor:
-        ctx.packed = packed
-        return F.linear(rows, _unpack(packed))
+    def forward(ctx: Any, rows: Tensor, unpack: Callable[[], Tensor]) -> Tensor:
+        ctx.unpack = unpack
+        return F.linear(rows, unpack())
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient @ _unpack(ctx.packed), None
-
-
-def _unpack(packed: kernels.Packed | CudaPacked) -> Tensor:
-    return packed.unpack() if isinstance(packed, CudaPacked) else kernels.unpack(packed)
+        return gradient @ ctx.unpack(), None
 
 
 def check_format(name: str, device: torch.device, dtype: torch.dtype) -> None:

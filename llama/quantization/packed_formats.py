@@ -17,7 +17,9 @@ import torch
 
 from llama.args import ModelArgs, is_linear, weight_shapes
 from llama.errors import InputError
-from llama.kernels import GROUP, TILE
+from llama.kernels import GROUP as GROUP
+from llama.kernels import TILE as TILE
+from llama.kernels import weight_packing
 
 _BITS = {"int8": 8, "int4": 4}
 PACKED = tuple(_BITS)
@@ -39,14 +41,11 @@ def packed_shapes(
 ) -> dict[str, tuple[int, int, int]]:
     """Shapes of the two tensors. Raises ValueError for a matrix that does not divide into tiles."""
     n, k = shape
-    if n % TILE or k % GROUP:
-        raise InputError(
-            f"{quantize}: {name}: a matrix of {n} x {k} can't be packed in tiles of "
-            f"{TILE} x {GROUP}"
-        )
-    tiles = n // TILE, k // GROUP
-    last = GROUP * TILE * bits(quantize, name) // 8, TILE
-    return {key: (*tiles, size) for key, size in zip(tensor_names(name), last, strict=True)}
+    try:
+        shapes = weight_packing.packed_shapes(n, k, bits(quantize, name))
+    except InputError as error:
+        raise InputError(f"{quantize}: {name}: {error}") from error
+    return dict(zip(tensor_names(name), shapes, strict=True))
 
 
 def stored_shapes(

@@ -43,8 +43,6 @@ enum { DOWN = 8, ACROSS = 32 };
 enum { DOWN = 4, ACROSS = 16 };
 #endif
 
-INLINE int64_t min_int(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* The elements to compute of a block of keys (down) and queries (across) at the same positions:
 
        x x x x      SCORES       the scores of a key and the queries from its own on

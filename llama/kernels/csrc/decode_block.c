@@ -68,9 +68,8 @@ INLINE void attention_scores(const int head_dim, const int heads, const element 
 
 INLINE void weighted_sum(const int head_dim, const int heads, const float *scores,
                          const element *values, int64_t count, float *y, int64_t stride) {
-    const int max_score =
-        SUMS / (heads == 3 ? 4 : heads); /* a power of two, which divides head_dim */
-    const int across = max_score * LANES < head_dim ? max_score : head_dim / LANES;
+    const int most = SUMS / (heads == 3 ? 4 : heads); /* a power of two, which divides head_dim */
+    const int across = most * LANES < head_dim ? most : head_dim / LANES;
     for (int d = 0; d < head_dim; d += across * LANES) {
         lanes sums[SUMS];
 #pragma GCC unroll 16
@@ -143,7 +142,7 @@ static void attend(int64_t head_dim, const element *q, const element *keys, cons
     const int64_t stride = head_dim + 2;
     const int64_t step = head_dim == 32 || head_dim == 64 || head_dim == 128 ? MAX_HEADS : 1;
     for (int64_t h = 0; h < group; h += step) {
-        const int64_t heads = group - h < step ? group - h : step;
+        const int64_t heads = min_int(group - h, step);
         (void)heads;
         BY_SIZE(attention_scores, q + h * head_dim, keys, values, count, scores + h * CHUNK)
     }
@@ -157,7 +156,7 @@ static void attend(int64_t head_dim, const element *q, const element *keys, cons
         out[h * stride + head_dim + 1] = sum;
     }
     for (int64_t h = 0; h < group; h += step) {
-        const int64_t heads = group - h < step ? group - h : step;
+        const int64_t heads = min_int(group - h, step);
         (void)heads;
         BY_SIZE(weighted_sum, scores + h * CHUNK, values, count, out + h * stride, stride)
     }
@@ -183,26 +182,26 @@ static void combine(const float *chunks, int64_t count, int64_t stride, int64_t 
 /* x (rows, dim), at most MAX_ROWS rows. Stores their keys and values in the cache; then each
    attends to all positions up to its own. y (rows, dim): x + the result, or with `is_partial`
    the float32 result. Returns 1 without memory, 2 for a position outside the cache. */
-int NAMED(attention_block)(const attention_weights *l, const cache_layer *cache, const token_positions *at,
-                    const element *x, void *y, int is_partial) {
+int NAMED(attention_block)(const attention_weights *l, const cache_layer *cache,
+                           const token_positions *at, const element *x, void *y, int is_partial) {
     const int64_t rows = at->rows;
     int64_t positions[MAX_ROWS], last = 0;
     for (int64_t b = 0; b < rows; b++) {
         positions[b] = position_of(at, b);
         if (positions[b] < 0 || positions[b] >= cache_row(cache, at, b, l->head_dim).seq_len) return 2;
-        last = positions[b] > last ? positions[b] : last;
+        last = max_int(last, positions[b]);
     }
     const int64_t dim = l->wq.k, hd = l->head_dim, kv = l->kv_heads, group = l->heads / kv;
     const int64_t q_dim = l->heads * hd, kv_dim = kv * hd, width = q_dim + 2 * kv_dim;
     const int64_t chunks = last / CHUNK + 1, result_size = group * (hd + 2);
-    const int64_t max_score = dim > q_dim ? dim : q_dim;
+    const int64_t widest = max_int(dim, q_dim);
     /* float32 first, for its alignment */
     const int64_t floats = rows * width + rows * kv * chunks * result_size;
     const int64_t num_elements = rows * (dim + 2 * q_dim);
-    char *memory = malloc(4 * floats + prepared_size(rows, max_score) + num_elements * sizeof(element));
+    char *memory = malloc(4 * floats + prepared_size(rows, widest) + num_elements * sizeof(element));
     if (!memory) return 1;
     float *qkv = (float *)memory, *chunk_results = qkv + rows * width;
-    element *normed = (element *)(memory + 4 * floats + prepared_size(rows, max_score));
+    element *normed = (element *)(memory + 4 * floats + prepared_size(rows, widest));
     element *q_rotated = normed + rows * dim, *attended = q_rotated + rows * q_dim;
     inputs in = {.x = normed, .rows = rows, .k = dim};
     inputs heads = {.x = attended, .rows = rows, .k = q_dim};
@@ -220,13 +219,10 @@ int NAMED(attention_block)(const attention_weights *l, const cache_layer *cache,
         const int64_t tq = tiles_of(&l->wq), tk = tiles_of(&l->wk);
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < tq + 2 * tk; t++) {
-            if (t < tq)
-                multiply_tile(&l->wq, &in, t, qkv + t * TILE, width);
-            else if (t < tq + tk)
-                multiply_tile(&l->wk, &in, t - tq, qkv + q_dim + (t - tq) * TILE, width);
-            else
-                multiply_tile(&l->wv, &in, t - tq - tk, qkv + q_dim + kv_dim + (t - tq - tk) * TILE,
-                              width);
+            const matrix *m = t < tq ? &l->wq : t < tq + tk ? &l->wk : &l->wv;
+            const int64_t tile = t < tq ? t : (t - tq) % tk;
+            const int64_t column = t < tq ? 0 : t < tq + tk ? q_dim : q_dim + kv_dim;
+            multiply_tile(m, &in, tile, qkv + column + tile * TILE, width);
         }
 
 #pragma omp for schedule(static)
@@ -248,9 +244,8 @@ int NAMED(attention_block)(const attention_weights *l, const cache_layer *cache,
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < rows * kv * chunks; i++) {
             int64_t b = i / (kv * chunks), h = i / chunks % kv, first = i % chunks * CHUNK;
-            int64_t count = positions[b] + 1 - first;
+            const int64_t count = min_int(positions[b] + 1 - first, CHUNK);
             if (count <= 0) continue;
-            count = count < CHUNK ? count : CHUNK;
             const cache_layer kv_row = cache_row(cache, at, b, hd);
             int64_t offset = h * kv_row.head_stride + first * hd;
             const element *q = q_rotated + b * q_dim + h * group * hd;
@@ -279,12 +274,12 @@ int NAMED(attention_block)(const attention_weights *l, const cache_layer *cache,
 }
 
 /* x and y as in `attention_block`. */
-int NAMED(feed_forward_block)(const feed_forward_weights *l, const element *x, void *y, int64_t rows,
-                       int is_partial) {
-    const int64_t dim = l->w1.k, hidden = l->w2.k, max_score = dim > hidden ? dim : hidden;
-    char *memory = malloc(prepared_size(rows, max_score) + rows * (dim + hidden) * sizeof(element));
+int NAMED(feed_forward_block)(const feed_forward_weights *l, const element *x, void *y,
+                              int64_t rows, int is_partial) {
+    const int64_t dim = l->w1.k, hidden = l->w2.k, widest = max_int(dim, hidden);
+    char *memory = malloc(prepared_size(rows, widest) + rows * (dim + hidden) * sizeof(element));
     if (!memory) return 1;
-    element *normed = (element *)(memory + prepared_size(rows, max_score));
+    element *normed = (element *)(memory + prepared_size(rows, widest));
     element *between = normed + rows * dim;
     inputs in = {.x = normed, .rows = rows, .k = dim};
     inputs inner = {.x = between, .rows = rows, .k = hidden};

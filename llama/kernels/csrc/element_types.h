@@ -93,6 +93,9 @@ INLINE void load_factors(const element *x, factor *to) {
 #endif
 }
 
+INLINE int64_t min_int(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t max_int(int64_t a, int64_t b) { return a > b ? a : b; }
+
 #define LOG2_E 1.44269504f
 
 /* 2^x to 1e-7, for x up to 126; below -126 as for -126. */

@@ -22,7 +22,7 @@
 int64_t prepared_size(int64_t rows, int64_t k) {
     int64_t integers = rows * (k + k / GROUP * (int64_t)(sizeof(float) + sizeof(int32_t)));
     int64_t factors = COPIES_FACTORS ? rows * k * (int64_t)sizeof(factor) : 0;
-    return ((integers > factors ? integers : factors) + 3) / 4 * 4;
+    return (max_int(integers, factors) + 3) / 4 * 4;
 }
 
 void assign_prepared(inputs *in, char *memory) {
@@ -42,8 +42,8 @@ void prepare(const inputs *in, const matrix *m) {
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < in->k / STEP; i++)
             for (int64_t b = 0; b < in->rows; b++) {
-                const int64_t first = b / AT_ONCE * AT_ONCE, left = in->rows - first;
-                const int64_t rows = left < AT_ONCE ? left : AT_ONCE;
+                const int64_t first = b / AT_ONCE * AT_ONCE;
+                const int64_t rows = min_int(in->rows - first, AT_ONCE);
                 load_factors(in->x + b * in->k + i * STEP,
                              in->factors + first * in->k + (i * rows + b - first) * STEP);
             }
@@ -141,8 +141,8 @@ int NAMED(linear)(const matrix *m, const element *x, void *y, int64_t rows, int 
     if (!memory) return 1;
     inputs *in = (inputs *)(memory + blocks * size);
     for (int64_t i = 0; i < blocks; i++) {
-        const int64_t first = i * MAX_ROWS, left = rows - first;
-        in[i] = (inputs){.x = x + first * m->k, .rows = left < MAX_ROWS ? left : MAX_ROWS, .k = m->k};
+        const int64_t first = i * MAX_ROWS;
+        in[i] = (inputs){.x = x + first * m->k, .rows = min_int(rows - first, MAX_ROWS), .k = m->k};
         assign_prepared(in + i, memory + i * size);
     }
 #pragma omp parallel

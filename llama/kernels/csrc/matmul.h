@@ -44,7 +44,7 @@ typedef struct {
 INLINE int64_t tiles_of(const matrix *m) { return (m->n + TILE - 1) / TILE; }
 
 INLINE int64_t outputs_of(const matrix *m, int64_t tile) {
-    return m->n - tile * TILE < TILE ? m->n - tile * TILE : TILE;
+    return min_int(m->n - tile * TILE, TILE);
 }
 
 #define prepared_size NAMED(prepared_size)

@@ -193,7 +193,7 @@ INLINE void attend_block(const int head_dim, workspace *w, const cache_layer *ca
     const int64_t start = position_of(at, first), end = position_of(at, first + count - 1) + 1;
     for (int64_t p = 0; p < end; p += POSITIONS) {
         const int64_t offset = h * row.head_stride + p * head_dim;
-        const int64_t seen = end - p < POSITIONS ? end - p : POSITIONS;
+        const int64_t seen = min_int(end - p, POSITIONS);
         rearrange(
             head_dim, w,
             load_heads(row.keys, row.key_scales, offset, head_dim, seen, w->dequantized[0]),
@@ -202,7 +202,7 @@ INLINE void attend_block(const int head_dim, workspace *w, const cache_layer *ca
         block_scores(head_dim, w, padded);
         for (int64_t r = 0; r < padded; r++) {
             int64_t seen = start + (r < rows ? r / group : 0) + 1 - p;
-            softmax_row(w, r, seen < 0 ? 0 : seen < POSITIONS ? seen : POSITIONS, scale);
+            softmax_row(w, r, max_int(0, min_int(seen, POSITIONS)), scale);
         }
         add_values(head_dim, w, padded);
     }
@@ -231,7 +231,7 @@ int attend_rows(const cache_layer *cache, const token_positions *at, const uint1
         for (int64_t i = 0; i < batch * kv_heads * blocks; i++) {
             int64_t block = blocks - 1 - i / (batch * kv_heads), b = i / kv_heads % batch;
             int64_t from = block * at_once, first = b * at->seq + from, h = i % kv_heads;
-            int64_t count = at->seq - from < at_once ? at->seq - from : at_once;
+            int64_t count = min_int(at->seq - from, at_once);
             if (w && head_dim == 64)
                 attend_block(64, w, cache, at, q, y, first, count, h, group, heads);
             else if (w)
