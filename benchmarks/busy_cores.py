@@ -63,7 +63,7 @@ def measure_training(seconds: float) -> float:
     tokens = torch.randint(args.vocab_size, (4, 1025), generator=torch.Generator().manual_seed(1))
     positions = torch.arange(1024).expand(4, 1024)
     batch = Batch(tokens[:, :-1], tokens[:, 1:], positions)
-    threads, count, start = distributed.CpuThreads(), 0, 0.0
+    threads, count, start = distributed.adaptive_threads(), 0, 0.0
     for run in range(10**6):
         if run == 1:
             count, start = 0, time.perf_counter()

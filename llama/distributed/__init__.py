@@ -4,7 +4,7 @@
 `model_parallel.py` is the one file that knows fairscale, `hardware_peak.py` measures the machine.
 """
 
-from llama.distributed.cpu_threads import CpuThreads
+from llama.distributed.cpu_threads import CpuThreads, adaptive_threads
 from llama.distributed.devices import DTYPES, cpu_multiplies_bfloat16, select_device, select_dtype
 from llama.distributed.model_parallel import (
     ParallelLayersOnMeta,
@@ -31,6 +31,7 @@ __all__ = [
     "DTYPES",
     "CpuThreads",
     "ParallelLayersOnMeta",
+    "adaptive_threads",
     "broadcast",
     "broadcast_object",
     "copy_to_model_parallel_region",

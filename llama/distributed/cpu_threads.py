@@ -5,12 +5,11 @@ thread has lost its core to another process the rest wait for a time slice each 
 own while they do: two threads beside two busy processes on two cores are a hundred times slower
 than one. A thread that loses its core is preempted, which the operating system counts.
 
-    threads = CpuThreads()
-    while ...:
-        with threads:
-            ...  # a step, with all threads or fewer
+    with adaptive_threads():
+        ...  # a step, with all threads or fewer
 """
 
+import functools
 import time
 
 import torch
@@ -22,12 +21,12 @@ except ImportError:  # Windows
 
 _SHORTEST, _LONGEST = 0.02, 0.1  # seconds between two looks
 _FEWEST = 3  # preemptions: one or two happen on any machine
-_RATE = 40.0  # preemptions a second of CPU time; a quiet machine has fewer than 10
+_RATE = 80.0  # preemptions a second of CPU time: a quiet machine has 20, a busy one 200
 _FIRST_HOLD, _LONGEST_HOLD = 0.5, 30.0  # seconds with fewer threads, before more are tried again
 
 
 class CpuThreads:
-    """How many threads the steps of one loop run on: torch's number, or fewer while it is busy."""
+    """How many threads a step runs on: torch's number, or fewer while the machine is busy."""
 
     def __init__(self) -> None:
         self.count = torch.get_num_threads()
@@ -82,3 +81,9 @@ class CpuThreads:
             return time.perf_counter(), 0.0, 0
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return time.perf_counter(), usage.ru_utime + usage.ru_stime, usage.ru_nivcsw
+
+
+@functools.cache
+def adaptive_threads() -> CpuThreads:
+    """The one of this process: what competes for its cores is the same for all of its loops."""
+    return CpuThreads()

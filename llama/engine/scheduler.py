@@ -98,7 +98,7 @@ class Engine:
         self._num_arrived = 0
         self.inbox = Inbox(self._new_jobs)
         self._stepping = threading.RLock()
-        self._threads = distributed.CpuThreads()
+        self._threads = distributed.adaptive_threads()
         self._stepped = threading.Condition()
         self._num_steps = 0
 

@@ -88,7 +88,7 @@ class TrainableModel:
         self.optimizers = _optimizers(self.model, config, self.dtype)
         self._model_parallel = _model_parallel_parameters(self.model)
         self._threads = (
-            distributed.CpuThreads() if device.type == "cpu" else contextlib.nullcontext()
+            distributed.adaptive_threads() if device.type == "cpu" else contextlib.nullcontext()
         )
         if processes > 1 and not self._sharded:
             group = distributed.data_parallel_group()

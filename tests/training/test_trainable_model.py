@@ -156,7 +156,7 @@ def test_each_micro_batch_on_a_cpu_runs_on_the_threads_that_are_free(
             entered.append(running.pop())
 
     distributed.initialize()
-    monkeypatch.setattr(distributed, "CpuThreads", Threads)
+    monkeypatch.setattr(distributed, "adaptive_threads", Threads)
     trainable = TrainableModel(tiny_args(vocab_size=VOCAB), None, CONFIG, torch.device("cpu"))
     gradient_threads = []
     weight = trainable.model.norm.weight
