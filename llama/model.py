@@ -340,7 +340,8 @@ class Transformer(nn.Module):
             # common position sees all of its past: without one the fast kernels run.
             if isinstance(start, Tensor) or (start > 0 and seq > 1):
                 keys = torch.arange(length, device=tokens.device)
-                mask = (keys <= positions.unsqueeze(-1)).unsqueeze(-3)  # ([batch,] 1, seq, keys)
+                mask = keys <= positions.unsqueeze(-1)  # (seq, keys) or (batch, seq, keys)
+                mask = mask.unsqueeze(1) if mask.dim() == 3 else mask  # torch is slow with three
         freqs_cis = freqs_cis_at(positions, self.freqs.to(tokens.device))
         h = self.tok_embeddings(tokens)  # (batch, seq, dim)
         for i, layer in enumerate(self.layers):

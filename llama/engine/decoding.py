@@ -86,6 +86,7 @@ class Decoder(Protocol):
     """Runs the newest tokens of jobs, whose prompts are computed."""
 
     max_tokens: int  # of one job in a step
+    is_native: bool  # whether its results come from native kernels
     owns_rows: bool  # whether a job that joined has its keys and values in the decoder
 
     def join(self, job: Job) -> None:
@@ -109,6 +110,7 @@ class RaggedDecoder:
 
     def __init__(self, model: Transformer) -> None:
         self._model = model
+        self.is_native = takes_ragged_rows(model)
 
     def join(self, job: Job) -> None: ...
 
@@ -120,7 +122,8 @@ class RaggedDecoder:
             for job, tokens in feeds
             for i, token in enumerate(tokens)
         ]
-        at_once = MAX_ROWS if takes_ragged_rows(self._model) else 1
+        self.is_native = takes_ragged_rows(self._model)
+        at_once = MAX_ROWS if self.is_native else 1
         logits = [self._run(rows[i : i + at_once]) for i in range(0, len(rows), at_once)]
         return torch.cat(logits) if len(logits) > 1 else logits[0]
 
@@ -128,7 +131,7 @@ class RaggedDecoder:
         caches, tokens, positions = zip(*rows, strict=True)
         device = self._model.norm.weight.device
         ids = torch.tensor(tokens, device=device).unsqueeze(1)  # (n, 1)
-        if len(rows) == 1:
+        if len(rows) == 1 and not self.is_native:
             cache = caches[0].view(0, 1, positions[0] + 1)
             return self._model(ids, positions[0], cache=cache)[:, -1]
         start = torch.tensor(positions, device=device)
@@ -141,6 +144,7 @@ class BatchDecoder:
     """Rows of one length in a batched cache, on a GPU: the jobs are its first rows, in order."""
 
     max_tokens = 1
+    is_native = False
     owns_rows = True
 
     def __init__(

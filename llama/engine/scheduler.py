@@ -31,7 +31,7 @@ from torch import Tensor
 
 from llama import distributed
 from llama.cache import KVCache
-from llama.engine.decoding import Job, takes_ragged_rows
+from llama.engine.decoding import Job
 from llama.engine.inbox import Inbox
 from llama.engine.kv_memory import KVMemory
 from llama.engine.model_runner import ModelRunner
@@ -196,7 +196,7 @@ class Engine:
         Returns the requests that changed.
         """
         # Native kernels' results do not depend on the number of threads, some of torch's do.
-        is_native = takes_ragged_rows(self.model)
+        is_native = self._runner.decoder.is_native
         with self._stepping, self._threads if is_native else contextlib.nullcontext():
             changed: dict[Sequence, None] = {}
             self._changed = changed
