@@ -32,6 +32,7 @@ class CpuThreads:
         self.count = torch.get_num_threads()
         self._full = self.count
         self._hold, self._until = _FIRST_HOLD, 0.0
+        self.was_busy = False  # at any time so far
         self._is_trying = False  # whether the number was raised after a hold
         self._last = self._usage()
 
@@ -62,6 +63,7 @@ class CpuThreads:
         self._last = now, cpu, preempted
         # With hardly any CPU time of its own the process was waiting: nothing to be seen.
         if count >= _FEWEST and count > _RATE * max(cpu - cpu_before, _SHORTEST):
+            self.was_busy = True
             if self._is_trying:  # others go on, though fewer threads do not meet them
                 self._hold = min(2 * self._hold, _LONGEST_HOLD)
             self.count, self._until, self._is_trying = (

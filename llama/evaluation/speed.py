@@ -281,6 +281,9 @@ def bench(
             share = metric.share(median, facts.args, bytes_read(facts.args, name), peak)
             results[name][metric.name] = {"median": median, "share": share, "rounds": rates}
             row += [f"{median:,.{0 if median >= 100 else 1}f}", f"{share:.0%}"]
+    is_busy = distributed.adaptive_threads().was_busy
+    if is_busy:
+        console.notice("other processes competed for the cores; on a quiet machine it is faster")
     if not as_json:
         console.say(console.table(rows))
         return
@@ -292,6 +295,7 @@ def bench(
         "peak": peak,
         "settings": {"prompt": prompt, "context": context, "tokens": tokens, "rounds": rounds},
         "formats": results,
+        "busy": is_busy,
     }
     console.say(json.dumps(report))
 

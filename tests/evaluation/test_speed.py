@@ -10,7 +10,7 @@ import pytest
 import torch
 from fixtures import tiny_args
 
-from llama import Tokenizer
+from llama import Tokenizer, distributed
 from llama.args import ModelArgs
 from llama.checkpoint.info import Device, read_facts
 from llama.checkpoint.opening import open_checkpoint
@@ -30,6 +30,8 @@ def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setattr(hardware_peak, "_SUMMED", 2**22)
     monkeypatch.setattr(hardware_peak, "_SIDE", 256)
+    threads = distributed.CpuThreads()  # not one that has met a busy machine in another test
+    monkeypatch.setattr(distributed, "adaptive_threads", lambda: threads)
     return folder
 
 
@@ -165,6 +167,14 @@ def test_a_run_in_json(run_command: Callable, temporary: Path) -> None:
             assert entry["median"] == pytest.approx(sum(entry["rounds"]) / 2)
             assert min(entry["share"], *entry["rounds"]) > 0
     assert not any(temporary.iterdir())
+
+
+def test_a_busy_machine_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    distributed.adaptive_threads().was_busy = True
+    bench(TINY, formats=["int8"], batches=[1], threads=1, as_json=True, **SMALL)
+    out, err = capsys.readouterr()
+    assert "other processes competed for the cores" in err
+    assert json.loads(out)["busy"]
 
 
 def test_a_shape_gets_random_weights_and_a_table(
