@@ -372,7 +372,8 @@ class Llama:
     ) -> list[Sequence]:
         """One checked sequence for each prompt, not yet running."""
         if unknown := sorted(settings.keys() - _SETTINGS):
-            close = difflib.get_close_matches(unknown[0], _SETTINGS, n=1, cutoff=0.5)
+            known = [*_SETTINGS, "max_gen_len", "logprobs", "echo"]
+            close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_SETTINGS)}"
             raise InputTypeError(f"unknown option {unknown[0]!r}; {hint}")
         stop: Any = settings.get("stop")

@@ -412,6 +412,7 @@ def test_chat_prompts_are_the_formatters(chain: Chain, tokenizer: Tokenizer) -> 
         (lambda m: m.generate([[1]], stop=""), ValueError, "stop strings"),
         (lambda m: m.generate([[1]], stop=5), TypeError, "stop must be a tuple of strings, got 5"),
         (lambda m: m.generate([[1]], topk=3), TypeError, "'topk'; did you mean top_k?"),
+        (lambda m: m.generate([[1]], maxgenlen=3), TypeError, "did you mean max_gen_len?"),
         (lambda m: m.generate([[1]], beams=3), TypeError, "'beams'; there are temperature, top_p,"),
         (
             lambda m: m.chat_completion([[{"role": "wizard", "content": "a"}]]),

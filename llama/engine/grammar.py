@@ -19,7 +19,7 @@ from llama.errors import InputError
 from llama.tokenizer import Tokenizer
 
 # Between JSON's tokens. Without a bound some models write white space to the end of the context.
-_JSON_SPACE = r"[ \n\t]{0,20}"
+_JSON_SPACE = r"[ \n\t]{0,8}"
 
 _tokenizers: "weakref.WeakKeyDictionary[Tokenizer, Any]" = weakref.WeakKeyDictionary()
 
