@@ -93,7 +93,7 @@ class Decoder(Protocol):
         """Takes a job whose prompt is computed."""
 
     def leave(self, job: Job) -> None:
-        """Gives up a job that ended or steps aside."""
+        """Gives up a job that ended or is preempted."""
 
     def run(self, feeds: list[tuple[Job, list[int]]]) -> Tensor:
         """The logits (n, vocab) after each of the n tokens, which follow each job's positions."""

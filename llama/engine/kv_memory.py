@@ -1,7 +1,7 @@
 """The memory of the KV cache: a budget in bytes that running requests share.
 
 Each request has a cache of one row, which grows as its answer does. What does not fit into the
-budget waits, or steps aside until there is room (see `scheduler.py`).
+budget waits, or is preempted until there is room (see `scheduler.py`).
 """
 
 import os

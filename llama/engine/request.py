@@ -43,7 +43,7 @@ class Sequence:
     ignore_eos: stop tokens do not end it at all.
     grammar: what the answer has to match.
     adapter: the name of an adapter that the engine has loaded.
-    priority: requests of a higher one are admitted first, and step aside last.
+    priority: requests of a higher one are admitted first, and preempted last.
     speculate: whether the engine may guess tokens; the answer is the same.
 
     Raises InputError or InputTypeError for values that no engine can run.
@@ -80,7 +80,7 @@ class Sequence:
     times: dict[str, float] = field(default_factory=dict)  # queued, started, first_token, finished
     num_cached_tokens: int = 0  # of the prompt, copied from the prefix store or another request
     num_accepted_tokens: int = 0  # that were guessed
-    num_preemptions: int = 0  # how often it stepped aside
+    num_preemptions: int = 0  # how often it was preempted
     on_change: Callable[["Sequence"], None] | None = None  # called by the thread that steps
 
     _num_emitted: int = 0  # characters that take_text has returned

@@ -49,7 +49,7 @@ class Engine:
     """Runs requests on a model, at most `max_batch_size` at a time.
 
     kv_memory: bytes for keys and values of all requests; half of the free memory if None. Requests
-        that do not fit wait, and one that grows may make the last admitted step aside: it continues
+        that do not fit wait, and one that grows may preempt the last admitted one, which continues
         later with the same answer.
     prefix_memory: bytes for full chunks of prompts, which later prompts that begin alike copy; an
         eighth of the free memory, at most 1 GiB, if None, and no store if 0.
@@ -321,7 +321,7 @@ class Engine:
                 self.memory.free(each.row)
                 each.row = None
             self._running.append(each)
-            if not each.sequence.tokens:  # one that stepped aside has its first token
+            if not each.sequence.tokens:  # a preempted one has its first token
                 started.append(each)
         if started:
             self._choose(started, logits.expand(len(started), -1))
@@ -333,7 +333,7 @@ class Engine:
         for job in list(self._running):
             tokens = job.pending[: self._runner.decoder.max_tokens]
             if job not in self._running or not self._make_room(job, job.length + len(tokens)):
-                continue  # it steps aside
+                continue  # it is preempted
             if tokens == job.pending and job.row is not None:
                 room = min(limit, job.row.seq_len - job.length - len(tokens), job.num_left - 1)
                 tokens += job.guess(room, self.draft)
@@ -352,7 +352,7 @@ class Engine:
             num_pending = min(len(job.pending), len(tokens))
             guesses = tokens[num_pending:]
             job.length += num_pending
-            if not job.pending:  # else tokens from before it stepped aside are still to be run
+            if not job.pending:  # else tokens from before it was preempted are still to be run
                 active.append((job, guesses, end - len(guesses) - 1))
         num_accepted = {job: 0 for job, guesses, _ in active if guesses}
         while active:
@@ -373,7 +373,7 @@ class Engine:
             job.record_guess(count)
 
     def _make_room(self, job: Job, length: int) -> bool:
-        """Grows a row to `length` positions; without memory the last in order steps aside."""
+        """Grows a row to `length` positions; without memory the last in order is preempted."""
         limit = len(job.sequence.prompt) + (job.sequence.max_gen_len or 0)
         while job.row is not None and length > job.row.seq_len:
             row = self.memory.longer_row(job.row, length, limit)
@@ -381,12 +381,12 @@ class Engine:
                 job.row = row
                 break
             last = max((*self._running, *self._prompts), key=lambda job: job.order)
-            self._step_aside(last)
+            self._preempt(last)
             if last is job:
                 return False
         return True
 
-    def _step_aside(self, job: Job) -> None:
+    def _preempt(self, job: Job) -> None:
         """Takes a request's memory. Its prompt and its tokens are run again when there is room."""
         self._leave(job)
         job.length = 0

@@ -278,7 +278,7 @@ def test_an_open_ended_request_takes_the_memory_that_it_uses(llama: Llama) -> No
     assert engine.memory.used <= 384 * engine.memory.position_bytes
 
 
-def test_what_does_not_fit_waits_or_steps_aside_with_the_same_answer(llama: Llama) -> None:
+def test_what_does_not_fit_waits_or_is_preempted_with_the_same_answer(llama: Llama) -> None:
     bytes_ = engine_of(llama).memory.position_bytes
     engine = engine_of(llama, rows=4, kv_memory=128 * bytes_, chunk=16)
     no_stop = {token: -torch.inf for token in llama.tokenizer.stop_tokens}
@@ -292,7 +292,7 @@ def test_what_does_not_fit_waits_or_steps_aside_with_the_same_answer(llama: Llam
     assert engine.memory.used == 0
 
 
-def test_a_request_that_steps_aside_continues_where_it_was(
+def test_a_request_that_is_preempted_continues_where_it_was(
     llama: Llama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from llama.engine import kv_memory, scheduler
