@@ -15,6 +15,7 @@ from llama.engine.decoding import Job, RaggedDecoder
 from llama.engine.request import FinishReason, Sequence
 from llama.engine.scheduler import Engine
 from llama.errors import InputError
+from llama.lora.adapter_switch import AdapterSwitch
 
 
 @dataclass(frozen=True)
@@ -147,4 +148,5 @@ def _extend(
 def _step(engine: Engine, beams: list[_Beam], prompt: int) -> Tensor:
     jobs = [Job(Sequence([0]), (0, 0), beam.row, prompt + len(beam.tokens) - 1) for beam in beams]
     feeds = [(job, beam.tokens[-1:]) for job, beam in zip(jobs, beams, strict=True)]
-    return RaggedDecoder(engine.model).run(feeds)
+    with AdapterSwitch.of(engine.model).using(None):
+        return RaggedDecoder(engine.model).run(feeds)

@@ -51,8 +51,16 @@ class ModelRunner:
             if is_cpu
             else BatchDecoder(model, max_batch_size, max_seq_len, cuda_graphs)
         )
-        self.adapters = AdapterSwitch(model)
+        self.adapters = AdapterSwitch.of(model)
         self._vocab_size = vocab_size  # the tokenizer's; the model's may be padded
+
+    @property
+    def may_vary_threads(self) -> bool:
+        """Whether results are the same on any number of threads.
+
+        Native kernels' are. Some of torch's are not, which runs adapted layers in float32.
+        """
+        return self.decoder.is_native and not self.adapters.fingerprints
 
     def load_adapter(self, name: str, path: str | Path) -> None:
         """Loads an adapter; no job may be in a decoder that has the rows itself."""
@@ -78,15 +86,15 @@ class ModelRunner:
         start, end = job.length, min(job.length + self.chunk, len(prompt))
         ids = torch.tensor([prompt[start:end]], device=self.device)  # (1, n)
         cache = row.view(0, 1, end)
-        self.adapters.activate(sequence.adapter)
-        if sequence.score_prompt:
-            sequence.score(self.model(ids, start, cache=cache)[0, :, : self._vocab_size], start)
         logits = None
-        if end == len(prompt):
-            last = torch.full((1, 1), end - start - 1, device=self.device)
-            logits = self.model(ids, start, cache=cache, logits_at=last)[:, -1]
-        elif not sequence.score_prompt:
-            self.model.hidden(ids, start, cache=cache)
+        with self.adapters.using(sequence.adapter):
+            if sequence.score_prompt:
+                sequence.score(self.model(ids, start, cache=cache)[0, :, : self._vocab_size], start)
+            if end == len(prompt):
+                last = torch.full((1, 1), end - start - 1, device=self.device)
+                logits = self.model(ids, start, cache=cache, logits_at=last)[:, -1]
+            elif not sequence.score_prompt:
+                self.model.hidden(ids, start, cache=cache)
         job.length = end
         if self.store is not None and end - start == self.chunk:
             chunk = row.read(start, end)
@@ -110,9 +118,9 @@ class ModelRunner:
                 found |= {feed[0]: each for feed, each in zip(group, rows, strict=True)}
                 errors |= failed
             return torch.cat([found[job] for job, _ in feeds]), errors
-        self.adapters.activate(adapters[0])
         try:
-            return self.decoder.run(feeds), {}
+            with self.adapters.using(adapters[0]):
+                return self.decoder.run(feeds), {}
         except Exception as error:
             if distributed.model_parallel_size() > 1:  # the other ranks go on
                 raise

@@ -195,9 +195,8 @@ class Engine:
 
         Returns the requests that changed.
         """
-        # Native kernels' results do not depend on the number of threads, some of torch's do.
-        is_native = self._runner.decoder.is_native
-        with self._stepping, self._threads if is_native else contextlib.nullcontext():
+        varies = self._runner.may_vary_threads
+        with self._stepping, self._threads if varies else contextlib.nullcontext():
             changed: dict[Sequence, None] = {}
             self._changed = changed
             self._take_inbox()

@@ -1,12 +1,18 @@
 """Several adapters beside one model, of which one at a time, or none, takes part in a forward pass.
 
-switch = AdapterSwitch(model)
-switch.load("polite", "adapters/polite")
-switch.activate("polite")       # the next forward passes
-switch.activate(None)           # the model by itself
+    switch = AdapterSwitch.of(model)
+    switch.load("polite", "adapters/polite")
+    with switch.using("polite"):    # None is the model by itself
+        model(...)
+
+All engines that run the model share its switch.
 """
 
+import contextlib
 import hashlib
+import threading
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +44,20 @@ class SwitchedLinear(nn.Module):
         return self.active(x)
 
 
+_switches: "weakref.WeakKeyDictionary[Transformer, AdapterSwitch]" = weakref.WeakKeyDictionary()
+
+
 class AdapterSwitch:
-    """The adapters of a model that are loaded for inference."""
+    """The adapters of a model that are loaded for inference; of all engines that run the model."""
+
+    @classmethod
+    def of(cls, model: Transformer) -> "AdapterSwitch":
+        """The one of a model."""
+        return _switches.setdefault(model, cls(model))
 
     def __init__(self, model: Transformer) -> None:
-        self._model = model
+        self._reference = weakref.ref(model)
+        self._lock = threading.RLock()  # one forward pass at a time
         self._layers: dict[str, SwitchedLinear] = {}
         self._active: str | None = None
         self.fingerprints: dict[str, str] = {}  # of each adapter's numbers
@@ -55,26 +70,41 @@ class AdapterSwitch:
         """
         if name in self.fingerprints:
             raise InputError(f"there is an adapter {name!r} already; give another name")
-        if any(isinstance(module, LoRALinear) for module in self._model.modules()):
+        model = self._model
+        if any(isinstance(module, LoRALinear) for module in model.modules()):
             raise InputError("the model has an adapter of its own; build it without")
-        dtype = self._model.norm.weight.dtype
-        shards, scale = adapter_shards(self._model, path, dtype)
+        shards, scale = adapter_shards(model, path, model.norm.weight.dtype)
         digest = hashlib.blake2b(str(scale).encode(), digest_size=16)
-        device = self._model.norm.weight.device
+        device = model.norm.weight.device
         for layer_name, (a, b) in shards.items():
             for tensor in (a, b):
                 digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
             layer = self._layers.get(layer_name)
             if layer is None:
-                layer = SwitchedLinear(self._model.get_submodule(layer_name))
+                layer = SwitchedLinear(model.get_submodule(layer_name))
                 self._layers[layer_name] = layer
-                self._model.set_submodule(layer_name, layer)
+                model.set_submodule(layer_name, layer)
             adapter = LoRALinear(layer.base, a.to(device), b.to(device), scale)
             layer.adapters[name] = adapter.requires_grad_(False)
         self.fingerprints[name] = digest.hexdigest()
 
-    def activate(self, name: str | None) -> None:
-        """Lets the adapter `name`, or none, take part from now on."""
+    @property
+    def _model(self) -> Transformer:
+        model = self._reference()
+        assert model is not None
+        return model
+
+    @contextlib.contextmanager
+    def using(self, name: str | None) -> Iterator[None]:
+        """Lets the adapter `name`, or none, take part; with adapters, other threads wait."""
+        if not self._layers:
+            yield
+            return
+        with self._lock:
+            self._activate(name)
+            yield
+
+    def _activate(self, name: str | None) -> None:
         if name == self._active:
             return
         self._active = name

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from llama import Engine, Llama, SamplingParams, Sequence
 from llama.engine import Grammar
+from llama.lora.adapter_layers import LoraConfig, add_lora, lora_parameters, save_adapter
 
 TINY = Path(__file__).parents[2] / "params" / "tiny"
 CHUNK = 32
@@ -40,7 +42,17 @@ BEGINNINGS = (
 
 
 def build(name: str) -> Llama:
-    return Llama.build(TINY, max_seq_len=256, device="cpu", **FORMATS[name])
+    """The bundled model with an adapter of random numbers beside it."""
+    plain = Llama.build(TINY, device="cpu", dtype="float32")
+    add_lora(plain.model, LoraConfig(r=4, targets=("wq", "w2")))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in lora_parameters(plain.model):
+        parameter.data.normal_(std=0.1, generator=generator)
+    llama = Llama.build(TINY, max_seq_len=256, device="cpu", **FORMATS[name])
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(plain.model, folder)
+        llama.engine.load_adapter("polite", folder)
+    return llama
 
 
 class Break(Exception):
@@ -71,6 +83,7 @@ def request(rng: random.Random, llama: Llama) -> Sequence:
         options["stop"] = (rng.choice((" the", ".", "l")),)
     if rng.random() < 0.15:
         options |= {"score_prompt": True, "top_logprobs": 2}
+    options["adapter"] = rng.choice((None, None, None, "polite"))
     options["priority"] = rng.choice((0, 0, 0, 1))
     options["speculate"] = rng.random() < 0.8
     return Sequence(prompt, rng.randint(1, 40), SamplingParams(**settings), **options)

@@ -544,6 +544,24 @@ def test_adapters_share_a_batch_and_the_store_and_answer_as_alone(
         engine.add(Sequence([1], adapter="kind"))
 
 
+def test_engines_of_one_model_share_its_adapters(
+    llama: Llama, checkpoint: Path, tmp_path: Path
+) -> None:
+    right = [expected(llama, Sequence([5, 6], 8, PLAIN))]
+    first, second = engine_of(llama), engine_of(llama)
+    first.load_adapter("polite", write_adapter(checkpoint, tmp_path / "polite", 3))
+    adapted = first.add(Sequence([5, 6], 8, PLAIN, adapter="polite"))
+    first.step()  # the adapter took part last
+    plain, also = Sequence([5, 6], 8, PLAIN), Sequence([5, 6], 8, PLAIN, adapter="polite")
+    second.add(plain)
+    second.add(also)
+    finish(second)
+    finish(first)
+    assert [outcome(plain)] == right
+    assert outcome(also) == outcome(adapted)
+    assert plain.tokens != also.tokens
+
+
 # ---- guesses -------------------------------------------------------------------------------------
 
 
