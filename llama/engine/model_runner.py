@@ -54,13 +54,15 @@ class ModelRunner:
         self.adapters = AdapterSwitch.of(model)
         self._vocab_size = vocab_size  # the tokenizer's; the model's may be padded
 
-    @property
-    def may_vary_threads(self) -> bool:
-        """Whether results are the same on any number of threads.
+    def may_vary_threads(self, has_prompts: bool) -> bool:
+        """Whether the results of a step are the same on any number of threads.
 
-        Native kernels' are. Some of torch's are not, which runs adapted layers in float32.
+        Native kernels' are. Some of torch's are not, which multiplies prompts and adapted layers.
+        Its products of bfloat16 are.
         """
-        return self.decoder.is_native and not self.adapters.fingerprints
+        is_bfloat16 = self.model.norm.weight.dtype == torch.bfloat16
+        is_native = self.decoder.is_native and not self.adapters.fingerprints
+        return is_native and (is_bfloat16 or not has_prompts)
 
     def load_adapter(self, name: str, path: str | Path) -> None:
         """Loads an adapter; no job may be in a decoder that has the rows itself."""

@@ -195,7 +195,8 @@ class Engine:
 
         Returns the requests that changed.
         """
-        varies = self._runner.may_vary_threads
+        has_prompts = bool(self.inbox or self._waiting or self._prompts)
+        varies = self._runner.may_vary_threads(has_prompts)
         with self._stepping, self._threads if varies else contextlib.nullcontext():
             changed: dict[Sequence, None] = {}
             self._changed = changed
