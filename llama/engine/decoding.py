@@ -37,10 +37,6 @@ class Job:
     guessed_by: "PromptLookup | DraftGuesses | None" = None
 
     @property
-    def is_prompt_done(self) -> bool:
-        return self.length >= len(self.sequence.prompt)
-
-    @property
     def pending(self) -> list[int]:
         """Generated tokens whose keys and values are not computed yet."""
         return self.sequence.tokens[self.length - len(self.sequence.prompt) :]

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from llama.kernels.compiler import processor
 from llama.model import Transformer
-from llama.storage.files import atomic_path
+from llama.storage.files import atomic_path, expand
 
 Chunk = tuple[Tensor, ...]  # a layer cache's tensors, (layers, n_kv_heads, chunk, ...) each
 
@@ -57,7 +57,7 @@ class PrefixStore:
         self._root = hashlib.blake2b(identity.encode(), digest_size=16).digest()
         self._entries: OrderedDict[bytes, tuple[bytes, Chunk]] = OrderedDict()
         self._lock = threading.Lock()
-        self._folder = None if folder is None else Path(folder).expanduser() / self._root.hex()
+        self._folder = None if folder is None else Path(expand(folder)) / self._root.hex()
         self._folder_budget = folder_budget
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -84,14 +84,6 @@ class PrefixStore:
         if self._remember(keys[-1], tokens, chunk) and self._folder is not None:
             self._write(self._folder / keys[-1].hex(), tokens, chunk)
         self._touch(keys)
-
-    def clear(self, wanted: int | None = None) -> int:
-        """Drops chunks until `wanted` bytes are freed, or all; returns how many bytes were."""
-        with self._lock:
-            before = self.used
-            while self._entries and (wanted is None or before - self.used < wanted):
-                self._drop()
-            return before - self.used
 
     def _keys(self, prompt: Sequence[int], count: int, adapter: str) -> list[bytes]:
         """The keys of the first `count` chunks: hashes of the key before and the chunk's tokens."""
