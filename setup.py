@@ -27,6 +27,7 @@ setup(
         "cyclopts>=4.0",
         "blobfile>=3.0",
         "filelock>=3.12",
+        "httpx>=0.27",
         "tqdm>=4.66",
         "typing_extensions>=4.6",
     ],
@@ -35,7 +36,15 @@ setup(
         "lm_eval.models": ["llama = llama.evaluation.lm_eval_model:LlamaLM"],
     },
     extras_require={
-        "serve": ["llguidance>=1.0"],
+        # The server, constrained answers, and the chat at the terminal.
+        "serve": [
+            "llguidance>=1.0",
+            "fastapi>=0.115",
+            "uvicorn>=0.30",
+            "prometheus-client>=0.20",
+            "prompt_toolkit>=3.0",
+            "rich>=13.0",
+        ],
         "train": ["tokenizers>=0.20", "tensorboard>=2.16", "matplotlib>=3.9"],
         "eval": ["lm-eval>=0.4.10,<0.5"],
         # For benchmarks/: the other programs, their files, and the plots.
