@@ -24,6 +24,7 @@ _COMMANDS = {
         "llama.training.command:train_from_command_line",
         "A model from text, or a fine-tuned one.",
     ),
+    "serve": ("llama.serving.serve:serve", "To OpenAI, Anthropic and Ollama clients."),
     "eval": ("llama.evaluation.evaluate:evaluate", "Perplexity, multiple choice, lm-eval's tasks."),
     "bench": ("llama.evaluation.speed:bench", "How fast a model is on this machine."),
 }

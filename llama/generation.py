@@ -226,7 +226,7 @@ class Llama:
         """
         ids = self._token_prompts(prompt_tokens)
         settings = {"temperature": temperature, "top_p": top_p, **options}
-        sequences = self._sequences("prompt_tokens", ids, settings, max_gen_len, logprobs, echo)
+        sequences = self.requests("prompt_tokens", ids, settings, max_gen_len, logprobs, echo)
         prompts = [s.prompt if echo else [] for s in self._finish(sequences)]
         tokens = [prompt + s.tokens for prompt, s in zip(prompts, sequences, strict=True)]
         scores = [s.prompt_logprobs + s.logprobs for s in sequences] if logprobs else None
@@ -250,7 +250,7 @@ class Llama:
         """
         ids = self._text_prompts(prompts)
         settings = {"temperature": temperature, "top_p": top_p, **options}
-        sequences = self._sequences("prompts", ids, settings, max_gen_len, logprobs, echo)
+        sequences = self.requests("prompts", ids, settings, max_gen_len, logprobs, echo)
         return [{"generation": s.text, **_prediction(s, logprobs)} for s in self._finish(sequences)]
 
     def chat_completion(
@@ -265,7 +265,7 @@ class Llama:
         """The assistant's next message in each dialog; otherwise as `text_completion`."""
         ids = self._chat_prompts(dialogs)
         settings = {"temperature": temperature, "top_p": top_p, **options}
-        sequences = self._sequences("dialogs", ids, settings, max_gen_len, logprobs)
+        sequences = self.requests("dialogs", ids, settings, max_gen_len, logprobs)
         return [
             {
                 "generation": {"role": "assistant", "content": s.text},
@@ -307,7 +307,7 @@ class Llama:
         """
         ids = self._token_prompts(prompt_tokens)
         settings = {"temperature": temperature, "top_p": top_p, **options}
-        return self._run(self._sequences("prompt_tokens", ids, settings, max_gen_len, echo=echo))
+        return self._run(self.requests("prompt_tokens", ids, settings, max_gen_len, echo=echo))
 
     def text_completion_stream(
         self,
@@ -321,7 +321,7 @@ class Llama:
         """As `text_completion`, in chunks as `generate_stream` yields them."""
         ids = self._text_prompts(prompts)
         settings = {"temperature": temperature, "top_p": top_p, **options}
-        return self._run(self._sequences("prompts", ids, settings, max_gen_len, echo=echo))
+        return self._run(self.requests("prompts", ids, settings, max_gen_len, echo=echo))
 
     def chat_completion_stream(
         self,
@@ -334,7 +334,7 @@ class Llama:
         """As `chat_completion`, in chunks as `generate_stream` yields them."""
         ids = self._chat_prompts(dialogs)
         settings = {"temperature": temperature, "top_p": top_p, **options}
-        return self._run(self._sequences("dialogs", ids, settings, max_gen_len))
+        return self._run(self.requests("dialogs", ids, settings, max_gen_len))
 
     def _token_prompts(self, prompt_tokens: Iterable[Iterable[int]]) -> list[list[int]]:
         prompts = _as_list("prompt_tokens", prompt_tokens, Integral, "prompt")
@@ -361,7 +361,7 @@ class Llama:
                 raise type(error)(f"dialogs[{i}]: {error}") from error
         return ids
 
-    def _sequences(
+    def requests(
         self,
         name: str,
         prompts: list[list[int]],
@@ -370,7 +370,10 @@ class Llama:
         logprobs: bool = False,
         echo: bool = False,
     ) -> list[Sequence]:
-        """One checked sequence for each prompt, not yet running."""
+        """One checked request for each prompt of token ids, and for each of `n`; none runs yet.
+
+        `name` is what errors call the prompts, `settings` are those of `generate`.
+        """
         if unknown := sorted(settings.keys() - _SETTINGS):
             known = [*_SETTINGS, "max_gen_len", "logprobs", "echo"]
             close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)

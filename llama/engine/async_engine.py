@@ -10,7 +10,7 @@ A consumer that is cancelled, or stops iterating and closes the iterator, cancel
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from llama.engine.request import Sequence
 from llama.engine.scheduler import Engine
@@ -31,7 +31,7 @@ class AsyncEngine:
         self._thread = threading.Thread(target=self._run, name="llama engine", daemon=True)
         self._thread.start()
 
-    async def stream(self, *sequences: Sequence) -> AsyncIterator[Sequence]:
+    async def stream(self, *sequences: Sequence) -> AsyncGenerator[Sequence, None]:
         """Submits requests, and yields each one whenever it has changed, until all are finished.
 
         Raises as `Engine.check` does, before anything is submitted.

@@ -23,6 +23,19 @@ from llama.tokenizer import Tokenizer
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
+@dataclass(frozen=True)
+class Token:
+    """A generated token: the text that it completed, and its log-probability.
+
+    The bytes of a character that an answer leaves incomplete come as a last one, with `id` None.
+    """
+
+    id: int | None
+    text: str
+    logprob: float = 0.0
+    likeliest: tuple[tuple[int, float], ...] = ()
+
+
 @dataclass(eq=False)
 class Sequence:
     """A request and its answer.
@@ -84,6 +97,7 @@ class Sequence:
     on_change: Callable[["Sequence"], None] | None = None  # called by the thread that steps
 
     _num_emitted: int = 0  # characters that take_text has returned
+    _num_taken: tuple[int, int] | None = None  # tokens and characters that take_tokens has returned
 
     def __post_init__(self) -> None:
         self.prompt = token_ids("the prompt", self.prompt)
@@ -157,6 +171,32 @@ class Sequence:
             new = self.text[self._num_emitted : certain]
             self._num_emitted = max(self._num_emitted, certain)
             return new
+
+    def take_tokens(self) -> tuple[FinishReason | None, list[Token]]:
+        """Generated tokens that are certain and that an earlier call has not returned.
+
+        With them, the reason why the answer is finished, if they are its last. Their texts,
+        joined, are the text of the answer after the prompt's and the prefix's.
+        """
+        with self._lock:
+            certain = len(self.text) - (0 if self.finish_reason else self._num_uncertain())
+            prefix = sum(map(len, self.prompt_token_texts))
+            count, end = self._num_taken or (0, prefix)
+            new = []
+            for i in range(count, len(self.token_texts)):
+                text = self.token_texts[i]
+                if end + len(text) > certain:
+                    break
+                end += len(text)
+                best = tuple(self.likeliest[i]) if self.likeliest else ()
+                new.append(Token(self.tokens[i], text, self.logprobs[i], best))
+            # One without text may still be cut off together with a stop string after it.
+            while new and not new[-1].text and not self.finish_reason:
+                new.pop()
+            self._num_taken = count + len(new), end
+            if self.finish_reason and end < len(self.text):
+                new.append(Token(None, self.text[end:]))
+            return self.finish_reason, new
 
     def _num_uncertain(self) -> int:
         """How many characters at the end of the answer may turn out to begin a stop string."""

@@ -1,0 +1,168 @@
+"""From the requests of any dialect to the deltas of their answers.
+
+    answer = ChatAnswer(served, ChatRequest(messages, {"temperature": 0}, max_tokens=100))
+    async for delta in answer.deltas():
+        delta.index, delta.events, delta.finish_reason
+    answer.usage
+
+The sequences come from `Llama.requests`, which Python's calls use too: so a request over HTTP has
+the tokens and log-probabilities that it has in Python.
+"""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from llama.engine.request import FinishReason, Sequence, Token
+from llama.serving.http_errors import HttpError
+from llama.serving.registry import ServedModel
+from llama.tokenizer import Message
+from llama.tool_calls import CallStart, Event, TextDelta
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What is new of answer number `index`; its last delta has the `finish_reason`."""
+
+    index: int
+    tokens: list[Token]
+    finish_reason: FinishReason | None
+
+    @property
+    def text(self) -> str:
+        """The new text."""
+        return "".join(token.text for token in self.tokens)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts of a request, over its answers."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+    @staticmethod
+    def of(sequences: list[Sequence]) -> "Usage":
+        """The prompt is counted once for each different prompt."""
+        prompts = {tuple(s.prompt): s.num_cached_tokens for s in reversed(sequences)}
+        return Usage(
+            sum(map(len, prompts)),
+            sum(len(s.tokens) for s in sequences),
+            sum(prompts.values()),
+        )
+
+
+async def answer_deltas(
+    served: ServedModel, sequences: list[Sequence]
+) -> AsyncGenerator[Delta, None]:
+    """Runs requests, and yields what is new of each until all are finished.
+
+    A consumer that stops early cancels them. Raises HttpError or InputError for one that fails,
+    and cancels the others.
+    """
+    numbers = {sequence: i for i, sequence in enumerate(sequences)}
+    async with aclosing(served.engine.stream(*sequences)) as changes:
+        async for sequence in changes:
+            reason, tokens = sequence.take_tokens()
+            if reason == "error":
+                assert sequence.error is not None
+                raise sequence.error
+            if reason == "cancelled":
+                raise HttpError(503, "the server is shutting down", headers={"Retry-After": "5"})
+            if tokens or reason:
+                yield Delta(numbers[sequence], tokens, reason)
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A dialog to be answered, as `Llama.chat_completion` takes it.
+
+    settings: temperature, top_p and `SamplingOptions`; those that are not there have Llama's
+        defaults.
+    max_tokens: the most tokens of the answer; None goes on to the end of the context.
+    continue_final_message: the last message, of the assistant, is the beginning of the answer.
+    """
+
+    messages: list[Message]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    max_tokens: int | None = None
+    continue_final_message: bool = False
+
+
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True)
+class ChatDelta:
+    """What is new of answer number `index`: text, beginnings of calls, and their arguments."""
+
+    index: int
+    events: list[Event]
+    tokens: list[Token]
+    finish_reason: ChatFinishReason | None
+
+
+@dataclass
+class ToolCall:
+    """A call of a tool; `arguments` are JSON."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
+@dataclass
+class ChatMessage:
+    """A whole answer."""
+
+    text: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    tokens: list[Token] = field(default_factory=list)
+    finish_reason: ChatFinishReason = "stop"
+
+
+class ChatAnswer:
+    """The answers to a `ChatRequest`, `n` of them. The constructor may take long: it encodes.
+
+    Raises InputError for a request that the model can't run.
+    """
+
+    def __init__(self, served: ServedModel, request: ChatRequest) -> None:
+        self.served = served
+        settings = {"temperature": 0.6, "top_p": 0.9, **request.settings}
+        if served.adapter is not None:
+            settings["adapter"] = served.adapter
+        prompt = served.llama.formatter.encode_dialog_prompt(request.messages)
+        self.sequences = served.llama.requests("the dialog", [prompt], settings, request.max_tokens)
+
+    @property
+    def usage(self) -> Usage:
+        """The counts so far."""
+        return Usage.of(self.sequences)
+
+    async def deltas(self) -> AsyncGenerator[ChatDelta, None]:
+        """Runs the request; as `answer_deltas`."""
+        async with aclosing(answer_deltas(self.served, self.sequences)) as deltas:
+            async for delta in deltas:
+                assert delta.finish_reason in ("stop", "length", None)
+                events: list[Event] = [TextDelta(delta.text)] if delta.text else []
+                yield ChatDelta(delta.index, events, delta.tokens, delta.finish_reason)
+
+    async def messages(self) -> list[ChatMessage]:
+        """Runs the request to its end."""
+        messages = [ChatMessage() for _ in self.sequences]
+        async with aclosing(self.deltas()) as deltas:
+            async for delta in deltas:
+                message = messages[delta.index]
+                message.tokens += delta.tokens
+                message.finish_reason = delta.finish_reason or message.finish_reason
+                for event in delta.events:
+                    if isinstance(event, TextDelta):
+                        message.text += event.text
+                    elif isinstance(event, CallStart):
+                        message.tool_calls.append(ToolCall(event.id, event.name))
+                    else:
+                        message.tool_calls[event.index].arguments += event.delta
+        return messages

@@ -1,0 +1,116 @@
+"""Errors as each dialect writes them.
+
+`HttpError` is what handlers raise. `install` turns it, the package's input errors, wrong fields and
+everything else into a response in the dialect of the route.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from llama.errors import InputError, MissingFileError, message
+
+_log = logging.getLogger("llama.serving")
+
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+_MAX_ECHO = 200  # characters of a client's input in a message
+
+
+class HttpError(Exception):
+    """An answer that is an error: its status, a message, and OpenAI's `param` and `code`."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+        self.param, self.code, self.headers = param, code, headers
+
+    def body(self, path: str) -> dict[str, Any]:
+        """The error in the dialect of the route `path`."""
+        if path.startswith("/api/"):
+            return {"error": self.message}
+        if is_anthropic(path):
+            default = "invalid_request_error" if self.status < 500 else "api_error"
+            kind = _ANTHROPIC_TYPES.get(self.status, default)
+            return {"type": "error", "error": {"type": kind, "message": self.message}}
+        default = "invalid_request_error" if self.status < 500 else "server_error"
+        return {
+            "error": {
+                "message": self.message,
+                "type": _OPENAI_TYPES.get(self.status, default),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def response(self, path: str) -> JSONResponse:
+        """The response in the dialect of the route `path`."""
+        return JSONResponse(self.body(path), self.status, self.headers)
+
+
+def is_anthropic(path: str) -> bool:
+    """Whether a route is one of Anthropic's."""
+    return path.removeprefix("/v1").startswith("/messages")
+
+
+def http_error(error: BaseException) -> HttpError:
+    """Any exception as an `HttpError`; what is no input error is a defect, which is logged."""
+    if isinstance(error, HttpError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _wrong_fields(error.errors())
+    if isinstance(error, HTTPException):
+        return HttpError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+    if isinstance(error, MissingFileError):
+        return HttpError(404, message(error))
+    if isinstance(error, InputError):
+        return HttpError(400, message(error))
+    _log.error("a request failed", exc_info=error)
+    return HttpError(500, f"{type(error).__name__}: {str(error)[:_MAX_ECHO]}")
+
+
+def install(app: FastAPI) -> None:
+    """Lets `app` answer every exception in the dialect of the route."""
+
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        return http_error(error).response(request.url.path)
+
+    for kind in (HttpError, RequestValidationError, HTTPException, InputError, Exception):
+        app.add_exception_handler(kind, handle)
+
+
+def _wrong_fields(errors: Sequence[Any]) -> HttpError:
+    """The first wrong field of a body by name, with a bounded echo of its value."""
+    error = errors[0]
+    path = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
+    param = ".".join(path) or None
+    if error["type"] == "json_invalid":
+        return HttpError(400, f"the body is not JSON: {error['ctx']['error']}", code="invalid_json")
+    if error["type"] == "extra_forbidden":
+        text = f"{param}: this server does not know the field, and ignores none"
+        return HttpError(400, text, param=param, code="unknown_field")
+    text = f"{param}: {error['msg']}" if param else error["msg"]
+    if error["type"] != "missing":
+        text += f", got {repr(error['input'])[:_MAX_ECHO]}"
+    return HttpError(400, text, param=param, code="invalid_value")
