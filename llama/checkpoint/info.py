@@ -30,6 +30,7 @@ from llama.errors import InputError
 from llama.quantization import packed_formats
 from llama.quantization.cuda_packed import MIN_CAPABILITY
 from llama.storage.files import Folder, expand, read_json, short_size
+from llama.storage.pulled import open_folder
 
 # The released models: rotary theta, its factor, vocabulary, dim, layers, feed-forward size.
 _FAMILIES = {
@@ -155,7 +156,9 @@ def read_facts(path: str) -> Facts:
     *_, parent, name = "", *whole.rstrip("/").split("/")
     if path.endswith(".json"):
         return _read_shape(path, parent, None)
-    folder = Folder(path)
+    folder = open_folder(path)
+    if folder.path != path:  # of a pulled model
+        name = path
     lone = [file for file in ("params.json", "config.json") if file in folder.names]
     weights = (".pth", ".safetensors", ".bin", ".index.json")
     if lone and not any(file.endswith(weights) for file in folder.names):

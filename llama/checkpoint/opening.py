@@ -25,6 +25,7 @@ from llama.errors import InputError, MissingFileError
 from llama.quantization import packed_formats
 from llama.storage import huggingface_names
 from llama.storage.files import Folder, read_json
+from llama.storage.pulled import open_folder
 from llama.storage.sharding import Weight
 from llama.storage.tensor_files import StoredTensor, TensorFile, open_tensors
 from llama.tokenizer import Tokenizer
@@ -123,12 +124,13 @@ def read_tokenizer(folder: Folder, checkpoint: Checkpoint | None) -> Tokenizer |
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Opens the checkpoint in a folder of either layout, on this machine or remote.
+    """Opens the checkpoint in a folder of either layout, here or remote, or that of a pulled model.
 
-    Raises FileNotFoundError or ValueError, naming the file, for a folder without a checkpoint, a
-    damaged file, one that holds anything but tensors, and missing, extra or misshapen weights.
+    A folder of a pulled model's name wins. Raises FileNotFoundError or ValueError, naming the file,
+    for a folder without a checkpoint, a damaged file, one that holds anything but tensors, and
+    missing, extra or misshapen weights.
     """
-    folder = Folder(path)
+    folder = open_folder(path)
     if any(_SHARD.fullmatch(name) for name in folder.names):
         return _open_meta(folder)
     if "config.json" in folder.names:

@@ -32,6 +32,7 @@ from llama.checkpoint.opening import Checkpoint, open_checkpoint, read_tokenizer
 from llama.errors import InputError, message
 from llama.lora.adapter_files import open_adapter
 from llama.storage.files import AGAIN, Folder, read_json, short_size
+from llama.storage.pulled import open_folder
 from llama.storage.sharding import Weight
 from llama.storage.tensor_files import StoredTensor, TensorFile, open_tensors
 
@@ -80,7 +81,7 @@ def verify(
 
 def examine(path: str, base: str | None = None) -> Iterator[Finding]:
     """The lines that `verify` prints, as they are found."""
-    folder = Folder(path)
+    folder = open_folder(path)
     is_adapter = _ADAPTER in folder.names and "params.json" not in folder.names
     checkpoint, failure = None, ""
     try:

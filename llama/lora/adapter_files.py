@@ -21,7 +21,8 @@ from torch import Tensor
 from llama.args import ModelArgs, is_linear, weight_shapes
 from llama.errors import InputError, MissingFileError
 from llama.storage import huggingface_names
-from llama.storage.files import Folder, expand, read_json, write_json
+from llama.storage.files import expand, read_json, write_json
+from llama.storage.pulled import open_folder
 from llama.storage.sharding import Weight
 from llama.storage.tensor_files import Entry, TensorFile, open_tensors, write_tensors
 
@@ -61,7 +62,7 @@ def open_adapter(path: str | Path, args: ModelArgs) -> Adapter:
     Raises FileNotFoundError or ValueError, naming the file and the key, for what is missing,
     damaged, not computed here, of another shape or not finite.
     """
-    folder = Folder(path)
+    folder = open_folder(path)
     tensors = next((name for name in _FILES if name in folder.names), None)
     if _CONFIG not in folder.names or tensors is None:
         raise MissingFileError(
