@@ -13,6 +13,18 @@ class InputTypeError(InputError, TypeError):
     """A value of the wrong type."""
 
 
+class ContextLengthError(InputError):
+    """A prompt of `num_tokens`, where at most `max_seq_len` fit."""
+
+    def __init__(self, name: str, num_tokens: int, max_seq_len: int, reason: str) -> None:
+        super().__init__(name, num_tokens, max_seq_len, reason)
+        self.num_tokens, self.max_seq_len = num_tokens, max_seq_len
+
+    def __str__(self) -> str:
+        name, *_, reason = self.args
+        return f"{name} has {self.num_tokens} tokens, but {reason}"
+
+
 class MissingFileError(InputError, FileNotFoundError):
     """A file or folder that is needed and does not exist."""
 

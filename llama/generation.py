@@ -19,14 +19,17 @@ from pathlib import Path
 from typing import Any, NoReturn, NotRequired, TypedDict
 
 import torch
+from torch import Tensor
 from typing_extensions import Unpack
 
 from llama import console
 from llama.checkpoint.loading import load
 from llama.checkpoint.opening import open_checkpoint
 from llama.engine.beam_search import Hypothesis, beam_search
+from llama.engine.embedding import embedding_sequences
 from llama.engine.grammar import Grammar
 from llama.engine.request import FinishReason, Sequence, token_ids
+from llama.engine.reranking import INSTRUCTION, query_likelihood, query_likelihood_sequences
 from llama.engine.sampling_params import SamplingParams, check_limits, expect_integer
 from llama.engine.scheduler import Engine
 from llama.errors import InputError, InputTypeError
@@ -289,6 +292,42 @@ class Llama:
         ids = self._text_prompts([prompt])[0] if isinstance(prompt, str) else prompt
         tokens = token_ids("prompt", ids)
         return beam_search(self.engine, tokens, beams, n_best, length_penalty, max_gen_len)
+
+    def embed(
+        self, texts: Iterable[str], *, echo: bool = True, adapter: str | None = None
+    ) -> Tensor:
+        """The embedding of each text, float32 (n, dim) on the CPU, each of length 1.
+
+        A vector does not depend on the other texts. See `llama.engine.embedding`. Raises
+        ContextLengthError for a text that is too long; with `echo` it is read twice.
+        """
+        items = _as_list("texts", texts, (), "text")
+        sequences = embedding_sequences(self.tokenizer, items, echo=echo, adapter=adapter)
+        for i, sequence in enumerate(sequences):
+            self.engine.check(sequence, f"texts[{i}]" + ", read twice (echo)," * echo)
+        return torch.stack(
+            [s.embedding for s in self._finish(sequences) if s.embedding is not None]
+        )
+
+    def rerank(
+        self,
+        query: str,
+        documents: Iterable[str],
+        *,
+        instruction: str = INSTRUCTION,
+        adapter: str | None = None,
+    ) -> list[float]:
+        """How relevant each document is to the query, between 0 and 1, in their order.
+
+        See `llama.engine.reranking`. Raises ContextLengthError for a document that is too long.
+        """
+        items = _as_list("documents", documents, (), "document")
+        sequences = query_likelihood_sequences(
+            self.tokenizer, query, items, instruction, adapter=adapter
+        )
+        for i, sequence in enumerate(sequences):
+            self.engine.check(sequence, f"documents[{i}], with the query,")
+        return [query_likelihood(sequence) for sequence in self._finish(sequences)]
 
     def generate_stream(
         self,

@@ -5,18 +5,25 @@ request and its answer), `cuda_graphs` (decoding steps on a GPU), `scheduler` (w
 """
 
 from llama.engine.async_engine import AsyncEngine
+from llama.engine.embedding import embedding_sequences
 from llama.engine.grammar import Grammar
 from llama.engine.prefix_store import PrefixStore
 from llama.engine.request import FinishReason, Sequence
+from llama.engine.reranking import query_likelihood, query_likelihood_sequences
 from llama.engine.sampling_params import SamplingParams
 from llama.engine.scheduler import Engine
+from llama.engine.stats import EngineStats
 
 __all__ = [
     "AsyncEngine",
     "Engine",
+    "EngineStats",
     "FinishReason",
     "Grammar",
     "PrefixStore",
     "SamplingParams",
     "Sequence",
+    "embedding_sequences",
+    "query_likelihood",
+    "query_likelihood_sequences",
 ]

@@ -31,6 +31,7 @@ class Job:
     order: tuple[int, int]  # by priority, then by arrival; the least is served first
     row: KVCache | None = None  # one row, while it is admitted
     length: int = 0  # positions whose keys and values are computed
+    is_admitted: bool = False
     # Requests of the same prompt that were added together: one computes it, the others copy it.
     siblings: list["Job"] = field(default_factory=list)
     guessers: "list[PromptLookup | DraftGuesses]" = field(default_factory=list)

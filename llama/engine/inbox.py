@@ -48,7 +48,14 @@ class Inbox:
 
     def forget(self, job: Job) -> None:
         """Takes note that a request has ended."""
-        self._jobs.pop(self._numbers.pop(job.sequence), None)
+        with self._lock:
+            self._jobs.pop(self._numbers.pop(job.sequence), None)
+
+    @property
+    def unfinished(self) -> list[Job]:
+        """All that were added and have not ended."""
+        with self._lock:
+            return list(self._jobs.values())
 
     def take(self) -> tuple[list[Job], list[Job]]:
         """New jobs, and jobs to cancel, in the order of all ranks."""
@@ -63,7 +70,9 @@ class Inbox:
         added, cancelled = [], []
         for kind, numbers, requests in distributed.broadcast_object(message):
             if kind == "add" and requests is not None and numbers[0] not in self._jobs:
-                self._number(self._new_jobs([Sequence(**request) for request in requests]))
+                jobs = self._new_jobs([Sequence(**request) for request in requests])
+                with self._lock:
+                    self._number(jobs)
             jobs = [self._jobs[number] for number in numbers if number in self._jobs]
             if kind == "stop":
                 self.is_stopped = True

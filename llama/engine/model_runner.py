@@ -3,6 +3,7 @@
 Which request runs when is decided in `scheduler.py`.
 """
 
+import functools
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from llama.engine.cuda_graphs import read_later
 from llama.engine.decoding import BatchDecoder, Decoder, Job, RaggedDecoder
 from llama.engine.kv_memory import free_bytes
 from llama.engine.prefix_store import PrefixStore, fingerprint
+from llama.engine.request import Sequence
 from llama.engine.sampling import sample
 from llama.lora.adapter_switch import AdapterSwitch
 from llama.model import Transformer
@@ -70,18 +72,27 @@ class ModelRunner:
             self.decoder = RaggedDecoder(self.model)
         self.adapters.load(name, path)
 
-    def copy_stored(self, job: Job) -> None:
-        """Begins a job's row with the chunks of its prompt that are in the store."""
-        if self.store is None or job.sequence.score_prompt:
-            return
-        for chunk in self.store.find(job.sequence.prompt, self._fingerprint(job)):
+    def copy_stored(self, job: Job) -> int:
+        """Begins a job's row with the chunks of its prompt that are in the store.
+
+        Chunks whose hidden states are wanted are computed. Returns how many tokens were looked up.
+        """
+        if self.store is None:
+            return 0
+        sequence = job.sequence
+        prompt = sequence.prompt[: sequence.hidden_from + 1]
+        for chunk in self.store.find(prompt, self._fingerprint(job)):
             assert job.row is not None
             job.row.write(job.length, chunk)
             job.length += self.chunk
-        job.sequence.num_cached_tokens = job.length
+        sequence.num_cached_tokens = job.length
+        return len(sequence.prompt)
 
     def run_chunk(self, job: Job) -> Tensor | None:
-        """Runs a prompt up to the next multiple of `chunk`; logits (1, vocab) at its end."""
+        """Runs a prompt up to the next multiple of `chunk`.
+
+        Returns the logits (1, vocab) at the end of a prompt that tokens are generated after.
+        """
         sequence, row = job.sequence, job.row
         assert row is not None
         prompt = sequence.prompt
@@ -90,18 +101,28 @@ class ModelRunner:
         cache = row.view(0, 1, end)
         logits = None
         with self.adapters.using(sequence.adapter):
-            if sequence.score_prompt:
-                sequence.score(self.model(ids, start, cache=cache)[0, :, : self._vocab_size], start)
-            if end == len(prompt):
-                last = torch.full((1, 1), end - start - 1, device=self.device)
-                logits = self.model(ids, start, cache=cache, logits_at=last)[:, -1]
-            elif not sequence.score_prompt:
-                self.model.hidden(ids, start, cache=cache)
+            hidden = self.model.hidden(ids, start, cache=cache)  # (1, n, dim)
+            if end > sequence.hidden_from:
+                self._read_hidden(sequence, hidden, start)
+            if end == len(prompt) and sequence.max_gen_len != 0:
+                logits = self._logits(hidden[:, -1:])
         job.length = end
         if self.store is not None and end - start == self.chunk:
-            chunk = row.read(start, end)
-            self.store.put(prompt, start // self.chunk, chunk, self._fingerprint(job))
+            index, read = start // self.chunk, functools.partial(row.read, start, end)
+            self.store.put(prompt, index, read, self._fingerprint(job))
         return logits
+
+    def _read_hidden(self, sequence: Sequence, hidden: Tensor, start: int) -> None:
+        """Scores or pools a prompt, by `hidden` (1, n, dim) after its tokens from `start` on."""
+        n = hidden.shape[1]
+        if sequence.score_prompt and (first := max(sequence.score_from - 1 - start, 0)) < n:
+            sequence.score(self._logits(hidden[:, first:])[:, : self._vocab_size], start + first)
+        if sequence.pool_from is not None and (first := max(sequence.pool_from - start, 0)) < n:
+            sequence.pool(self.model.norm(hidden[0, first:]), start + first)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """float32 (n, vocab) of the last block's output (1, n, dim)."""
+        return self.model.output(self.model.norm(hidden))[0].float()
 
     def run_tokens(self, feeds: Feeds) -> tuple[Tensor, dict[Job, Exception]]:
         """The logits (n, vocab) after all tokens, and what went wrong with which job.

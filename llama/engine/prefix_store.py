@@ -4,7 +4,7 @@ Prompts run in chunks on a fixed grid, so the keys and values of a full chunk fo
 up to its end. A store holds them under the hash of those tokens:
 
     store = PrefixStore(budget=2**30, chunk=256, identity="tiny bfloat16 ...")
-    store.put(prompt, 0, keys_and_values)      # those of positions 0 to 255
+    store.put(prompt, 0, read)                 # what read() returns, of positions 0 to 255
     found = store.find(other_prompt)           # [keys_and_values] if its first 256 tokens are equal
 
 `identity` names everything else that the values depend on: weights, their format, adapter, dtype of
@@ -21,7 +21,7 @@ import io
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -77,12 +77,17 @@ class PrefixStore:
         self._touch(keys[: len(found)])
         return found
 
-    def put(self, prompt: Sequence[int], index: int, chunk: Chunk, adapter: str = "") -> None:
-        """Keeps chunk number `index` of a prompt. The tensors belong to the store from then on."""
+    def put(
+        self, prompt: Sequence[int], index: int, read: Callable[[], Chunk], adapter: str = ""
+    ) -> None:
+        """Keeps chunk number `index` of a prompt: what `read` returns, if it is not there yet."""
         keys = self._keys(prompt, index + 1, adapter)
-        tokens = _as_bytes(prompt[: (index + 1) * self.chunk])
-        if self._remember(keys[-1], tokens, chunk) and self._folder is not None:
-            self._write(self._folder / keys[-1].hex(), tokens, chunk)
+        with self._lock:
+            is_new = keys[-1] not in self._entries
+        if is_new:
+            tokens, chunk = _as_bytes(prompt[: (index + 1) * self.chunk]), read()
+            if self._remember(keys[-1], tokens, chunk) and self._folder is not None:
+                self._write(self._folder / keys[-1].hex(), tokens, chunk)
         self._touch(keys)
 
     def _keys(self, prompt: Sequence[int], count: int, adapter: str) -> list[bytes]:

@@ -6,7 +6,7 @@ answer (its text, a stop string, the end) is decided here.
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llama.engine.grammar import Grammar, GrammarState
-from llama.engine.sampling import SamplerState
+from llama.engine.sampling import NonFiniteLogitsError, SamplerState
 from llama.engine.sampling_params import SamplingParams, expect_integer
-from llama.errors import InputError, InputTypeError
+from llama.errors import ContextLengthError, InputError, InputTypeError
 from llama.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -46,6 +46,9 @@ class Sequence:
     echo: the text begins with the prompt's.
     score_prompt: `prompt_logprobs` gets the natural log of each prompt token's probability, 0.0
         for the first.
+    score_from: the index of the first token that `score_prompt` counts for.
+    pool_from: `embedding` gets the mean of the hidden states after the final norm of the prompt's
+        tokens from this index on, scaled to length 1. Such a request generates nothing.
     sample_index: number of this request among those with the same prompt and seed; each index
         draws its own random numbers.
     num_prefix_tokens: how many tokens at the end of the prompt are the beginning of the answer: its
@@ -77,12 +80,15 @@ class Sequence:
     adapter: str | None = None
     priority: int = 0
     speculate: bool = True
+    score_from: int = 0
+    pool_from: int | None = None
 
     tokens: list[int] = field(default_factory=list)  # generated, without a stop token
     logprobs: list[float] = field(default_factory=list)  # of those
     prompt_logprobs: list[float] = field(default_factory=list)
     token_texts: list[str] = field(default_factory=list)  # the text that each token completed
     prompt_token_texts: list[str] = field(default_factory=list)  # those that the text begins with
+    embedding: Tensor | None = None  # float32 (dim,) on the CPU
     text: str = ""  # all token texts; until the end it may still lose a stop string's beginning
     finish_reason: FinishReason | None = None  # None while it waits or runs
     stopped_by: str | int | None = None  # the stop string or stop token that ended it
@@ -90,7 +96,9 @@ class Sequence:
     # (token, log-probability) of the likeliest, for each token; none for the prompt's first
     likeliest: list[list[tuple[int, float]]] = field(default_factory=list)
     prompt_likeliest: list[list[tuple[int, float]]] = field(default_factory=list)
-    times: dict[str, float] = field(default_factory=dict)  # queued, started, first_token, finished
+    # When it was queued, started and finished, and had its first_token, by time.monotonic(); of
+    # those that happened. A request that was preempted has started when it did for the first time.
+    times: dict[str, float] = field(default_factory=dict)
     num_cached_tokens: int = 0  # of the prompt, copied from the prefix store or another request
     num_accepted_tokens: int = 0  # that were guessed
     num_preemptions: int = 0  # how often it was preempted
@@ -98,6 +106,7 @@ class Sequence:
 
     _num_emitted: int = 0  # characters that take_text has returned
     _num_taken: tuple[int, int] | None = None  # tokens and characters that take_tokens has returned
+    _pooled: Tensor | float = 0.0  # the sum of the hidden states so far, float64 (dim,)
 
     def __post_init__(self) -> None:
         self.prompt = token_ids("the prompt", self.prompt)
@@ -112,7 +121,13 @@ class Sequence:
             raise InputTypeError(f"stop must hold strings, got {wrong[0]!r}")
         if "" in self.stop:
             raise InputError("stop strings must not be empty")
-        for name in ("num_prefix_tokens", "top_logprobs", "min_tokens", "sample_index"):
+        counts = ["num_prefix_tokens", "top_logprobs", "min_tokens", "sample_index", "score_from"]
+        if self.pool_from is not None:
+            counts.append("pool_from")
+            if self.max_gen_len:
+                raise InputError("with pool_from nothing is generated: max_gen_len must be 0")
+            self.max_gen_len = 0
+        for name in counts:
             setattr(self, name, expect_integer(name, getattr(self, name), at_least=0))
         self.priority = expect_integer("priority", self.priority)
         if self.grammar is not None and not isinstance(self.grammar, Grammar):
@@ -143,22 +158,29 @@ class Sequence:
                 f"{name} is empty; it needs at least one token, such as the tokenizer's bos_id"
             )
         if size > max_seq_len:
-            raise InputError(
-                f"{name} has {size} tokens, but the context is {max_seq_len} (max_seq_len); "
-                "shorten it or build with a larger max_seq_len"
+            raise ContextLengthError(
+                name,
+                size,
+                max_seq_len,
+                f"the context is {max_seq_len} (max_seq_len); shorten it or build with a larger "
+                "max_seq_len",
             )
         if size > positions:
-            raise InputError(
-                f"{name} has {size} tokens, but the memory for keys and values holds {positions} "
-                "(kv_memory); shorten it or give more memory"
+            raise ContextLengthError(
+                name,
+                size,
+                positions,
+                f"the memory for keys and values holds {positions} (kv_memory); shorten it or give "
+                "more memory",
             )
         if wrong := [token for token in self.prompt if not 0 <= token < vocab_size]:
             raise InputError(f"{name} holds {wrong[0]}, no token id of 0 to {vocab_size - 1}")
-        if self.num_prefix_tokens >= size:
-            raise InputError(
-                f"num_prefix_tokens must be less than the prompt's {size} tokens, got "
-                f"{self.num_prefix_tokens}"
-            )
+        for option in ("num_prefix_tokens", "score_from", "pool_from"):
+            if (getattr(self, option) or 0) >= size:
+                raise InputError(
+                    f"{option} must be less than the prompt's {size} tokens, got "
+                    f"{getattr(self, option)}"
+                )
         if self.adapter is not None and self.adapter not in adapters:
             names = ", ".join(adapters) or "none"
             raise InputError(f"no adapter {self.adapter!r} is loaded; there are {names}")
@@ -228,16 +250,61 @@ class Sequence:
             self.text = "".join(self.prompt_token_texts)
         self._stop_start = len(self.text)  # where stop strings may begin
 
+    @property
+    def prompt_work(self) -> tuple[Hashable, ...]:
+        """For the engine: what is computed of the prompt; those of equal requests are shared."""
+        scored = self.score_prompt and (self.score_from, self.top_logprobs)
+        return (*self.prompt,), self.adapter, scored, self.pool_from, bool(self.max_gen_len)
+
+    @property
+    def hidden_from(self) -> int:
+        """For the engine: from which position of the prompt on hidden states are wanted.
+
+        The length of the prompt if none are: after a preemption those of a prompt that was
+        computed to its end are known.
+        """
+        wanted = [len(self.prompt)]
+        if self.score_prompt and not self.tokens:
+            wanted.append(max(self.score_from - 1, 0))
+        if self.pool_from is not None:
+            wanted.append(self.pool_from)
+        return min(wanted)
+
     def score(self, logits: Tensor, start: int) -> None:
-        """For the engine: scores the prompt by the logits (n, vocab) after tokens from `start`."""
+        """For the engine: scores the prompt by the logits (n, vocab) after tokens from `start`.
+
+        Raises NonFiniteLogitsError.
+        """
         after = self.prompt[start + 1 : start + 1 + len(logits)]
-        if start == 0:
-            self.prompt_logprobs, self.prompt_likeliest = [0.0], [[]]
+        if start == max(self.score_from - 1, 0):
+            has_first = self.score_from == 0
+            self.prompt_logprobs = [0.0] * has_first
+            self.prompt_likeliest = [[] for _ in self.prompt_logprobs]
         targets = logits.new_tensor(after).long()
         scores = -F.cross_entropy(logits[: len(after)], targets, reduction="none")
+        if not scores.isfinite().all():
+            raise NonFiniteLogitsError([0])
         self.prompt_logprobs += scores.tolist()
         if self.top_logprobs:
             self.prompt_likeliest += [self._likeliest(row) for row in logits[: len(after)]]
+
+    def pool(self, hidden: Tensor, start: int) -> None:
+        """For the engine: adds the states (n, dim) of the tokens from `start` on to the embedding.
+
+        Raises NonFiniteLogitsError.
+        """
+        total = hidden.float().sum(0).cpu().double()
+        self._pooled = total if start == self.pool_from else total + self._pooled
+        if start + len(hidden) == len(self.prompt):
+            if not self._pooled.isfinite().all():
+                raise NonFiniteLogitsError([0])
+            self.embedding = F.normalize(self._pooled, dim=0).float()  # of the sum as of the mean
+
+    def copy_prompt_results(self, other: "Sequence") -> None:
+        """For the engine: takes what the prompt of a request with the same `prompt_work` gave."""
+        self.prompt_logprobs = list(other.prompt_logprobs)
+        self.prompt_likeliest = list(other.prompt_likeliest)
+        self.embedding = None if other.embedding is None else other.embedding.clone()
 
     def append(self, token: int, logprob: float, logits: Tensor) -> None:
         """For the engine: adds a chosen token, and finishes if it is the last.
@@ -263,7 +330,7 @@ class Sequence:
                 self._stop_start = len(self.text)
             self.text += self.token_texts[-1]
             if len(self.tokens) > self.min_tokens and self._cut_at_stop():
-                self.finish_reason = "stop"  # what the decoder still holds lies after the cut
+                self._end("stop")  # what the decoder still holds lies after the cut
         if self.finish_reason is None and len(self.tokens) == self.max_gen_len:
             self.finish("length")
 
@@ -274,7 +341,12 @@ class Sequence:
                 rest = self._decoder.flush()
                 texts[-1] += rest
                 self.text += rest
-            self.finish_reason = reason
+            self._end(reason)
+
+    def _end(self, reason: FinishReason) -> None:
+        # Other threads look at the reason first: from then on everything else is final.
+        self.times["finished"] = time.monotonic()
+        self.finish_reason = reason
 
     def _mask(self) -> Tensor | None:
         """Which tokens may come next, bool (vocab); None for all."""

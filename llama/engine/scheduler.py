@@ -23,7 +23,8 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ from llama.engine.kv_memory import KVMemory
 from llama.engine.model_runner import ModelRunner
 from llama.engine.request import FinishReason, Sequence
 from llama.engine.sampling_params import check_limits
+from llama.engine.stats import EngineStats
 from llama.errors import InputError
 from llama.model import Transformer
 from llama.tokenizer import Tokenizer
@@ -96,6 +98,7 @@ class Engine:
         self._running: list[Job] = []
         self._jobs: dict[Sequence, Job] = {}
         self._num_arrived = 0
+        self._totals = EngineStats()
         self.inbox = Inbox(self._new_jobs)
         self._stepping = threading.RLock()
         self._threads = distributed.adaptive_threads()
@@ -117,6 +120,26 @@ class Engine:
         """Requests that are admitted, those that decode first."""
         return [job.sequence for job in (*self._running, *self._prompts)]
 
+    @property
+    def unfinished(self) -> list[Sequence]:
+        """All requests that were added and have not ended."""
+        return [job.sequence for job in self.inbox.unfinished]
+
+    @property
+    def stats(self) -> EngineStats:
+        """What the engine does and has done, from any thread."""
+        jobs, memory = self.inbox.unfinished, self.memory
+        waiting = [len(job.sequence.prompt) for job in jobs if not job.is_admitted]
+        return replace(
+            self._totals,
+            running=len(jobs) - len(waiting),
+            waiting=len(waiting),
+            waiting_prompt_tokens=sum(waiting),
+            kv_positions=memory.positions,
+            kv_positions_used=memory.used // memory.position_bytes,
+            finished=self._totals.finished.copy(),
+        )
+
     def check(self, sequence: Sequence, name: str = "the prompt") -> None:
         """Raises InputError for a request that this engine cannot run; `name` is its prompt's."""
         adapters = list(self._runner.adapters.fingerprints)
@@ -136,20 +159,17 @@ class Engine:
         return sequence
 
     def _new_jobs(self, sequences: list[Sequence]) -> list[Job]:
-        """Prepares requests; those that generate nothing are finished at once."""
+        """Prepares requests; those of which the same is computed are each other's siblings."""
         jobs = []
+        groups: dict[Hashable, list[Job]] = {}
         for each in sequences:
             room = min(self.max_seq_len, self.memory.positions) - len(each.prompt)
             wanted = room if each.max_gen_len is None else min(each.max_gen_len, room)
             each.start(self.tokenizer, wanted)
             each.times["queued"] = time.monotonic()
-            if wanted or each.score_prompt:
-                jobs.append(Job(each, (-each.priority, 0)))
-            else:
-                each.finish("length")
-        for job in jobs:
-            same = job.sequence.prompt, job.sequence.adapter
-            job.siblings = [j for j in jobs if (j.sequence.prompt, j.sequence.adapter) == same]
+            siblings = groups.setdefault(each.prompt_work, [])
+            jobs.append(Job(each, (-each.priority, 0), siblings=siblings))
+            siblings.append(jobs[-1])
         return jobs
 
     def load_adapter(self, name: str, path: str | Path) -> None:
@@ -256,8 +276,12 @@ class Engine:
         for job in added:
             self._num_arrived += 1
             job.order = (job.order[0], self._num_arrived)
-            self._jobs[job.sequence] = job
-            bisect.insort(self._waiting, job, key=lambda job: job.order)
+            sequence = job.sequence
+            self._jobs[sequence] = job
+            if sequence.max_gen_len or sequence.score_prompt or sequence.pool_from is not None:
+                bisect.insort(self._waiting, job, key=lambda job: job.order)
+            else:
+                self._end(job, "length")
         for job in cancelled:
             if job.sequence in self._jobs:
                 self._end(job, "cancelled")
@@ -273,10 +297,12 @@ class Engine:
             if job.row is None:
                 return
             self._waiting.pop(0)
+            job.is_admitted = True
             sequence.times.setdefault("started", time.monotonic())
             self._prompts.append(job)
             try:
-                self._runner.copy_stored(job)
+                self._totals.prefix_queries += self._runner.copy_stored(job)
+                self._totals.prefix_hits += job.length
             except Exception as error:
                 self._end(job, "error", error)
 
@@ -296,24 +322,30 @@ class Engine:
                 self._end(job, "error", error)
                 continue
             self._changed[job.sequence] = None
-            if logits is None:
+            if job.length < len(job.sequence.prompt):
                 self._prompts.append(job)
             else:
                 self._finish_prompt(job, logits)
 
-    def _finish_prompt(self, job: Job, logits: Tensor) -> None:
-        """Chooses the first token of a request, and of admitted ones with the same prompt."""
+    def _finish_prompt(self, job: Job, logits: Tensor | None) -> None:
+        """Chooses the first token of a request, and of admitted ones with the same prompt.
+
+        Without `logits` nothing is generated, and they end.
+        """
         jobs = [job]
         for other in job.siblings:
             if other in self._prompts and other.row is not None and other is not job:
                 assert job.row is not None
                 other.row.view(0, 1, job.length).copy_from(job.row.view(0, 1, job.length))
                 other.sequence.num_cached_tokens = other.length = job.length
+                other.sequence.copy_prompt_results(job.sequence)
                 self._prompts.remove(other)
                 jobs.append(other)
         started = []
         for each in jobs:
-            if not each.sequence.max_gen_len:  # only scored
+            if not each.sequence.tokens:  # a preempted one has its first token
+                self._totals.prompt_tokens += len(each.sequence.prompt)
+            if logits is None:
                 self._end(each, "length")
                 continue
             self._runner.decoder.join(each)
@@ -323,7 +355,7 @@ class Engine:
             self._running.append(each)
             if not each.sequence.tokens:  # a preempted one has its first token
                 started.append(each)
-        if started:
+        if started and logits is not None:
             self._choose(started, logits.expand(len(started), -1))
 
     def _decode(self) -> None:
@@ -389,8 +421,9 @@ class Engine:
     def _preempt(self, job: Job) -> None:
         """Takes a request's memory. Its prompt and its tokens are run again when there is room."""
         self._leave(job)
-        job.length = 0
+        job.length, job.is_admitted = 0, False
         job.sequence.num_preemptions += 1
+        self._totals.preemptions += 1
         bisect.insort(self._waiting, job, key=lambda job: job.order)
 
     def _choose(self, jobs: list[Job], logits: Tensor) -> dict[Job, int]:
@@ -406,6 +439,7 @@ class Engine:
         for job, token, logprob, row in found:
             sequence = job.sequence
             self._changed[sequence] = None
+            self._totals.generated_tokens += 1
             try:
                 sequence.append(token, logprob, row)
             except Exception as error:
@@ -425,7 +459,9 @@ class Engine:
             assert reason is not None
             job.sequence.error = error
             job.sequence.finish(reason)
-        job.sequence.times["finished"] = time.monotonic()
+        assert job.sequence.finish_reason is not None
+        self._totals.finished[job.sequence.finish_reason] += 1
+        job.siblings = []  # a circle, which would keep what a request has until it is collected
         self._changed[job.sequence] = None
         self._leave(job)
         del self._jobs[job.sequence]

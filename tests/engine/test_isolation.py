@@ -108,18 +108,17 @@ def test_nan_in_one_row_ends_that_request(llama: Llama, monkeypatch: pytest.Monk
         assert outcome(sequence) == expected(llama, sequence)
 
 
-@pytest.mark.parametrize("call", ["hidden", "forward"])
 def test_memory_that_runs_out_in_one_prompt_ends_that_request(
-    llama: Llama, monkeypatch: pytest.MonkeyPatch, call: str
+    llama: Llama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = getattr(llama.model, call)
+    run = llama.model.hidden
 
     def scarce(tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if (tokens == 9).any():
             raise MemoryError("no memory for so much")
         return run(tokens, *args, **kwargs)
 
-    monkeypatch.setattr(llama.model, call, scarce)
+    monkeypatch.setattr(llama.model, "hidden", scarce)
     engine = engine_of(llama, chunk=16)
     bad = Sequence([5] * 20 + [9] * 3, 9, PLAIN)
     good = [Sequence([i + 1] * 4, 12, PLAIN) for i in range(2)]
@@ -382,14 +381,14 @@ def test_the_store_keeps_to_its_budget_and_drops_what_was_used_longest_ago(tmp_p
     store = PrefixStore(3 * size, 4, "x", tmp_path, folder_budget=10**9)
     prompts = [[i] * 9 for i in range(4)]
     for prompt in prompts[:3]:
-        store.put(prompt, 0, chunk)
+        store.put(prompt, 0, lambda: chunk)
     store.find(prompts[0])
-    store.put(prompts[3], 0, chunk)
+    store.put(prompts[3], 0, lambda: chunk)
     assert store.used == 3 * size
     in_memory = PrefixStore(0, 4, "x", None)
     assert [len(store.find(prompt)) for prompt in prompts] == [1, 1, 1, 1]  # one from the folder
     assert in_memory.find(prompts[0]) == []
-    store.put(prompts[0], 1, chunk)
+    store.put(prompts[0], 1, lambda: chunk)
     assert len(store.find(prompts[0])) == 2
     assert len(store.find([*prompts[0][:4], 7, 7, 7, 7, 7])) == 1
     assert len(store.find(prompts[0][:8])) == 1  # the chunk that holds the last token is computed
@@ -474,6 +473,42 @@ def test_times_and_counts(llama: Llama) -> None:
     finish(engine)
     times = [sequence.times[name] for name in ("queued", "started", "first_token", "finished")]
     assert times == sorted(times)
+
+
+def test_an_engine_counts_what_it_does(llama: Llama) -> None:
+    engine = engine_of(llama, rows=2, chunk=16, prefix_memory=10**7)
+    params = SamplingParams(seed=1, logit_bias={t: -9e9 for t in llama.tokenizer.stop_tokens})
+    sequences = [engine.add(Sequence([*range(20), i], 5, params)) for i in range(4)]
+    assert (engine.stats.waiting, engine.stats.waiting_prompt_tokens) == (4, 84)
+    engine.step()
+    stats = engine.stats
+    assert (stats.running, stats.waiting, stats.waiting_prompt_tokens) == (2, 2, 42)
+    assert stats.kv_positions_used == engine.memory.used // engine.memory.position_bytes > 42
+    assert stats.kv_positions == engine.memory.positions
+    engine.cancel(sequences[3])
+    engine.add(Sequence([1] * 64, 5))  # no room for an answer
+    finish(engine)
+    ban = dict.fromkeys(range(llama.tokenizer.n_words), -float("inf"))
+    engine.add(Sequence([5], 5, SamplingParams(logit_bias=ban)))
+    finish(engine)
+    stats = engine.stats
+    assert (stats.running, stats.waiting, stats.waiting_prompt_tokens) == (0, 0, 0)
+    assert (stats.prompt_tokens, stats.generated_tokens) == (3 * 21 + 1, 15)
+    assert stats.prefix_queries == 3 * 21 + 1
+    assert stats.prefix_hits == sum(s.num_cached_tokens for s in sequences) > 0
+    assert stats.finished == {"length": 4, "cancelled": 1, "error": 1}
+    assert stats.kv_positions_used == stats.preemptions == 0
+
+
+def test_requests_that_other_threads_add_are_counted_at_once(llama: Llama) -> None:
+    engine = engine_of(llama)
+    with engine._stepping:  # as a step does, in this thread
+        thread = threading.Thread(target=engine.add, args=[Sequence([5, 6, 7], 3)])
+        thread.start()
+        thread.join()
+        assert engine.waiting == []
+        assert (engine.stats.waiting, engine.stats.waiting_prompt_tokens) == (1, 3)
+    finish(engine)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A folder of chunks that several processes share, and that one is killed in."""
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -37,7 +38,7 @@ def write_for_ever(folder: Path, budget: int) -> None:
         for prompt in prompts():
             for index in range(len(prompt) // SIZE):
                 check(store, prompt)
-                store.put(prompt, index, chunk(prompt, index))
+                store.put(prompt, index, functools.partial(chunk, prompt, index))
 
 
 def test_processes_share_a_folder_and_one_is_killed_while_it_writes(tmp_path: Path) -> None:
@@ -65,6 +66,6 @@ def test_processes_share_a_folder_and_one_is_killed_while_it_writes(tmp_path: Pa
             writer.kill()
             writer.join()
     store = PrefixStore(10**7, SIZE, "x", tmp_path)
-    store.put(prompts()[0], 0, chunk(prompts()[0], 0))
+    store.put(prompts()[0], 0, lambda: chunk(prompts()[0], 0))
     assert check(PrefixStore(10**7, SIZE, "x", tmp_path), prompts()[0]) >= 1
     assert PrefixStore(10**7, SIZE, "y", tmp_path).find(prompts()[0]) == []  # another model
