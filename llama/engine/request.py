@@ -92,6 +92,7 @@ class Sequence:
     text: str = ""  # all token texts; until the end it may still lose a stop string's beginning
     finish_reason: FinishReason | None = None  # None while it waits or runs
     stopped_by: str | int | None = None  # the stop string or stop token that ended it
+    stop_token: Token | None = None  # the one that ended it, with its log-probability
     error: Exception | None = None  # why it ended with "error"
     # (token, log-probability) of the likeliest, for each token; none for the prompt's first
     likeliest: list[list[tuple[int, float]]] = field(default_factory=list)
@@ -315,6 +316,8 @@ class Sequence:
         self.times.setdefault("first_token", time.monotonic())
         if token in self._stop_tokens and len(self.tokens) >= self.min_tokens:
             self.stopped_by = token
+            best = self._likeliest(logits) if self.top_logprobs else []
+            self.stop_token = Token(token, "", logprob, tuple(best))
             self.finish("stop")
             return
         if self._grammar is not None:

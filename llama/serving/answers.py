@@ -9,11 +9,13 @@ The sequences come from `Llama.requests`, which Python's calls use too: so a req
 the tokens and log-probabilities that it has in Python.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from llama.engine.embedding import embedding_sequences
 from llama.engine.request import FinishReason, Sequence, Token
 from llama.serving.http_errors import HttpError
 from llama.serving.registry import ServedModel
@@ -54,6 +56,25 @@ class Usage:
         )
 
 
+def sequences(
+    served: ServedModel,
+    name: str,
+    prompts: list[list[int]],
+    settings: Mapping[str, Any],
+    max_tokens: int | None,
+    logprobs: bool = False,
+    echo: bool = False,
+) -> list[Sequence]:
+    """Checked requests for prompts of token ids, as `Llama.requests`; none runs yet.
+
+    Settings that are not there have Llama's defaults; the adapter is the one that is served.
+    """
+    settings = {"temperature": 0.6, "top_p": 0.9, **settings}
+    if served.adapter is not None:
+        settings["adapter"] = served.adapter
+    return served.llama.requests(name, prompts, settings, max_tokens, logprobs, echo)
+
+
 async def answer_deltas(
     served: ServedModel, sequences: list[Sequence]
 ) -> AsyncGenerator[Delta, None]:
@@ -73,6 +94,30 @@ async def answer_deltas(
                 raise HttpError(503, "the server is shutting down", headers={"Retry-After": "5"})
             if tokens or reason:
                 yield Delta(numbers[sequence], tokens, reason)
+
+
+async def finish(served: ServedModel, sequences: list[Sequence]) -> list[Sequence]:
+    """Runs requests to their ends; as `answer_deltas`."""
+    async with aclosing(answer_deltas(served, sequences)) as deltas:
+        async for _ in deltas:
+            pass
+    return sequences
+
+
+async def embed(served: ServedModel, name: str, texts: list[str]) -> list[Sequence]:
+    """The requests for the embeddings of texts, finished. Errors call the texts `name`.
+
+    Raises ContextLengthError for a text that is too long, InputError for an empty one.
+    """
+
+    def requests() -> list[Sequence]:
+        llama = served.llama
+        sequences = embedding_sequences(llama.tokenizer, texts, adapter=served.adapter)
+        for i, sequence in enumerate(sequences):
+            llama.engine.check(sequence, f"{name}[{i}], read twice,")
+        return sequences
+
+    return await finish(served, await asyncio.to_thread(requests))
 
 
 @dataclass(frozen=True)
@@ -131,11 +176,10 @@ class ChatAnswer:
 
     def __init__(self, served: ServedModel, request: ChatRequest) -> None:
         self.served = served
-        settings = {"temperature": 0.6, "top_p": 0.9, **request.settings}
-        if served.adapter is not None:
-            settings["adapter"] = served.adapter
         prompt = served.llama.formatter.encode_dialog_prompt(request.messages)
-        self.sequences = served.llama.requests("the dialog", [prompt], settings, request.max_tokens)
+        self.sequences = sequences(
+            served, "the dialog", [prompt], request.settings, request.max_tokens
+        )
 
     @property
     def usage(self) -> Usage:

@@ -7,8 +7,16 @@ uvicorn.run(app)
 from fastapi import FastAPI
 
 from llama import __version__
-from llama.serving import http_errors, openai_chat
+from llama.serving import (
+    http_errors,
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    openai_models,
+    rerank,
+)
 from llama.serving.middleware import JsonBodies
+from llama.serving.openai_fields import ERRORS
 from llama.serving.registry import ModelRegistry
 
 
@@ -17,8 +25,10 @@ def create_app(models: ModelRegistry) -> FastAPI:
     app = FastAPI(title="Llama", version=__version__, docs_url=None, redoc_url=None)
     http_errors.install(app)
     app.add_middleware(JsonBodies)
-    for dialect in (openai_chat,):  # OpenAI's routes exist without /v1 too
-        router = dialect.routes(models)
-        app.include_router(router, prefix="/v1")
-        app.include_router(router, include_in_schema=False)
+    for part in (openai_models, openai_chat, openai_completions, openai_embeddings, rerank):
+        router = part.routes(models)
+        app.include_router(router, prefix="/v1", responses=ERRORS)
+        app.include_router(router, include_in_schema=False)  # OpenAI's exist without /v1 too
+        if part is rerank:  # Cohere's newer client
+            app.include_router(router, prefix="/v2", include_in_schema=False)
     return app

@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from llama.errors import InputError, MissingFileError, message
+from llama.errors import ContextLengthError, InputError, MissingFileError, message
 
 _log = logging.getLogger("llama.serving")
 
@@ -79,11 +79,13 @@ def http_error(error: BaseException) -> HttpError:
     if isinstance(error, HttpError):
         return error
     if isinstance(error, RequestValidationError):
-        return _wrong_fields(error.errors())
+        return _wrong_field(error.errors(), error.body)
     if isinstance(error, HTTPException):
         return HttpError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
     if isinstance(error, MissingFileError):
         return HttpError(404, message(error))
+    if isinstance(error, ContextLengthError):
+        return HttpError(400, message(error), code="context_length_exceeded")
     if isinstance(error, InputError):
         return HttpError(400, message(error))
     _log.error("a request failed", exc_info=error)
@@ -100,17 +102,41 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, handle)
 
 
-def _wrong_fields(errors: Sequence[Any]) -> HttpError:
-    """The first wrong field of a body by name, with a bounded echo of its value."""
-    error = errors[0]
-    path = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
+def _wrong_field(errors: Sequence[Any], body: Any) -> HttpError:
+    """A wrong field of a body by name, with a bounded echo of its value."""
+    if errors[0]["type"] == "json_invalid":
+        reason = errors[0]["ctx"]["error"]
+        return HttpError(400, f"the body is not JSON: {reason}", code="invalid_json")
+    # Where several types are allowed, the one that fits best is wrong the deepest.
+    paths = [_field_path(error, body) for error in errors]
+    path = max(paths, key=len)
+    error = errors[paths.index(path)]
     param = ".".join(path) or None
-    if error["type"] == "json_invalid":
-        return HttpError(400, f"the body is not JSON: {error['ctx']['error']}", code="invalid_json")
     if error["type"] == "extra_forbidden":
         text = f"{param}: this server does not know the field, and ignores none"
         return HttpError(400, text, param=param, code="unknown_field")
-    text = f"{param}: {error['msg']}" if param else error["msg"]
+    if error["type"] == "none_required":
+        text = f"{param}: this server does not support the field, and ignores none"
+        return HttpError(400, text, param=param, code="unsupported_field")
+    reasons = [e["msg"] for e, p in zip(errors, paths, strict=True) if p == path]
+    text = " or ".join(dict.fromkeys(reasons))
+    text = f"{param}: {text}" if param else text
     if error["type"] != "missing":
         text += f", got {repr(error['input'])[:_MAX_ECHO]}"
     return HttpError(400, text, param=param, code="invalid_value")
+
+
+def _field_path(error: Any, body: Any) -> list[str]:
+    """Where a wrong field is; pydantic also names the members of unions, which are no fields."""
+    parts, path = error["loc"], []
+    if parts[0] != "body":
+        return [str(part) for part in parts[1:]]
+    for part in parts[1:]:
+        is_field = isinstance(body, dict) and part in body
+        is_item = isinstance(body, list) and isinstance(part, int) and part < len(body)
+        if is_field or is_item:
+            body = body[part]
+            path.append(str(part))
+    if error["type"] == "missing":
+        path.append(str(parts[-1]))
+    return path

@@ -85,6 +85,14 @@ class ModelRegistry:
         adapters = {name: _created(folder) for name, folder in self._adapters.items()}
         return {name: entry.created for name, entry in self._entries.items()} | adapters
 
+    def max_model_len(self, name: str) -> int | None:
+        """The most tokens of a prompt and its answer, of a model that is loaded.
+
+        Raises HttpError 404 for a name that nothing has.
+        """
+        entry, _ = self._find(name)
+        return entry.llama.engine.max_seq_len if entry.llama is not None else None
+
     def load(self, name: str) -> None:
         """Loads a model now; blocks."""
         self._load(self._entries[name])

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -60,38 +60,50 @@ def compact_json(data: Any) -> str:
 
 
 async def stream(
-    request: Request, chunks: AsyncGenerator[str, None], media_type: str = "text/event-stream"
+    request: Request,
+    chunks: AsyncGenerator[str, None],
+    write_error: Callable[[HttpError], str] | None = None,
+    media_type: str = "text/event-stream",
 ) -> StreamingResponse:
     """A response of `chunks`, whose first one is awaited: an error before it has a real status.
 
-    A later error has to be written by the generator itself, see `error_event`.
+    A later one is written by `write_error`; if that is None, as an event in the dialect of the
+    route.
     """
     try:
         first = await while_connected(request, anext(chunks))
     except BaseException:
         await chunks.aclose()
         raise
-    return _Stream(first, chunks, media_type)
+
+    def error_event(error: HttpError) -> str:
+        return server_sent_event(error.body(request.url.path))
+
+    return _Stream(first, chunks, write_error or error_event, media_type)
 
 
 class _Stream(StreamingResponse):
-    def __init__(self, first: str, chunks: AsyncGenerator[str, None], media_type: str) -> None:
-        self._chunks = chunks
+    def __init__(
+        self,
+        first: str,
+        chunks: AsyncGenerator[str, None],
+        write_error: Callable[[HttpError], str],
+        media_type: str,
+    ) -> None:
+        self._chunks, self._write_error = chunks, write_error
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx: no buffering
         super().__init__(self._all(first), headers=headers, media_type=media_type)
 
     async def _all(self, first: str) -> AsyncGenerator[str, None]:
         yield first
-        async for chunk in self._chunks:
-            yield chunk
+        try:
+            async for chunk in self._chunks:
+                yield chunk
+        except Exception as error:
+            yield self._write_error(http_error(error))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
             await self._chunks.aclose()
-
-
-def error_body(error: Exception, path: str) -> dict[str, Any]:
-    """An error in the middle of a stream, in the dialect of the route `path`."""
-    return http_error(error).body(path)

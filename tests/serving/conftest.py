@@ -5,10 +5,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from llama.generation import Llama
 from llama.serving.app import create_app
 from llama.serving.registry import ModelRegistry
 
@@ -51,3 +53,14 @@ def models() -> Iterator[ModelRegistry]:
 def url(models: ModelRegistry) -> Iterator[str]:
     with running(create_app(models)) as url:
         yield url
+
+
+@pytest.fixture
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="session")
+def llama(models: ModelRegistry) -> Llama:
+    """The model that is served, for what Python's calls give."""
+    return models._entries["tiny"].llama
