@@ -25,26 +25,30 @@ import codecs
 import operator
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from itertools import takewhile, zip_longest
-from typing import Literal, NamedTuple, TypedDict, get_args
+from typing import Literal, NamedTuple, get_args
 
+from llama.dialog import (
+    DEFAULT_DATE,
+    PYTHON_TAG,
+    Dialog,
+    Message,
+    Role,
+    Tool,
+    ToolFormat,
+    WrittenMessage,
+    checked_builtin_tools,
+    checked_dialog,
+    checked_message,
+    checked_tools,
+    write_dialog,
+    write_message,
+)
 from llama.errors import InputError, InputTypeError
 from llama.storage.files import expand
 from llama.tokenization import vocabulary
 from llama.tokenization.vocabulary import SentencePieceVocabulary, open_vocabulary
-
-Role = Literal["system", "user", "assistant", "ipython", "tool"]
-
-
-class Message(TypedDict):
-    """One turn of a dialog. `ipython`, also called `tool`, is what a called tool returned."""
-
-    role: Role
-    content: str
-
-
-Dialog = Sequence[Message]
 
 
 class Turn(NamedTuple):
@@ -56,16 +60,6 @@ class Turn(NamedTuple):
 
 
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # of surrogateescape
-
-# What makes transformers write a dialog as `ChatFormat` encodes it.
-LLAMA3_CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% set role = 'ipython' if message['role'] == 'tool' else message['role'] %}"
-    "{{ '<|start_header_id|>' + role + '<|end_header_id|>\n\n' }}"
-    "{{ message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
-    "{% endif %}"
-)
 
 
 class Tokenizer:
@@ -205,57 +199,100 @@ class StreamDecoder:
 class ChatFormat:
     """Llama 3's chat layout; for a SentencePiece tokenizer Llama 2's (Llama2ChatFormat).
 
+    `tools` are the functions that the assistant may call. `tool_format` is how the model was
+    trained to see and call them: "json" for Llama 3.1 and 3.3, "pythonic" for 3.2 (see
+    `llama.dialog`). Built-in tools are the names of Llama 3.1's, whose calls end in `<|eom_id|>`.
+    With functions in JSON form the system message says a date, which is never the clock's.
+
     Raises InputError or InputTypeError, with the index of the message, for a dialog that is not a
-    list of `{"role": one of Role, "content": str}`.
+    list of `Message`, or tools that are malformed.
     """
 
     # Meta's scripts call `ChatFormat(tokenizer)` for every checkpoint, so the choice is made here.
-    def __new__(cls, tokenizer: Tokenizer) -> ChatFormat:
+    def __new__(cls, tokenizer: Tokenizer, tool_format: ToolFormat = "json") -> ChatFormat:
         is_llama2 = cls is ChatFormat and tokenizer.is_sentencepiece
         return super().__new__(Llama2ChatFormat if is_llama2 else cls)
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, tool_format: ToolFormat = "json"):
+        if tool_format not in get_args(ToolFormat):
+            raise InputError(f"tool_format is json or pythonic, not {tool_format!r}")
         self.tokenizer = tokenizer
+        self.tool_format = tool_format
 
-    def __reduce__(self) -> tuple[type[ChatFormat], tuple[Tokenizer]]:  # for copies and pickles
-        return type(self), (self.tokenizer,)
+    def __reduce__(self) -> tuple[type[ChatFormat], tuple[Tokenizer, ToolFormat]]:  # for copies
+        return type(self), (self.tokenizer, self.tool_format)
 
     def encode_header(self, message: Message) -> list[int]:
         """`<|start_header_id|>role<|end_header_id|>` and an empty line."""
-        _check_message(message)
+        message = checked_message(message)
         # Llama 3.1's prompt format has only the name ipython for a tool's result.
         role = "ipython" if message["role"] == "tool" else message["role"]
-        special = self.tokenizer.special_tokens
-        for name in ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"):
-            if name not in special:  # in a tokenizer.json of another model
-                raise InputError(f"{self.tokenizer.model_path} has no {name}, which chat needs")
-        ids = [special["<|start_header_id|>"], *self.tokenizer.encode(role)]
-        return [*ids, special["<|end_header_id|>"], *self.tokenizer.encode("\n\n")]
+        start, end = self._special("<|start_header_id|>"), self._special("<|end_header_id|>")
+        return [start, *self.tokenizer.encode(role), end, *self.tokenizer.encode("\n\n")]
 
     def encode_message(self, message: Message) -> list[int]:
-        """The header, the content without white space around it, `<|eot_id|>`."""
-        return self.encode_header(message) + self._encode_content(message)
+        """The header, the content without white space around it, its calls, `<|eot_id|>`."""
+        written = write_message(checked_message(message), tool_format=self.tool_format)
+        return self.encode_header(message) + self._encode_written(written)
 
-    def encode_dialog_prompt(self, dialog: Dialog) -> list[int]:
-        """`<|begin_of_text|>`, the messages, and the header of the assistant's answer to come."""
-        ids = _joined(self.encode_turns(dialog))
-        return ids + self.encode_header({"role": "assistant", "content": ""})
+    def encode_dialog_prompt(
+        self,
+        dialog: Dialog,
+        tools: Iterable[Tool] | None = None,
+        *,
+        builtin_tools: Iterable[str] = (),
+        date: str = DEFAULT_DATE,
+        continue_final_message: bool = False,
+    ) -> list[int]:
+        """`<|begin_of_text|>`, the messages, and the header of the assistant's answer to come.
 
-    def encode_turns(self, dialog: Dialog) -> list[Turn]:
+        With `continue_final_message` the dialog ends with a message of the assistant, which is the
+        beginning of that answer, as it stands.
+        """
+        messages = checked_dialog(dialog)
+        start = _started_answer(messages) if continue_final_message else ""
+        messages = messages[:-1] if continue_final_message else messages
+        ids = _joined(self.encode_turns(messages, tools, builtin_tools=builtin_tools, date=date))
+        return ids + self._answer_header() + self.tokenizer.encode(start)
+
+    def encode_turns(
+        self,
+        dialog: Dialog,
+        tools: Iterable[Tool] | None = None,
+        *,
+        builtin_tools: Iterable[str] = (),
+        date: str = DEFAULT_DATE,
+    ) -> list[Turn]:
         """The turns of a dialog, for training: what each role writes, with the token that ends it.
 
-        Joined, they are the ids that `encode_dialog_prompt` has for these messages.
+        Joined, they are the ids that `encode_dialog_prompt` has for these messages. Functions may
+        put a turn of the system in front.
         """
         turns: list[Turn] = []
-        for message in checked_dialog(dialog):
+        for message, written in write_dialog(
+            checked_dialog(dialog),
+            checked_tools(tools),
+            checked_builtin_tools(builtin_tools),
+            self.tool_format,
+            date,
+        ):
             bos = [] if turns else [self.tokenizer.bos_id]
-            prompt = bos + self.encode_header(message)
-            turns.append(Turn(message["role"], prompt, self._encode_content(message)))
+            prompt = bos + self.encode_header({"role": message["role"], "content": ""})
+            turns.append(Turn(message["role"], prompt, self._encode_written(written)))
         return turns
 
-    def _encode_content(self, message: Message) -> list[int]:
-        ids = self.tokenizer.encode(message["content"].strip())
-        return [*ids, self.tokenizer.special_tokens["<|eot_id|>"]]
+    def _answer_header(self) -> list[int]:
+        return self.encode_header({"role": "assistant", "content": ""})
+
+    def _encode_written(self, written: WrittenMessage) -> list[int]:
+        ids = self.tokenizer.encode(written.content)
+        tag = [self._special(PYTHON_TAG)] if written.is_tagged else []
+        return [*ids, *tag, *self.tokenizer.encode(written.calls), self._special(written.end)]
+
+    def _special(self, name: str) -> int:
+        if name not in self.tokenizer.special_tokens:  # in a tokenizer.json of another model
+            raise InputError(f"{self.tokenizer.model_path} has no {name}, which chat needs")
+        return self.tokenizer.special_tokens[name]
 
 
 class Llama2ChatFormat(ChatFormat):
@@ -280,21 +317,45 @@ class Llama2ChatFormat(ChatFormat):
     def encode_message(self, message: Message) -> list[int]:
         raise InputTypeError("Llama 2's chat format joins messages: use encode_dialog_prompt")
 
-    def encode_dialog_prompt(self, dialog: Dialog) -> list[int]:
-        return _joined(self._encode_turns(dialog, last_roles=("user",)))
+    def encode_dialog_prompt(
+        self,
+        dialog: Dialog,
+        tools: Iterable[Tool] | None = None,
+        *,
+        builtin_tools: Iterable[str] = (),
+        date: str = DEFAULT_DATE,
+        continue_final_message: bool = False,
+    ) -> list[int]:
+        _refuse_tools(tools, builtin_tools)
+        if not continue_final_message:
+            return _joined(self._encode_turns(dialog, last_roles=("user",)))
+        return _joined(self._encode_turns(dialog, last_roles=("assistant",), continues=True))
 
-    def encode_turns(self, dialog: Dialog) -> list[Turn]:
+    def encode_turns(
+        self,
+        dialog: Dialog,
+        tools: Iterable[Tool] | None = None,
+        *,
+        builtin_tools: Iterable[str] = (),
+        date: str = DEFAULT_DATE,
+    ) -> list[Turn]:
+        _refuse_tools(tools, builtin_tools)
         return self._encode_turns(dialog, last_roles=("user", "assistant"))
 
-    def _encode_turns(self, dialog: Dialog, last_roles: Collection[str]) -> list[Turn]:
-        texts = self._checked_texts(checked_dialog(dialog), last_roles)
+    def _encode_turns(
+        self, dialog: Dialog, last_roles: Collection[str], continues: bool = False
+    ) -> list[Turn]:
+        messages = checked_dialog(dialog)
+        start = f" {_started_answer(messages)}" if continues else ""
+        texts = self._checked_texts(messages, last_roles)
+        texts = texts[:-1] if continues else texts
         turns: list[Turn] = []
         for question, answer in zip_longest(texts[::2], texts[1::2]):
             text = f"[INST] {question.strip()} [/INST]"
-            prompt = self.tokenizer.encode(text, bos=True)
             if answer is None:
-                turns.append(Turn("user", prompt, []))
+                turns.append(Turn("user", self.tokenizer.encode(text + start, bos=True), []))
                 continue
+            prompt = self.tokenizer.encode(text, bos=True)
             ids = self.tokenizer.encode(f"{text} {answer.strip()} ", bos=True, eos=True)
             # The whole prompt, unless the tokenizer has a token across its end.
             shared = sum(takewhile(bool, map(operator.eq, prompt, ids)))
@@ -311,6 +372,8 @@ class Llama2ChatFormat(ChatFormat):
                     f"message {index} has role {message['role']!r} where {expected!r} belongs: "
                     "Llama 2's dialogs are (system,) user, assistant, user, ..., user"
                 )
+            if message.get("tool_calls"):
+                raise InputError(f"message {index} has tool_calls, which Llama 2's format has not")
             if tags := [tag for tag in self._TAGS if tag in message["content"]]:
                 raise InputError(f"message {index} contains {tags[0]}, a tag of Llama 2's format")
         if dialog[-1]["role"] not in last_roles:
@@ -328,25 +391,22 @@ def _joined(turns: list[Turn]) -> list[int]:
     return [token_id for turn in turns for token_id in turn.prompt + turn.completion]
 
 
-def checked_dialog(dialog: Dialog) -> list[Message]:
-    """The messages of a well-formed dialog; InputError or InputTypeError for any other."""
-    if not isinstance(dialog, Iterable):
-        raise InputTypeError(f"a dialog must be a list of messages, got {dialog!r:.60}")
-    messages = list(dialog)
-    if not messages:
-        raise InputError("the dialog is empty; it needs at least one message")
-    for index, message in enumerate(messages):
-        _check_message(message, f"message {index}")
-    return messages
+def _started_answer(messages: list[Message]) -> str:
+    """The content of the last of checked messages, which is to be continued."""
+    last = messages[-1]
+    if last["role"] != "assistant" or last.get("tool_calls") or not last["content"]:
+        raise InputError(
+            f"message {len(messages) - 1} is the last and can't be continued: it must be the "
+            "assistant's, with a content and without tool_calls"
+        )
+    if len(messages) == 1:
+        raise InputError("the dialog has no message before the answer that is to be continued")
+    return last["content"]
 
 
-def _check_message(message: Message, name: str = "message") -> None:
-    if not isinstance(message, dict):
-        raise InputTypeError(f"{name} must be a dict with role and content, got {message!r:.60}")
-    if message.keys() != {"role", "content"}:
-        raise InputError(f"{name} must have the keys role and content, got {list(message)}")
-    if message["role"] not in get_args(Role):
-        roles = ", ".join(get_args(Role))
-        raise InputError(f"{name} has the unknown role {message['role']!r}; roles are {roles}")
-    if not isinstance(message["content"], str):
-        raise InputTypeError(f"{name}: content must be a str, got {message['content']!r:.60}")
+def _refuse_tools(tools: Iterable[Tool] | None, builtin_tools: Iterable[str]) -> None:
+    if checked_tools(tools) or checked_builtin_tools(builtin_tools):
+        raise InputError(
+            "Llama 2's chat format has no tools: use a model of Llama 3.1, 3.2 or 3.3, or leave "
+            "tools out"
+        )

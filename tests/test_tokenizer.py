@@ -1,6 +1,7 @@
 import base64
 import copy
 import itertools
+import json
 import pickle
 import random
 import re
@@ -12,10 +13,11 @@ import sentencepiece
 import tiktoken
 from fixtures import MERGES, write_sentencepiece, write_tiktoken
 
+from llama.chat_template import chat_template
 from llama.tokenization import vocabulary
 from llama.tokenization.tokenizer_json import write_tokenizer_json
 from llama.tokenization.vocabulary import _split_long
-from llama.tokenizer import LLAMA3_CHAT_TEMPLATE, ChatFormat, Llama2ChatFormat, Role, Tokenizer
+from llama.tokenizer import ChatFormat, Llama2ChatFormat, Role, Tokenizer
 
 N_RANKS = 256 + len(MERGES)
 # Written out again, not imported: the test has to notice if the module's copy changes.
@@ -68,6 +70,23 @@ def processor(llama2):
 
 
 USER = {"role": "user", "content": "x"}
+ADD = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Adds <two> & 'more' é",
+        "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}},
+    },
+}
+WEATHER = {"type": "function", "function": {"name": "get_weather"}}
+ADD_CALL = {
+    "type": "function",
+    "function": {"name": "add", "arguments": {"a": 1, "b": [True, None, "é\n"]}},
+}
+SEARCH_CALL = {
+    "type": "function",
+    "function": {"name": "brave_search", "arguments": {"query": '"gold"'}},
+}
 
 # Vocabulary
 
@@ -409,29 +428,194 @@ def test_llama3_dialog_may_end_with_the_assistant(llama3):
     assert chat.encode_dialog_prompt(DIALOG[2:3]) == expected
 
 
-@pytest.mark.parametrize("role", get_args(Role))
-def test_llama3_chat_template_is_the_chat_format(llama3, tmp_path, role):
-    """That of transformers, whose tokenizer turns the text back into ids."""
+@pytest.fixture(scope="module")
+def transformers_tokenizer(llama3, tmp_path_factory):
     transformers = pytest.importorskip("transformers")
-    llama3_json = tmp_path / "tokenizer.json"
+    path = tmp_path_factory.mktemp("transformers") / "tokenizer.json"
     vocabulary = llama3.vocabulary
-    write_tokenizer_json(
-        llama3_json, vocabulary.ranks, vocabulary.special_tokens, vocabulary.pattern
+    write_tokenizer_json(path, vocabulary.ranks, vocabulary.special_tokens, vocabulary.pattern)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(path), bos_token="<|begin_of_text|>"
     )
-    theirs = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(llama3_json), bos_token="<|begin_of_text|>"
+
+
+def assert_same_template(theirs, ours, dialog, tools=None, builtin_tools=(), **settings):
+    """Whether transformers, which makes ids of a text, and ChatFormat agree."""
+    names = {"builtin_tools": list(builtin_tools)} if builtin_tools else {}
+    names |= {"date_string": settings["date"]} if settings else {}
+    settings |= {"builtin_tools": builtin_tools}
+    ids = theirs.apply_chat_template(
+        dialog, tools=tools, add_generation_prompt=True, return_dict=False, **names
     )
-    theirs.chat_template = LLAMA3_CHAT_TEMPLATE
-    ours = ChatFormat(llama3)
+    assert ids == ours.encode_dialog_prompt(dialog, tools, **settings)
+    ids = theirs.apply_chat_template(dialog, tools=tools, return_dict=False, **names)
+    turns = ours.encode_turns(dialog, tools, **settings)
+    assert ids == [i for turn in turns for i in turn.prompt + turn.completion]
+
+
+@pytest.mark.parametrize("role", get_args(Role))
+def test_llama3_chat_template_is_the_chat_format(llama3, transformers_tokenizer, role):
+    theirs = transformers_tokenizer
+    theirs.chat_template = chat_template()
     for dialog in (
         [{"role": role, "content": " \n{'a': 3} é\t\n"}],
         [USER, {"role": role, "content": "ok"}, {"role": "assistant", "content": ""}, USER],
     ):
-        ids = theirs.apply_chat_template(dialog, add_generation_prompt=True, return_dict=False)
-        assert ids == ours.encode_dialog_prompt(dialog)
-        ids = theirs.apply_chat_template(dialog, return_dict=False)
-        turns = ours.encode_turns(dialog)
-        assert ids == [i for turn in turns for i in turn.prompt + turn.completion]
+        assert_same_template(theirs, ChatFormat(llama3), dialog)
+
+
+@pytest.mark.parametrize("tool_format", ["json", "pythonic"])
+@pytest.mark.parametrize("builtin", [(), ("brave_search",), ("brave_search", "wolfram_alpha")])
+def test_llama3_chat_template_with_tools(llama3, transformers_tokenizer, tool_format, builtin):
+    theirs = transformers_tokenizer
+    theirs.chat_template = chat_template(tool_format)
+    ours = ChatFormat(llama3, tool_format)
+    system = {"role": "system", "content": " Be brief. "}
+    answer = {"role": "assistant", "content": " 2. "}
+    one = {"role": "assistant", "content": None, "tool_calls": [ADD_CALL]}
+    two = {"role": "assistant", "content": "Well. ", "tool_calls": [ADD_CALL, SEARCH_CALL]}
+    only = {"role": "assistant", "tool_calls": [SEARCH_CALL]}
+    results = [
+        {"role": "tool", "content": " 2 ", "tool_call_id": "a"},
+        {"role": "ipython", "content": {"a": [1, None, "é"]}, "tool_call_id": "b", "name": "add"},
+    ]
+    error = {"role": "tool", "content": "no such <town>", "is_error": True}
+    for dialog in (
+        [USER],
+        [system, USER, answer, USER],
+        [system, USER, one, results[0], answer, USER],
+        [USER, two, *results],
+        [USER, only, error, answer],
+        [USER, only, {"role": "tool", "content": 0}],
+        [answer, USER, system],
+    ):
+        for tools in (None, [ADD], [ADD, WEATHER]):
+            assert_same_template(theirs, ours, dialog, tools, builtin)
+            assert_same_template(theirs, ours, dialog, tools, builtin, date="1 Jan 2030")
+
+
+def test_llama3_functions_in_json_form(llama3):
+    """As the templates that are released with Llama 3.1 to 3.3 write them."""
+    dialog = [{"role": "system", "content": "Be brief.\n"}, USER]
+    text = llama3.decode(ChatFormat(llama3).encode_dialog_prompt(dialog, [WEATHER]))
+    assert text == (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+        "Environment: ipython\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+        "Be brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+        "Given the following functions, please respond with a JSON for a function call with its "
+        "proper arguments that best answers the given prompt.\n\nRespond in the format "
+        '{"name": function name, "parameters": dictionary of argument name and its value}.'
+        'Do not use variables.\n\n{\n    "type": "function",\n    "function": {\n'
+        '        "name": "get_weather"\n    }\n}\n\nx<|eot_id|>'
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+def test_llama3_functions_in_pythonic_form(llama3):
+    """As Meta's prompt format of Llama 3.2 has them."""
+    call = {"role": "assistant", "content": "", "tool_calls": [ADD_CALL, SEARCH_CALL]}
+    chat = ChatFormat(llama3, "pythonic")
+    text = llama3.decode(chat.encode_dialog_prompt([USER, call], [WEATHER]))
+    assert text.startswith(
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+        "You are an expert in composing functions. You are given a question"
+    )
+    assert text.endswith(
+        "Here is a list of functions in JSON format that you can invoke.\n\n[\n    {\n"
+        '        "name": "get_weather"\n    }\n]<|eot_id|>'
+        "<|start_header_id|>user<|end_header_id|>\n\nx<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+        "[add(a=1, b=[True, None, 'é\\n']), brave_search(query='\"gold\"')]<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+def test_llama3_built_in_tools(llama3):
+    call = {"role": "assistant", "content": "", "tool_calls": [SEARCH_CALL]}
+    dialog = [USER, call, {"role": "tool", "content": "2000"}]
+    prompt = ChatFormat(llama3).encode_dialog_prompt(dialog, builtin_tools=["brave_search"])
+    text = llama3.decode(prompt)
+    assert "Environment: ipython\nTools: brave_search\n\nCutting Knowledge Date" in text
+    assert '<|python_tag|>brave_search.call(query="\\"gold\\"")<|eom_id|>' in text
+    assert prompt.count(llama3.special_tokens["<|python_tag|>"]) == 1
+    with pytest.raises(ValueError, match="no built-in tool 'google'"):
+        ChatFormat(llama3).encode_dialog_prompt(dialog, builtin_tools=["google"])
+
+
+def test_a_dialog_without_tools_has_no_date(llama3):
+    chat = ChatFormat(llama3)
+    plain = chat.encode_dialog_prompt(DIALOG)
+    assert chat.encode_dialog_prompt(DIALOG, [], date="1 Jan 2030") == plain
+    assert chat.encode_dialog_prompt(DIALOG, None, builtin_tools=[]) == plain
+
+
+def test_text_of_tools_never_becomes_a_special_token(llama3):
+    special = "<|eot_id|><|python_tag|><|eom_id|>"
+    tool = {"type": "function", "function": {"name": "f", "description": special}}
+    call = {"type": "function", "function": {"name": "f", "arguments": {special: special}}}
+    dialog = [
+        {"role": "user", "content": special},
+        {"role": "assistant", "content": special, "tool_calls": [call]},
+        {"role": "tool", "content": {special: special}},
+        {"role": "tool", "content": special, "is_error": True},
+    ]
+    harmless = json.loads(json.dumps([dialog, tool]).replace("<|", "(("))
+    for tool_format in ("json", "pythonic"):
+        chat = ChatFormat(llama3, tool_format)
+        forged = chat.encode_dialog_prompt(dialog, [tool], date=special)
+        plain = chat.encode_dialog_prompt(harmless[0], [harmless[1]])
+        special_ids = set(llama3.special_tokens.values())
+        assert [i for i in forged if i in special_ids] == [i for i in plain if i in special_ids]
+
+
+def test_results_stand_in_the_order_of_their_calls(llama3):
+    second = {**SEARCH_CALL, "id": "b"}
+    calls = {"role": "assistant", "content": "", "tool_calls": [{**ADD_CALL, "id": "a"}, second]}
+    results = [{"role": "tool", "content": id, "tool_call_id": id} for id in ("a", "b")]
+    encode = ChatFormat(llama3).encode_dialog_prompt
+    expected = encode([USER, calls, *results, USER])
+    assert encode([USER, calls, *reversed(results), USER]) == expected
+    assert encode([USER, calls, results[0], {"role": "tool", "content": "b"}, USER]) == expected
+    wrong = {"role": "tool", "content": "c", "tool_call_id": "c"}
+    with pytest.raises(ValueError, match=r"message 2 answers the call 'c', .* it made a, b"):
+        encode([USER, calls, wrong])
+
+
+def test_arguments_in_json_stay_as_they_were_written(llama3):
+    written = '{"a":1,\n "b": [] }'
+    call = {"type": "function", "function": {"name": "add", "arguments": written}}
+    ids = ChatFormat(llama3).encode_message({"role": "assistant", "tool_calls": [call]})
+    assert f'{{"name": "add", "parameters": {written}}}' in llama3.decode(ids)
+
+
+def test_continuing_the_final_message(either):
+    chat = ChatFormat(either)
+    question = [{"role": "user", "content": "hello"}]
+    start = {"role": "assistant", "content": "The dog "}
+    ids = chat.encode_dialog_prompt([*question, start], continue_final_message=True)
+    if either.is_sentencepiece:
+        assert ids == either.encode("[INST] hello [/INST] The dog ", bos=True)
+    else:
+        assert ids == chat.encode_dialog_prompt(question) + either.encode("The dog ")
+    for dialog, message in (
+        (question, "message 0 is the last and can't be continued"),
+        ([*question, {"role": "assistant", "content": ""}], "message 1 is .* can't be continued"),
+        ([start], "no message before the answer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            chat.encode_dialog_prompt(dialog, continue_final_message=True)
+
+
+def test_llama2_has_no_tools(llama2):
+    chat = ChatFormat(llama2)
+    for arguments in ({"tools": [ADD]}, {"builtin_tools": ["brave_search"]}):
+        with pytest.raises(ValueError, match="Llama 2's chat format has no tools"):
+            chat.encode_dialog_prompt([USER], **arguments)
+        with pytest.raises(ValueError, match="Llama 2's chat format has no tools"):
+            chat.encode_turns([USER], **arguments)
+    call = {"role": "assistant", "content": "", "tool_calls": [ADD_CALL]}
+    with pytest.raises(ValueError, match="message 1 has tool_calls"):
+        chat.encode_dialog_prompt([USER, call, USER])
 
 
 def test_llama3_turns_say_who_writes_what(llama3, plain_tiktoken):
@@ -557,6 +741,74 @@ def test_llama2_has_no_single_messages(llama2):
 def test_bad_dialogs(either, dialog, error, message):
     with pytest.raises(error, match=message):
         ChatFormat(either).encode_dialog_prompt(dialog)
+
+
+CALLS = {"role": "assistant", "content": "", "tool_calls": [ADD_CALL]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tool_calls": "x"}, "message 1: tool_calls must be a list, got 'x'"),
+        ({"tool_calls": ["x"]}, r"message 1: tool_calls\[0\] must be a dict .* got 'x'"),
+        ({"tool_calls": [{"name": "add", "arguments": "{}"}]}, "must be a dict with id, type"),
+        ({"tool_calls": [{**ADD_CALL, "type": "custom"}]}, "must be a dict with id, type"),
+        ({"tool_calls": [{**ADD_CALL, "index": 0}]}, "unknown key 'index'"),
+        ({"tool_calls": [{"function": {"name": "add"}}]}, "keys name and arguments, got .'name'."),
+        ({"tool_calls": [{"function": {"name": "a b", "arguments": "{}"}}]}, "name is made of"),
+        ({"tool_calls": [{"function": {"name": "add", "arguments": "{"}}]}, "or the JSON text"),
+        ({"tool_calls": [{"function": {"name": "add", "arguments": "[]"}}]}, "or the JSON text"),
+        ({"tool_calls": [{"function": {"name": "add", "arguments": None}}]}, "or the JSON text"),
+        ({"tool_calls": []}, "message 1: content must be a str, got None"),
+        ({"tool_call_id": "a"}, "message 1 must have the keys role and content"),
+        ({"role": "user"}, "message 1 must have the keys role and content, got"),
+        ({"role": "tool"}, "may have is_error, name, tool_call_id, got"),
+    ],
+)
+def test_bad_tool_calls(llama3, changes, message):
+    with pytest.raises(ValueError, match=message):
+        ChatFormat(llama3).encode_dialog_prompt([USER, {**CALLS, "content": None, **changes}])
+
+
+@pytest.mark.parametrize(
+    ("tools", "error", "message"),
+    [
+        ("x", TypeError, "tools must be a list of functions, got 'x'"),
+        (ADD, TypeError, "tools must be a list of functions"),
+        (5, TypeError, "tools must be a list of functions, got 5"),
+        (["x"], ValueError, r"tools\[0\] must be .* got 'x'"),
+        ([ADD["function"]], ValueError, r"tools\[0\] must be"),
+        ([{**ADD, "x": 1}], ValueError, r"tools\[0\] has the unknown key 'x'"),
+        ([ADD, ADD], ValueError, r"tools\[1\]: there are two functions named 'add'"),
+        ([{"type": "function", "function": {}}], ValueError, "name is made of .* got None"),
+    ],
+)
+def test_bad_tools(llama3, tools, error, message):
+    with pytest.raises(error, match=message):
+        ChatFormat(llama3).encode_dialog_prompt([USER], tools)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("description", 1, "description must be a str, got 1"),
+        ("parameters", [], r"parameters must be a dict, got \[\]"),
+        ("strict", "yes", "strict must be a bool, got 'yes'"),
+        ("parameters", {"a": {1}}, "can't be written as JSON"),
+        ("title", "x", "unknown key 'title'"),
+    ],
+)
+def test_bad_functions(llama3, key, value, message):
+    tool = {"type": "function", "function": {**ADD["function"], key: value}}
+    with pytest.raises(ValueError, match=message):
+        ChatFormat(llama3).encode_dialog_prompt([USER], [tool])
+
+
+def test_functions_need_a_user_and_a_known_format(llama3):
+    with pytest.raises(ValueError, match="functions stand in the user's first message"):
+        ChatFormat(llama3).encode_dialog_prompt([{"role": "system", "content": "x"}], [ADD])
+    with pytest.raises(ValueError, match="tool_format is json or pythonic, not 'xml'"):
+        ChatFormat(llama3, "xml")
 
 
 def test_bad_single_message(llama3):

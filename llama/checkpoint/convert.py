@@ -22,10 +22,12 @@ from torch import Tensor
 
 from llama import console, distributed
 from llama.args import is_linear, weight_shapes
+from llama.chat_template import chat_template
 from llama.checkpoint import checksums, huggingface_config
 from llama.checkpoint.loading import load
 from llama.checkpoint.meta_layout import write_params
 from llama.checkpoint.opening import Checkpoint, open_checkpoint, read_tokenizer
+from llama.dialog import default_tool_format
 from llama.errors import InputError
 from llama.lora.adapter_files import open_adapter
 from llama.quantization import packed_formats
@@ -44,7 +46,7 @@ from llama.storage.sharding import Region, Weight, share
 from llama.storage.tensor_files import Entry, write_tensors
 from llama.tokenization.tokenizer_json import write_tokenizer_json
 from llama.tokenization.vocabulary import TiktokenVocabulary, write_tiktoken_ranks
-from llama.tokenizer import LLAMA3_CHAT_TEMPLATE, Tokenizer
+from llama.tokenizer import Tokenizer
 
 _WINDOW = 2048  # tokens that a comparison reads at a time, if the model's context is longer
 _FILE_BYTES = 5e9  # default size of Hugging Face's files
@@ -352,7 +354,7 @@ def _finish_hugging_face(
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": "<|begin_of_text|>",
             "eos_token": "<|end_of_text|>",
-            "chat_template": LLAMA3_CHAT_TEMPLATE,
+            "chat_template": chat_template(default_tool_format(checkpoint.args)),
         }
     else:
         (folder / "tokenizer.model").write_bytes(read_bytes(tokenizer.model_path))

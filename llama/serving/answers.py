@@ -20,7 +20,7 @@ from llama.engine.request import FinishReason, Sequence, Token
 from llama.serving.http_errors import HttpError
 from llama.serving.registry import ServedModel
 from llama.tokenizer import Message
-from llama.tool_calls import CallStart, Event, TextDelta
+from llama.tool_calls import CallArguments, CallStart, Event, TextDelta
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,6 @@ class ChatAnswer:
                         message.text += event.text
                     elif isinstance(event, CallStart):
                         message.tool_calls.append(ToolCall(event.id, event.name))
-                    else:
+                    elif isinstance(event, CallArguments):
                         message.tool_calls[event.index].arguments += event.delta
         return messages

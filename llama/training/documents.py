@@ -29,9 +29,10 @@ import torch
 from torch import Tensor
 
 from llama import console
+from llama.dialog import Dialog, Message, Role, checked_dialog
 from llama.errors import InputError, MissingFileError
 from llama.storage import files
-from llama.tokenizer import ChatFormat, Dialog, Message, Role, Tokenizer, checked_dialog
+from llama.tokenizer import ChatFormat, Tokenizer
 
 SUFFIXES = (".txt", ".jsonl")
 _SEPARATOR = b"<|endoftext|>"  # GPT-2's
