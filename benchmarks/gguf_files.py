@@ -11,6 +11,8 @@ from torch import Tensor
 from llama.args import ModelArgs, weight_shapes
 from llama.checkpoint.opening import Checkpoint
 from llama.model import rotary_frequencies
+from llama.tokenization.tokenizer_json import token_characters
+from llama.tokenizer import Tokenizer
 
 _GGUF_NAMES = {
     "tok_embeddings": "token_embd",
@@ -37,14 +39,23 @@ def gguf_name(name: str) -> str:
     return f"blk.{layer}.{_GGUF_NAMES[rest]}.weight"
 
 
-def write_gguf(checkpoint: Checkpoint, path: str | Path) -> None:
-    """Writes a checkpoint as llama.cpp reads it: matrices in bfloat16, no vocabulary."""
+def write_gguf(
+    checkpoint: Checkpoint, path: str | Path, tokenizer: Tokenizer | None = None
+) -> None:
+    """Writes a checkpoint as llama.cpp reads it: matrices in bfloat16.
+
+    With a `tokenizer` also its tokens, which llama-server needs to write text. Its merges are not
+    there: llama.cpp's prompts have to be token ids.
+    """
     import gguf
 
     args = checkpoint.args
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_vocab_size(args.vocab_size)
-    writer.add_tokenizer_model("none")
+    if tokenizer is None:
+        writer.add_tokenizer_model("none")
+    else:
+        _add_vocabulary(writer, tokenizer)
     writer.add_context_length(args.max_seq_len)
     writer.add_embedding_length(args.dim)
     writer.add_block_count(args.n_layers)
@@ -77,6 +88,27 @@ def write_gguf(checkpoint: Checkpoint, path: str | Path) -> None:
             array = weight.read(whole, torch.device("cpu"), torch.bfloat16).view(torch.uint16)
         writer.write_tensor_data(array.numpy())
     writer.close()
+
+
+def _add_vocabulary(writer, tokenizer: Tokenizer) -> None:  # type: ignore[no-untyped-def]
+    """The tokens as GPT-2's files have them: each byte is a character that can be printed."""
+    import gguf
+
+    special = {token: name for name, token in tokenizer.special_tokens.items()}
+    kinds = gguf.TokenType
+    pieces, types = [], []
+    for token in range(tokenizer.n_words):
+        piece = tokenizer.vocabulary.piece(token)
+        data = piece.encode() if isinstance(piece, str) else piece
+        pieces.append(special.get(token) or token_characters(data))
+        types.append(kinds.CONTROL if token in special else kinds.NORMAL)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list(pieces)
+    writer.add_token_types(types)
+    writer.add_token_merges([f"{pieces[0]} {pieces[1]}"])
+    writer.add_bos_token_id(tokenizer.bos_id)
+    writer.add_eos_token_id(tokenizer.eos_id)
 
 
 def _declare(writer, name: str, shape: tuple[int, ...]) -> None:  # type: ignore[no-untyped-def]

@@ -54,6 +54,11 @@ def token_bytes(characters: str) -> bytes:
     return bytes(_BYTE[character] for character in characters)
 
 
+def token_characters(token: bytes) -> str:
+    """The characters that stand for a token's bytes in the vocabulary."""
+    return "".join(_CHARACTER[byte] for byte in token)
+
+
 def parse_tokenizer_json(path: str, data: bytes) -> tuple[dict[bytes, int], dict[str, int], str]:
     """The ranks, special tokens and pattern of a tokenizer.json that is like Llama 3's.
 
@@ -197,7 +202,7 @@ def write_tokenizer_json(
     Raises InputError for a special token with the spelling of an ordinary one.
     """
     by_rank = sorted(ranks.items(), key=lambda item: item[1])
-    vocab = {"".join(_CHARACTER[byte] for byte in token): rank for token, rank in by_rank}
+    vocab = {token_characters(token): rank for token, rank in by_rank}
     special = sorted(special_tokens.items(), key=lambda item: item[1])
     merges = [f"{left} {right}" for token in vocab for left, right in _pairs(token, vocab)]
     if twice := [name for name, _ in special if name in vocab]:
