@@ -256,9 +256,7 @@ def our_command(path: str, format_: str) -> list[str]:
     return [*command, *([] if format_ == "bfloat16" else ["--quantize", format_])]
 
 
-def overhead(
-    path: str, tokenizer: str | None, run: Any, tokens: int, rounds: int
-) -> dict[str, Any]:
+def overhead(path: str, run: Any, tokens: int, rounds: int) -> dict[str, float]:
     """Seconds of a token over HTTP and in this process, in turns."""
     llama = Llama.build(path, dtype="bfloat16")
     times: dict[str, list[float]] = {"over HTTP": [], "in Python": []}
@@ -354,7 +352,7 @@ def main(
                         elif workload == "soak":
                             found = soak(process, run, requests)
                         else:
-                            found = overhead(model, run, 64, 5)
+                            found = overhead(model, run, tokens=64, rounds=5)
                         for key, value in found.items():
                             row = results.setdefault(f"{workload}: {key}", {})
                             row.setdefault(label, []).append(value)

@@ -206,9 +206,7 @@ class FeedForward(nn.Module):
         distributed.initialize()
         hidden = feed_forward_size(hidden_dim, multiple_of, ffn_dim_multiplier)
         if hidden % (ranks := distributed.model_parallel_size()):
-            raise InputError(
-                f"hidden size {hidden} is not divisible by the number of ranks ({ranks})"
-            )
+            raise InputError(f"hidden size {hidden} is not divisible by the {ranks} ranks")
         self.w1 = ColumnParallelLinear(dim, hidden, **_COLUMN)
         self.w2 = RowParallelLinear(hidden, dim, **_ROW)
         self.w3 = ColumnParallelLinear(dim, hidden, **_COLUMN)
@@ -252,19 +250,16 @@ class Transformer(nn.Module):
             raise InputError("vocab_size=-1: set it to the tokenizer's n_words before building")
         distributed.initialize()
         params.check_ranks(distributed.model_parallel_size())
-        self.params = params
-        self.vocab_size = params.vocab_size
-        self.n_layers = params.n_layers
-        self.tok_embeddings = VocabParallelEmbedding(
-            params.vocab_size, params.dim, init_method=_init_weight
-        )
-        self.layers = nn.ModuleList(TransformerBlock(i, params) for i in range(params.n_layers))
-        self.norm = RMSNorm(params.dim, params.norm_eps)
+        self.params = p = params
+        self.vocab_size = p.vocab_size
+        self.n_layers = p.n_layers
+        self.tok_embeddings = VocabParallelEmbedding(p.vocab_size, p.dim, init_method=_init_weight)
+        self.layers = nn.ModuleList(TransformerBlock(i, p) for i in range(p.n_layers))
+        self.norm = RMSNorm(p.dim, p.norm_eps)
         self.output = ColumnParallelLinear(
-            params.dim, params.vocab_size, bias=False, init_method=_init_weight
+            p.dim, p.vocab_size, bias=False, init_method=_init_weight
         )
         # No buffer, so that .to(dtype) and checkpoints leave the frequencies alone.
-        p = params
         scaling = p.rope_scaling_factor or 1.0, p.rope_low_freq_factor, p.rope_high_freq_factor
         rope = p.rope_theta, p.use_scaled_rope, *scaling, p.rope_original_seq_len
         self.freqs = rotary_frequencies(p.head_dim, *rope)
@@ -310,8 +305,13 @@ class Transformer(nn.Module):
         start_pos: int | Tensor | None = None,
         cache: KVCache | None = None,
         positions: Tensor | None = None,
+        layers: range | None = None,
+        h: Tensor | None = None,
     ) -> Tensor:
-        """The last block's output, (batch, seq, dim); arguments and errors as for `forward`."""
+        """The last block's output, (batch, seq, dim); arguments and errors as for `forward`.
+
+        `layers` picks the blocks to run, on `h`, the output of the block before them.
+        """
         if tokens.dim() != 2:
             raise InputError(f"tokens should be (batch, seq), not {tuple(tokens.shape)}")
         (batch, seq), p = tokens.shape, self.params
@@ -343,7 +343,7 @@ class Transformer(nn.Module):
                 mask = keys <= positions.unsqueeze(-1)  # (seq, keys) or (batch, seq, keys)
                 mask = mask.unsqueeze(1) if mask.dim() == 3 else mask  # torch is slow with three
         freqs_cis = freqs_cis_at(positions, self.freqs.to(tokens.device))
-        h = self.tok_embeddings(tokens)  # (batch, seq, dim)
-        for i, layer in enumerate(self.layers):
-            h = layer(h, start_pos, freqs_cis, mask, cache.layer(i) if cache else None)
+        h = self.tok_embeddings(tokens) if h is None else h  # (batch, seq, dim)
+        for i in range(p.n_layers) if layers is None else layers:
+            h = self.layers[i](h, start_pos, freqs_cis, mask, cache.layer(i) if cache else None)
         return h

@@ -31,6 +31,8 @@ class Job:
     order: tuple[int, int]  # by priority, then by arrival; the least is served first
     row: KVCache | None = None  # one row, while it is admitted
     length: int = 0  # positions whose keys and values are computed
+    num_layers: int = 0  # blocks that the next chunk of the prompt has been through
+    hidden: Tensor | None = None  # (1, n, dim) after those
     is_admitted: bool = False
     # Requests of the same prompt that were added together: one computes it, the others copy it.
     siblings: list["Job"] = field(default_factory=list)

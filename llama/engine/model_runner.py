@@ -88,20 +88,29 @@ class ModelRunner:
         sequence.num_cached_tokens = job.length
         return len(sequence.prompt)
 
-    def run_chunk(self, job: Job) -> Tensor | None:
-        """Runs a prompt up to the next multiple of `chunk`.
+    def chunk_size(self, job: Job) -> int:
+        """How many positions of a prompt lie before the next multiple of `chunk`, or its end."""
+        return min(self.chunk, len(job.sequence.prompt) - job.length)
+
+    def run_chunk(self, job: Job, num_layers: int) -> Tensor | None:
+        """Runs a prompt up to the next multiple of `chunk`, through so many more blocks.
 
         Returns the logits (1, vocab) at the end of a prompt that tokens are generated after.
         """
         sequence, row = job.sequence, job.row
         assert row is not None
         prompt = sequence.prompt
-        start, end = job.length, min(job.length + self.chunk, len(prompt))
+        start, end = job.length, job.length + self.chunk_size(job)
         ids = torch.tensor([prompt[start:end]], device=self.device)  # (1, n)
         cache = row.view(0, 1, end)
         logits = None
         with self.adapters.using(sequence.adapter):
-            hidden = self.model.hidden(ids, start, cache=cache)  # (1, n, dim)
+            layers = range(job.num_layers, min(job.num_layers + num_layers, self.model.n_layers))
+            hidden = self.model.hidden(ids, start, cache=cache, layers=layers, h=job.hidden)
+            job.num_layers, job.hidden = layers.stop, hidden
+            if job.num_layers < self.model.n_layers:
+                return None
+            job.num_layers, job.hidden = 0, None
             if end > sequence.hidden_from:
                 self._read_hidden(sequence, hidden, start)
             if end == len(prompt) and sequence.max_gen_len != 0:

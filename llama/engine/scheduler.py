@@ -9,9 +9,10 @@
             print(running.take_text(), end="")
 
 A step runs a token of each request that decodes, and then at most one chunk of a prompt, in turns
-where several prompts wait. Chunks begin at multiples of `chunk`, so that a prompt always takes the
-same matrix shapes; the rows of a decode step do not depend on each other. So an answer follows from
-its request alone, whatever else runs.
+where several prompts wait; beside requests that decode only some of the chunk's layers, the others
+in later steps. Chunks begin at multiples of `chunk`, so that a prompt always takes the same matrix
+shapes; the rows of a decode step do not depend on each other. So an answer follows from its request
+alone, whatever else runs.
 
 `add` and `cancel` may be called from any thread; one thread at a time steps (`run` is for several
 threads that each wait for their own requests). What goes wrong with a request ends that request:
@@ -205,7 +206,7 @@ class Engine:
         """The logits (1, vocab) after a prompt, computed in `row` between two steps."""
         job = Job(Sequence(prompt), (0, 0), row)
         with self._stepping:
-            while (logits := self._runner.run_chunk(job)) is None:
+            while (logits := self._runner.run_chunk(job, self.model.n_layers)) is None:
                 pass
         return logits
 
@@ -307,25 +308,40 @@ class Engine:
                 self._end(job, "error", error)
 
     def _run_prompts(self) -> None:
-        """Runs a chunk of the prompt whose turn it is; of short prompts as many as cost a chunk."""
-        chunk = left = self._runner.chunk
+        """Runs layers of a prompt's chunk; then, if the budget is for more, of the next one's."""
+        budget = left = max(self._runner.chunk, _LEAST_COST) * self._num_prompt_layers()
         while self._prompts:
             job = self._prompts[0]
-            cost = max(min(chunk, len(job.sequence.prompt) - job.length), _LEAST_COST)
-            if cost > left < chunk:
+            cost = max(self._runner.chunk_size(job), _LEAST_COST)  # of a layer
+            if cost > left < budget:
                 return
-            left -= cost
-            self._prompts.popleft()
+            num_layers = min(left // cost, self.model.n_layers - job.num_layers)
+            left -= cost * num_layers
             try:
-                logits = self._runner.run_chunk(job)
+                logits = self._runner.run_chunk(job, num_layers)
             except Exception as error:
                 self._end(job, "error", error)
                 continue
+            if job.num_layers:
+                return
+            self._prompts.popleft()
             self._changed[job.sequence] = None
             if job.length < len(job.sequence.prompt):
                 self._prompts.append(job)
             else:
                 self._finish_prompt(job, logits)
+
+    def _num_prompt_layers(self) -> int:
+        """How many layers of a chunk run between two decode steps.
+
+        All where nothing decodes. Beside a stream one, which takes about as long as its token; the
+        more prompts there are for each stream, the more, since a larger batch decodes faster.
+        """
+        all_layers, num_running = self.model.n_layers, len(self._running)
+        if not num_running or self._runner.decoder.owns_rows:
+            return all_layers
+        share = all_layers * (len(self._prompts) - 1) // num_running
+        return min(max(share, 1), all_layers)
 
     def _finish_prompt(self, job: Job, logits: Tensor | None) -> None:
         """Chooses the first token of a request, and of admitted ones with the same prompt.
@@ -338,6 +354,7 @@ class Engine:
                 assert job.row is not None
                 other.row.view(0, 1, job.length).copy_from(job.row.view(0, 1, job.length))
                 other.sequence.num_cached_tokens = other.length = job.length
+                other.num_layers, other.hidden = 0, None
                 other.sequence.copy_prompt_results(job.sequence)
                 self._prompts.remove(other)
                 jobs.append(other)
@@ -475,3 +492,4 @@ class Engine:
         if job.row is not None:
             self.memory.free(job.row)
             job.row = None
+        job.num_layers, job.hidden = 0, None

@@ -103,6 +103,39 @@ def test_a_prompt_runs_in_chunks_on_a_grid_between_the_steps_of_others(
     assert shapes == [(7, 0), *steps, (3, 32), *shapes[len(steps) + 2 :]]
 
 
+def test_beside_a_stream_a_prompt_runs_one_layer_between_two_tokens(
+    llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, range | None]] = []
+    hidden = llama.model.hidden
+
+    def record(
+        tokens: torch.Tensor, *args: object, layers: range | None = None, **kw: object
+    ) -> torch.Tensor:
+        calls.append((tokens.shape[1], layers))
+        return hidden(tokens, *args, layers=layers, **kw)
+
+    monkeypatch.setattr(llama.model, "hidden", record)
+    engine = engine_of(llama, chunk=64)
+    plain = SamplingParams(temperature=0, logit_bias={7: 1e4})
+    stream = engine.add(Sequence([5] * 7, 30, plain, speculate=False))
+    engine.step()
+    late = engine.add(request([6, 9] * 20, 3, seed=4))
+    dropped = request([8, 3] * 20, 3, seed=5)
+    calls.clear()
+    for _ in range(llama.model.n_layers):
+        engine.step()
+    layers = [(40, range(i, i + 1)) for i in range(llama.model.n_layers)]
+    assert calls == [call for each in layers for call in ((1, None), each)]
+    engine.add(dropped)
+    engine.step()
+    engine.cancel(dropped)  # in the middle of its prompt
+    again = engine.add(request([8, 3] * 20, 3, seed=5))
+    finish(engine)
+    for sequence in (stream, late, again):
+        assert_same(sequence, alone(llama, sequence))
+
+
 def test_cancelled_sequences_keep_what_they_have_and_others_go_on(llama: Llama) -> None:
     engine = engine_of(llama, rows=2)
     first, second, third = (
