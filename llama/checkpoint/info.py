@@ -14,7 +14,6 @@ import json
 import math
 import os
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -333,16 +332,7 @@ def this_machine(parameters: int) -> list[Device]:
         devices.append(Device(name, least, dtype("cuda"), len(gpus), is_cuda=has_kernel))
     if torch.backends.mps.is_available():
         devices.append(Device("Apple GPU", torch.mps.recommended_max_memory(), dtype("mps")))
-    return [*devices, Device("CPU", _main_memory(), dtype("cpu"), is_cpu=True)]
-
-
-def _main_memory(cgroup: str = "/sys/fs/cgroup") -> int:
-    """The machine's, or the limit of its container if that is less."""
-    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for limit in (Path(cgroup, "memory.max"), Path(cgroup, "memory/memory.limit_in_bytes")):
-        if limit.is_file() and (text := limit.read_text().strip()).isdecimal():  # else "max"
-            sizes.append(int(text))
-    return min(sizes)
+    return [*devices, Device("CPU", distributed.main_memory(), dtype("cpu"), is_cpu=True)]
 
 
 def fit(

@@ -10,6 +10,7 @@ than one. A thread that loses its core is preempted, which the operating system 
 """
 
 import functools
+import threading
 import time
 
 import torch
@@ -26,11 +27,18 @@ _FIRST_HOLD, _LONGEST_HOLD = 0.5, 30.0  # seconds with fewer threads, before mor
 
 
 class CpuThreads:
-    """How many threads a step runs on: torch's number, or fewer while the machine is busy."""
+    """How many threads a step runs on: torch's number, or fewer while the machine is busy.
+
+    Several Python threads may run steps at once; torch has a number for each. One that is new gets
+    the number that any has set last, which may be one with `fewer`: it should set `full`.
+    """
 
     def __init__(self) -> None:
         self.count = torch.get_num_threads()
-        self._full = self.count
+        self.full = self.count
+        self._lock = threading.Lock()
+        self._num_reduced = 0  # Python threads in a step with fewer
+        self._entered = threading.local()  # `numbers` of the steps that a Python thread is in
         self._hold, self._until = _FIRST_HOLD, 0.0
         self.was_busy = False  # at any time so far
         self._is_trying = False  # whether the number was raised after a hold
@@ -39,20 +47,29 @@ class CpuThreads:
     @property
     def is_busy(self) -> bool:
         """Whether other processes are competing for the cores."""
-        return self.count < self._full
+        return self.count < self.full
 
     def __enter__(self) -> "CpuThreads":
-        self._full = torch.get_num_threads()
-        self.count = min(self.count, self._full) if self._until else self._full
-        if resource is not None and self._full > 1:
-            self._look()
-        if self.is_busy:
-            torch.set_num_threads(self.count)
+        own = torch.get_num_threads()
+        with self._lock:
+            if not self._num_reduced:
+                self.full = own
+            self.count = min(self.count, self.full) if self._until else self.full
+            if resource is not None and self.full > 1:
+                self._look()
+            count = min(self.count, own)
+            self._num_reduced += count < own
+        self._entered.__dict__.setdefault("numbers", []).append((own, count))
+        if count < own:
+            torch.set_num_threads(count)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.is_busy:
-            torch.set_num_threads(self._full)
+        own, count = self._entered.numbers.pop()
+        if count < own:
+            torch.set_num_threads(own)
+            with self._lock:
+                self._num_reduced -= 1
 
     def _look(self) -> None:
         now, cpu, preempted = self._usage()
@@ -72,7 +89,7 @@ class CpuThreads:
                 False,
             )
         elif self.is_busy and now > self._until:
-            self.count, self._is_trying = min(2 * self.count, self._full), True
+            self.count, self._is_trying = min(2 * self.count, self.full), True
         elif not self.is_busy and now > self._until + 2 * self._hold:
             self._hold, self._is_trying = _FIRST_HOLD, False
 

@@ -5,13 +5,18 @@
         print(changed.take_text(), end="")
     engine.close()
 
-A consumer that is cancelled, or stops iterating and closes the iterator, cancels its requests.
+A consumer that is cancelled, or stops iterating and closes the iterator, cancels its requests. Each
+engine has a thread of its own, so several models may run in one process.
 """
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
+import torch
+
+from llama import distributed
 from llama.engine.request import Sequence
 from llama.engine.scheduler import Engine
 
@@ -22,67 +27,90 @@ class AsyncEngine:
     """Steps `engine` in a thread of its own whenever there is something to do.
 
     Coroutines of any event loop may stream from it, and other threads may go on to use the engine.
+    The thread keeps the engine, and the model, in memory until `close`.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.error: BaseException | None = None  # that a step has raised: nothing runs any more
         self._work = threading.Event()
+        self._lock = threading.Lock()  # of what follows
         self._closed = False
+        self._streams: set[Callable[[None], None]] = set()  # each ends a stream after an error
         self._thread = threading.Thread(target=self._run, name="llama engine", daemon=True)
         self._thread.start()
 
     async def stream(self, *sequences: Sequence) -> AsyncGenerator[Sequence, None]:
         """Submits requests, and yields each one whenever it has changed, until all are finished.
 
-        Raises as `Engine.check` does, before anything is submitted.
+        Raises as `Engine.check` does, before anything is submitted; RuntimeError after `close`; and
+        what a step has raised, which is a defect and ends all streams.
         """
-        if self._closed:
-            raise RuntimeError("this AsyncEngine is closed")
-        loop, changed = asyncio.get_running_loop(), asyncio.Queue[Sequence]()
+        loop, changed = asyncio.get_running_loop(), asyncio.Queue[Sequence | None]()
 
-        def on_change(sequence: Sequence) -> None:
-            if not loop.is_closed():
+        def on_change(sequence: Sequence | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(changed.put_nowait, sequence)
 
         for sequence in sequences:
             sequence.on_change = on_change
         try:
-            self.engine.add(*sequences)
+            with self._lock:
+                self._raise_error()
+                if self._closed:
+                    raise RuntimeError("this AsyncEngine is closed")
+                self.engine.add(*sequences)
+                self._streams.add(on_change)
             self._work.set()
-            unfinished = {s for s in sequences if s.finish_reason is None}
-            for sequence in sequences:
-                if sequence not in unfinished:
-                    yield sequence
+            unfinished = set(sequences)
             while unfinished:
-                sequence = await changed.get()
-                is_finished = sequence.finish_reason is not None
-                if is_finished and sequence not in unfinished:
-                    continue
-                if is_finished:
-                    unfinished.discard(sequence)
-                yield sequence
+                changed_one = await changed.get()
+                if changed_one is None:
+                    self._raise_error()
+                elif changed_one in unfinished:
+                    if changed_one.finish_reason is not None:
+                        unfinished.discard(changed_one)
+                    yield changed_one
         finally:
+            self._streams.discard(on_change)
             for sequence in sequences:
                 sequence.on_change = None
-                if sequence.finish_reason is None:
+                if sequence.finish_reason is None and self.error is None:
                     self.engine.cancel(sequence)
             self._work.set()
 
     def close(self) -> None:
         """Ends the thread after its step. Requests that run are cancelled, ranks stop to follow."""
-        self._closed = True
+        with self._lock:
+            was_closed, self._closed = self._closed, True
         self._work.set()
         self._thread.join()
-        for sequence in (*self.engine.running, *self.engine.waiting):
+        if was_closed or self.error is not None:
+            return
+        for sequence in self.engine.unfinished:
             self.engine.cancel(sequence)
         if self.engine.inbox.is_followed:
             self.engine.stop_following()
 
     def _run(self) -> None:
-        while not self._closed:
-            # Ranks that follow wait in a collective, which has a timeout.
-            if not self._work.wait(_KEEP_ALIVE) and self.engine.inbox.is_followed:
-                self.engine.step()
-            self._work.clear()
-            while not self.engine.idle and not self._closed:
-                self.engine.step()
+        torch.get_num_threads()  # a thread's first use of torch sets its number
+        torch.set_num_threads(distributed.adaptive_threads().full)
+        try:
+            while not self._closed:
+                # Ranks that follow wait in a collective, which has a timeout.
+                if not self._work.wait(_KEEP_ALIVE) and self.engine.inbox.is_followed:
+                    self.engine.step()
+                self._work.clear()
+                while not self.engine.idle and not self._closed:
+                    self.engine.step()
+        except BaseException as error:
+            with self._lock:
+                self.error, self._traceback = error, error.__traceback__
+                streams = list(self._streams)
+            for end in streams:
+                end(None)
+
+    def _raise_error(self) -> None:
+        if self.error is not None:
+            # With the traceback of the step alone: each `raise` adds to the one that is there.
+            raise self.error.with_traceback(self._traceback)

@@ -13,14 +13,11 @@ from torch import Tensor
 
 from llama.cache import KVCache, RaggedKVCache
 from llama.engine.cuda_graphs import DecodeGraphs, graphs_run_on
+from llama.engine.kv_memory import whole_blocks
 from llama.engine.request import Sequence
 from llama.engine.speculation import DraftGuesses, PromptLookup
 from llama.kernels import MAX_ROWS
 from llama.model import Transformer
-
-# Keys are attended to in whole blocks, those past a row's end masked. Kernels add up what they read
-# block by block, so a row's sums come out alike whatever the length of the rows beside it.
-_KEY_BLOCK = 64
 
 
 @dataclass(eq=False)
@@ -199,7 +196,7 @@ class BatchDecoder:
         if logits is None:
             device = self._cache.k.device
             ids = torch.tensor(tokens, device=device).unsqueeze(1)  # (n, 1)
-            cache = self._cache.view(0, len(self._jobs), _whole_blocks(max(positions) + 1))
+            cache = self._cache.view(0, len(self._jobs), whole_blocks(max(positions) + 1))
             logits = self._model(ids, torch.tensor(positions, device=device), cache=cache)[:, -1]
         return logits[[self._jobs.index(job) for job, _ in feeds]]
 
@@ -224,7 +221,7 @@ class BatchDecoder:
         if old is not None:
             rows = max(rows, min(2 * old.batch_size, self._max_rows))
             length = max(length, old.seq_len)
-        length = _whole_blocks(min(self._max_seq_len, 1 << (length - 1).bit_length()))
+        length = whole_blocks(min(self._max_seq_len, 1 << (length - 1).bit_length()))
         self._cache = self._model.new_cache(rows, length)
         if old is not None:
             self._cache.copy_from(old)
@@ -232,7 +229,3 @@ class BatchDecoder:
             self._graphs = DecodeGraphs(self._model)
         if self._graphs is not None:
             self._graphs.use(self._cache)
-
-
-def _whole_blocks(length: int) -> int:
-    return -(-length // _KEY_BLOCK) * _KEY_BLOCK

@@ -110,7 +110,7 @@ class _Vocabulary:
         pieces = map(tokenizer.vocabulary.piece, range(tokenizer.n_words))
         self.tokens = [p.encode() if isinstance(p, str) else p for p in pieces]
         self.special_token_ids = sorted(tokenizer.special_tokens.values())
-        self._tokenizer = tokenizer
+        self._tokenizer = weakref.proxy(tokenizer)  # which has this as long as it is there
         special = set(self.special_token_ids)
         self._ids = {token: i for i, token in enumerate(self.tokens) if i not in special}
 

@@ -17,10 +17,9 @@ from llama.engine.request import Sequence
 
 
 class Inbox:
-    """`new_jobs` makes jobs of requests that came from another rank."""
+    """New requests and cancellations, from `add` and `cancel` to `take`."""
 
-    def __init__(self, new_jobs: Callable[[list[Sequence]], list[Job]]) -> None:
-        self._new_jobs = new_jobs
+    def __init__(self) -> None:
         self._entries: deque[tuple[str, Any]] = deque()
         self._lock = threading.Lock()
         self._jobs: dict[int, Job] = {}  # by number, until they are ended
@@ -57,8 +56,11 @@ class Inbox:
         with self._lock:
             return list(self._jobs.values())
 
-    def take(self) -> tuple[list[Job], list[Job]]:
-        """New jobs, and jobs to cancel, in the order of all ranks."""
+    def take(self, new_jobs: Callable[[list[Sequence]], list[Job]]) -> tuple[list[Job], list[Job]]:
+        """New jobs, and jobs to cancel, in the order of all ranks.
+
+        `new_jobs` makes jobs of requests that came from another rank.
+        """
         entries = [self._entries.popleft() for _ in range(len(self._entries))]
         message: list[tuple[str, list[int | None], Any]] = []
         for kind, subject in entries:
@@ -70,7 +72,7 @@ class Inbox:
         added, cancelled = [], []
         for kind, numbers, requests in distributed.broadcast_object(message):
             if kind == "add" and requests is not None and numbers[0] not in self._jobs:
-                jobs = self._new_jobs([Sequence(**request) for request in requests])
+                jobs = new_jobs([Sequence(**request) for request in requests])
                 with self._lock:
                     self._number(jobs)
             jobs = [self._jobs[number] for number in numbers if number in self._jobs]

@@ -4,14 +4,14 @@ Each request has a cache of one row, which grows as its answer does. What does n
 budget waits, or is preempted until there is room (see `scheduler.py`).
 """
 
-import os
-
-import torch
-
+from llama import distributed
 from llama.cache import KVCache
 from llama.model import Transformer
 
-_BLOCK = 64  # positions; a row's length is a multiple
+# Positions; a row's length is a multiple. Keys are attended to in whole blocks, those past a row's
+# end masked: kernels add up what they read block by block, so a row's sums come out alike whatever
+# the length of the rows beside it.
+BLOCK = 64
 _SHARE = 0.5  # of the free memory, for the default budget
 
 
@@ -20,19 +20,21 @@ class KVMemory:
 
     def __init__(self, model: Transformer, budget: int | None = None) -> None:
         self._model = model
-        block = model.new_cache(1, _BLOCK)
-        self.position_bytes = sum(part.nbytes for part in block.tensors) // _BLOCK
-        self.budget = int(_SHARE * free_bytes(block.k.device)) if budget is None else budget
+        block = model.new_cache(1, BLOCK)
+        self.position_bytes = sum(part.nbytes for part in block.tensors) // BLOCK
+        self.budget = (
+            int(_SHARE * distributed.free_memory(block.k.device)) if budget is None else budget
+        )
         self.used = 0
 
     @property
     def positions(self) -> int:
         """How many positions the budget holds."""
-        return self.budget // (self.position_bytes * _BLOCK) * _BLOCK
+        return self.budget // (self.position_bytes * BLOCK) * BLOCK
 
     def new_row(self, length: int) -> KVCache | None:
         """A row for `length` positions; None if it does not fit now."""
-        length = _rounded_up(length)
+        length = whole_blocks(length)
         if self.used + length * self.position_bytes > self.budget:
             return None
         self.used += length * self.position_bytes
@@ -58,19 +60,6 @@ class KVMemory:
         self.used -= row.seq_len * self.position_bytes
 
 
-def free_bytes(device: torch.device) -> int:
-    """Bytes that a process may still allocate on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):  # no Linux
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def _rounded_up(length: int) -> int:
-    return -(-length // _BLOCK) * _BLOCK
+def whole_blocks(length: int) -> int:
+    """`length`, rounded up to a multiple of `BLOCK`."""
+    return -(-length // BLOCK) * BLOCK

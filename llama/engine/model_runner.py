@@ -12,7 +12,6 @@ from torch import Tensor
 from llama import distributed
 from llama.engine.cuda_graphs import read_later
 from llama.engine.decoding import BatchDecoder, Decoder, Job, RaggedDecoder
-from llama.engine.kv_memory import free_bytes
 from llama.engine.prefix_store import PrefixStore, fingerprint
 from llama.engine.request import Sequence
 from llama.engine.sampling import sample
@@ -43,7 +42,7 @@ class ModelRunner:
         is_cpu = self.device.type == "cpu"
         self.chunk = chunk or (256 if is_cpu else 1024)
         if prefix_memory is None:
-            prefix_memory = min(free_bytes(self.device) // 8, _PREFIX_MEMORY)
+            prefix_memory = min(distributed.free_memory(self.device) // 8, _PREFIX_MEMORY)
         self.store: PrefixStore | None = None
         if prefix_memory or prefix_folder is not None:
             identity = "" if prefix_folder is None else fingerprint(model)

@@ -349,6 +349,7 @@ class Sequence:
     def _end(self, reason: FinishReason) -> None:
         # Other threads look at the reason first: from then on everything else is final.
         self.times["finished"] = time.monotonic()
+        self.sampler.mask = None  # a circle, which would outlive a model that is unloaded
         self.finish_reason = reason
 
     def _mask(self) -> Tensor | None:

@@ -100,7 +100,7 @@ class Engine:
         self._jobs: dict[Sequence, Job] = {}
         self._num_arrived = 0
         self._totals = EngineStats()
-        self.inbox = Inbox(self._new_jobs)
+        self.inbox = Inbox()
         self._stepping = threading.RLock()
         self._threads = distributed.adaptive_threads()
         self._stepped = threading.Condition()
@@ -143,9 +143,8 @@ class Engine:
 
     def check(self, sequence: Sequence, name: str = "the prompt") -> None:
         """Raises InputError for a request that this engine cannot run; `name` is its prompt's."""
-        adapters = list(self._runner.adapters.fingerprints)
         vocab_size, positions = self.tokenizer.n_words, self.memory.positions
-        sequence.check(name, vocab_size, self.max_seq_len, positions, adapters)
+        sequence.check(name, vocab_size, self.max_seq_len, positions, self.adapters)
 
     def add(self, sequence: Sequence, *siblings: Sequence) -> Sequence:
         """Queues requests, from any thread; those of equal prompts share the work for the prompt.
@@ -182,6 +181,18 @@ class Engine:
             if self._jobs and self._runner.decoder.owns_rows:
                 raise InputError("on a GPU an adapter is loaded while no request runs")
             self._runner.load_adapter(name, path)
+
+    def unload_adapter(self, name: str) -> None:
+        """Unloads an adapter; InputError if there is none of that name or a request uses it."""
+        with self._stepping:
+            if users := sum(sequence.adapter == name for sequence in self.unfinished):
+                raise InputError(f"the adapter {name!r} is in use by {users} unfinished requests")
+            self._runner.adapters.unload(name)
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the adapters that are loaded."""
+        return list(self._runner.adapters.fingerprints)
 
     def cancel(self, sequence: Sequence) -> None:
         """Ends a request, keeping what it has, from any thread; others go on as they are."""
@@ -273,7 +284,7 @@ class Engine:
                 sequence.on_change(sequence)
 
     def _take_inbox(self) -> None:
-        added, cancelled = self.inbox.take()
+        added, cancelled = self.inbox.take(self._new_jobs)
         for job in added:
             self._num_arrived += 1
             job.order = (job.order[0], self._num_arrived)

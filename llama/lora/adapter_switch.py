@@ -88,6 +88,23 @@ class AdapterSwitch:
             layer.adapters[name] = adapter.requires_grad_(False)
         self.fingerprints[name] = digest.hexdigest()
 
+    def unload(self, name: str) -> None:
+        """Takes an adapter away; InputError if there is none of that name."""
+        self._check(name)
+        with self._lock:
+            self._activate(None)
+            del self.fingerprints[name]
+            for layer_name, layer in list(self._layers.items()):
+                layer.adapters.pop(name, None)
+                if not layer.adapters:
+                    self._model.set_submodule(layer_name, layer.base)
+                    del self._layers[layer_name]
+
+    def _check(self, name: str) -> None:
+        if name not in self.fingerprints:
+            names = ", ".join(self.fingerprints) or "none"
+            raise InputError(f"no adapter {name!r} is loaded; there are {names}")
+
     @property
     def _model(self) -> Transformer:
         model = self._reference()
@@ -96,7 +113,12 @@ class AdapterSwitch:
 
     @contextlib.contextmanager
     def using(self, name: str | None) -> Iterator[None]:
-        """Lets the adapter `name`, or none, take part; with adapters, other threads wait."""
+        """Lets the adapter `name`, or none, take part; with adapters, other threads wait.
+
+        Raises InputError if there is none of that name.
+        """
+        if name is not None:
+            self._check(name)
         if not self._layers:
             yield
             return

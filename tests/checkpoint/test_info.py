@@ -330,22 +330,11 @@ def test_an_unknown_format(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- this machine
 
 
-def test_memory_is_what_the_container_may_have(tmp_path: Path) -> None:
-    whole = info_module._main_memory(str(tmp_path))
-    assert whole > 10**8
-    (tmp_path / "memory.max").write_text("max\n")
-    assert info_module._main_memory(str(tmp_path)) == whole
-    (tmp_path / "memory.max").write_text("123000000\n")
-    assert info_module._main_memory(str(tmp_path)) == 123_000_000
-    (tmp_path / "memory.max").write_text(f"{10**18}\n")
-    assert info_module._main_memory(str(tmp_path)) == whole
-
-
 def test_a_machine_without_gpus(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     (only,) = this_machine(10**9)
-    assert only == ("CPU", info_module._main_memory(), "bfloat16", 1, True, False)
+    assert only == ("CPU", distributed.main_memory(), "bfloat16", 1, True, False)
 
 
 def test_a_machine_with_gpus(monkeypatch) -> None:

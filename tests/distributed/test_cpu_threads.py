@@ -1,5 +1,6 @@
 """Fewer threads while threads lose their cores, by a clock and counts that the test makes up."""
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -65,6 +66,25 @@ def test_while_others_go_on_more_threads_are_tried_less_and_less_often(machine: 
         tries += run(machine, threads, 0.01, rate)
     first, last = tries[:1000], tries[-1000:]
     assert sum(count > 1 for count in last) < sum(count > 1 for count in first) / 2
+
+
+def test_python_threads_in_steps_at_once_get_their_own_numbers_back(machine: Machine) -> None:
+    threads = CpuThreads()
+    run(machine, threads, 1, rate=250)
+    threads.__enter__()
+    assert torch.get_num_threads() == 1
+
+    def step_meanwhile() -> None:
+        torch.set_num_threads(8)
+        run(machine, threads, 3, rate=0)
+
+    other = threading.Thread(target=step_meanwhile)
+    other.start()
+    other.join()
+    assert not threads.is_busy  # the machine is quiet again
+    assert threads.full == 8
+    threads.__exit__(None, None, None)
+    assert torch.get_num_threads() == 8
 
 
 def test_one_thread_stays_one(machine: Machine) -> None:

@@ -104,7 +104,7 @@ def test_embeddings_are_the_same_bits_around_each_other_cached_and_preempted(
         return sequence
 
     right = results([alone(sequence) for sequence in requests()])
-    monkeypatch.setattr(kv_memory, "_BLOCK", 8)
+    monkeypatch.setattr(kv_memory, "BLOCK", 8)
     bytes_ = engine_of(llama).memory.position_bytes
     engine = engine_of(llama, 4, chunk=16, kv_memory=140 * bytes_, prefix_memory=10**7)
     for _ in range(3):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llama import Engine, Llama, SamplingParams, Sequence, distributed
-from llama.engine import cuda_graphs, decoding, model_runner
+from llama.engine import cuda_graphs, decoding, kv_memory, model_runner
 from llama.engine.cuda_graphs import DecodeGraphs, Step
 from llama.engine.decoding import BatchDecoder
 
@@ -39,7 +39,7 @@ class Recorders:
 @pytest.fixture(autouse=True)
 def short_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graphs, "_MIN_POSITIONS", 8)
-    monkeypatch.setattr(decoding, "_KEY_BLOCK", 4)
+    monkeypatch.setattr(kv_memory, "BLOCK", 4)
 
 
 def engine_of(llama: Llama, rows: int, recorder: Callable | None = None) -> Engine:

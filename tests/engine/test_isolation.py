@@ -296,7 +296,7 @@ def test_a_request_that_is_preempted_continues_where_it_was(
 ) -> None:
     from llama.engine import kv_memory, scheduler
 
-    monkeypatch.setattr(kv_memory, "_BLOCK", 8)
+    monkeypatch.setattr(kv_memory, "BLOCK", 8)
     monkeypatch.setattr(scheduler, "_MARGIN", 0)
     bytes_ = engine_of(llama).memory.position_bytes
     engine = engine_of(llama, rows=4, kv_memory=64 * bytes_, chunk=16)
@@ -467,12 +467,54 @@ def test_stops_say_what_matched_and_wait_for_min_tokens(
     assert run(ignore_eos=True).finish_reason == "length"
 
 
-def test_times_and_counts(llama: Llama) -> None:
-    engine = engine_of(llama)
-    sequence = engine.add(Sequence([5, 6], 3, PLAIN))
+def test_times(llama: Llama) -> None:
+    engine = engine_of(llama, rows=2, chunk=16)
+    ban = dict.fromkeys(range(llama.tokenizer.n_words), -float("inf"))
+    whole = ["queued", "started", "first_token", "finished"]
+    plain, sibling = Sequence([5, 6], 3, PLAIN), Sequence([5, 6], 3, PLAIN, sample_index=1)
+    banned = Sequence([5, 6], 3, SamplingParams(logit_bias=ban))
+    pooled, late = Sequence([5, 6], pool_from=0), Sequence([7], 3)
+    full = Sequence([1] * 64, 3)
+    engine.add(plain, sibling)
+    for sequence in (banned, pooled, late, full):
+        engine.add(sequence)
+    engine.step()
+    started = dict(plain.times)
+    engine._preempt(engine._jobs[plain])
+    engine.cancel(late)
     finish(engine)
-    times = [sequence.times[name] for name in ("queued", "started", "first_token", "finished")]
-    assert times == sorted(times)
+    wanted = {
+        plain: whole,
+        sibling: whole,
+        banned: ["queued", "started", "finished"],
+        pooled: ["queued", "started", "finished"],
+        late: ["queued", "finished"],
+        full: ["queued", "finished"],
+    }
+    for sequence, names in wanted.items():
+        assert sorted(sequence.times, key=sequence.times.__getitem__) == names
+    assert plain.num_preemptions == 1
+    assert started.items() <= plain.times.items()  # of the first time
+
+
+def test_who_sees_that_a_request_is_finished_sees_when(
+    llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def assign(sequence: Sequence, name: str, value: Any) -> None:
+        if name == "finish_reason" and value:
+            seen.append(list(sequence.times))
+        object.__setattr__(sequence, name, value)
+
+    monkeypatch.setattr(Sequence, "__setattr__", assign)
+    engine = engine_of(llama)
+    engine.add(Sequence([5, 6], 3, PLAIN))
+    engine.add(Sequence([5, 6], 30, PLAIN, stop=tuple("aeiouthe .")))
+    engine.cancel(engine.add(Sequence([5, 6], 3, PLAIN)))
+    finish(engine)
+    assert len(seen) == 3
+    assert all("finished" in names for names in seen)
 
 
 def test_an_engine_counts_what_it_does(llama: Llama) -> None:
@@ -595,6 +637,44 @@ def test_engines_of_one_model_share_its_adapters(
     assert [outcome(plain)] == right
     assert outcome(also) == outcome(adapted)
     assert plain.tokens != also.tokens
+
+
+def test_an_adapter_is_unloaded_when_no_request_uses_it(
+    llama: Llama, checkpoint: Path, tmp_path: Path
+) -> None:
+    names = ("polite", "rude")
+    folders = {n: write_adapter(checkpoint, tmp_path / n, i) for i, n in enumerate(names)}
+    engine, other = engine_of(llama, chunk=16), engine_of(llama)
+    layers = list(llama.model.named_modules())
+    right = expected(llama, Sequence([5, 6], 8, PLAIN))
+    for name, folder in folders.items():
+        engine.load_adapter(name, folder)
+    assert engine.adapters == other.adapters == ["polite", "rude"]
+    runs = engine.add(Sequence([5, 6], 8, PLAIN, adapter="polite"))
+    with pytest.raises(InputError, match="'polite' is in use by 1 unfinished requests"):
+        engine.unload_adapter("polite")
+    late = other.add(Sequence([5, 6], 8, PLAIN, adapter="rude"))
+    other.step()
+    engine.unload_adapter("rude")  # another engine's requests are not known
+    finish(other)
+    assert late.finish_reason == "error"
+    assert "no adapter 'rude' is loaded; there are polite" in str(late.error)
+    finish(engine)
+    adapted = outcome(runs)
+    engine.unload_adapter("polite")
+    assert engine.adapters == []
+    assert list(llama.model.named_modules()) == layers
+    with pytest.raises(InputError, match="no adapter 'polite' is loaded; there are none"):
+        engine.unload_adapter("polite")
+    with pytest.raises(InputError, match="no adapter 'polite' is loaded"):
+        engine.add(Sequence([5, 6], 8, PLAIN, adapter="polite"))
+    plain = engine.add(Sequence([5, 6], 8, PLAIN))
+    finish(engine)
+    assert outcome(plain) == right
+    engine.load_adapter("polite", folders["polite"])
+    again = engine.add(Sequence([5, 6], 8, PLAIN, adapter="polite"))
+    finish(engine)
+    assert outcome(again) == adapted != right
 
 
 # ---- guesses -------------------------------------------------------------------------------------

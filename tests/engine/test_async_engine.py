@@ -1,0 +1,213 @@
+"""Engines behind asyncio: several at once, closed, and with a defect."""
+
+import asyncio
+import gc
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llama import Engine, Llama, SamplingParams, Sequence
+from llama.engine import AsyncEngine, Grammar
+from llama.engine.scheduler import Engine as EngineClass
+
+OPEN = {"ignore_eos": True, "params": SamplingParams(temperature=0.8, seed=1)}
+
+
+def engine_of(llama: Llama, rows: int = 3, **options: Any) -> Engine:
+    return Engine(llama.model, llama.tokenizer, rows, 64, **options)
+
+
+async def consume(service: AsyncEngine, *sequences: Sequence) -> list[Sequence]:
+    return [changed async for changed in service.stream(*sequences)]
+
+
+@pytest.mark.parametrize("where", ["_decode", "_take_inbox", "_report"])
+def test_a_defect_in_a_step_ends_every_stream_and_refuses_later_ones(
+    llama: Llama, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    engine = engine_of(llama)
+    service = AsyncEngine(engine)
+    works = getattr(EngineClass, where)
+    broken = threading.Event()
+
+    def fail(self: Engine, *args: Any) -> None:
+        if broken.is_set() and threading.current_thread().name == "llama engine":
+            raise ZeroDivisionError("a defect")
+        works(self, *args)
+
+    monkeypatch.setattr(EngineClass, where, fail)
+
+    async def main() -> None:
+        streams = [service.stream(Sequence([i + 1] * 3, 60, **OPEN)) for i in range(5)]
+        for stream in streams[:3]:  # two others wait for a row
+            await anext(stream)
+        rest = [asyncio.ensure_future(consume_rest(stream)) for stream in streams]
+        await asyncio.sleep(0)
+        broken.set()
+        found = await asyncio.wait_for(asyncio.gather(*rest, return_exceptions=True), 60)
+        assert {type(error) for error in found} == {ZeroDivisionError}
+        lengths = []
+        for _ in range(3):
+            with pytest.raises(ZeroDivisionError, match="a defect") as caught:
+                await consume(service, Sequence([1], 3))
+            lengths.append(len(caught.traceback))
+        assert len(set(lengths)) == 1  # the traceback does not grow
+
+    async def consume_rest(stream: Any) -> None:
+        async for _ in stream:
+            pass
+
+    asyncio.run(main())
+    assert isinstance(service.error, ZeroDivisionError)
+    service.close()
+
+
+def test_what_is_submitted_while_it_closes_ends_too(
+    llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(llama)
+    service = AsyncEngine(engine)
+    sequence = Sequence([5, 6], 60, **OPEN)
+    step = engine.step
+    in_step, go_on = threading.Event(), threading.Event()
+
+    def slow() -> list[Sequence]:
+        with engine._stepping:  # so that what is added now stays in the inbox
+            changed = step()
+            in_step.set()
+            assert go_on.wait(60)
+        return changed
+
+    monkeypatch.setattr(engine, "step", slow)
+
+    async def main() -> None:
+        first = asyncio.ensure_future(consume(service, Sequence([1, 2], 60, **OPEN)))
+        await asyncio.to_thread(in_step.wait, 60)
+        second = asyncio.ensure_future(consume(service, sequence))
+        await asyncio.sleep(0)
+        closing = asyncio.ensure_future(asyncio.to_thread(service.close))
+        while not service._closed:
+            await asyncio.sleep(0)
+        go_on.set()
+        await asyncio.wait_for(asyncio.gather(first, second, closing), 60)
+        with pytest.raises(RuntimeError, match="closed"):
+            await consume(service, Sequence([1], 3))
+
+    asyncio.run(main())
+    assert sequence.finish_reason == "cancelled"
+    assert engine.idle
+    assert engine.memory.used == 0
+    service.close()  # again
+
+
+def test_a_loop_that_is_gone_leaves_the_engine_alone(llama: Llama) -> None:
+    service = AsyncEngine(engine_of(llama))
+
+    async def leave() -> Any:
+        stream = service.stream(Sequence([5, 6], 60, **OPEN))
+        await anext(stream)
+        return stream
+
+    loop = asyncio.new_event_loop()
+    stream = loop.run_until_complete(leave())
+    loop.close()  # the stream is still open
+    assert asyncio.run(consume(service, Sequence([1, 2], 5, **OPEN)))[-1].finish_reason == "length"
+    assert service.error is None
+    service.close()
+    del stream
+
+
+def test_engines_of_two_models_run_at_once_as_each_alone(checkpoint: Path) -> None:
+    models = [Llama.build(checkpoint, device="cpu", dtype="float32") for _ in range(2)]
+    with torch.no_grad():
+        for weight in models[1].model.parameters():
+            weight.mul_(1.01)
+    small = Llama.build(
+        Path(__file__).parents[2] / "params" / "tiny", device="cpu", quantize="int8", max_seq_len=64
+    )
+    models.append(small)
+
+    def requests() -> list[Sequence]:
+        return [Sequence([i + 1] * (1 + 5 * i), 20, **OPEN) for i in range(6)] + [
+            Sequence([7] * 30, pool_from=3)
+        ]
+
+    def results(sequences: list[Sequence]) -> list[Any]:
+        return [
+            (s.tokens, s.logprobs, None if s.embedding is None else s.embedding.tolist())
+            for s in sequences
+        ]
+
+    right = []
+    for model in models:
+        alone = requests()
+        for sequence in alone:
+            engine = engine_of(model, 1, prefix_memory=0)
+            engine.add(sequence)
+            while not engine.idle:
+                engine.step()
+        right.append(results(alone))
+    services = [AsyncEngine(engine_of(model)) for model in models]
+
+    async def main() -> list[list[Sequence]]:
+        rounds = [requests() for _ in services]
+        await asyncio.gather(
+            *(consume(s, each) for s, batch in zip(services, rounds, strict=True) for each in batch)
+        )
+        return rounds
+
+    for _ in range(3):
+        assert [results(sequences) for sequences in asyncio.run(main())] == right
+    services[0].close()
+    assert results(asyncio.run(main_of(services[1], requests()))) == right[1]
+    for service in services[1:]:
+        service.close()
+
+
+async def main_of(service: AsyncEngine, sequences: list[Sequence]) -> list[Sequence]:
+    await asyncio.gather(*(consume(service, sequence) for sequence in sequences))
+    return sequences
+
+
+def test_the_engines_thread_has_the_number_of_threads_that_the_process_has(
+    llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llama import distributed
+
+    monkeypatch.setattr(distributed.adaptive_threads(), "full", 3)
+    engine = engine_of(llama)
+    numbers = []
+    step = engine.step
+    monkeypatch.setattr(engine, "step", lambda: (numbers.append(torch.get_num_threads()), step()))
+    service = AsyncEngine(engine)
+    asyncio.run(consume(service, Sequence([5], 2)))
+    service.close()
+    assert set(numbers) == {3}
+
+
+def test_a_model_that_is_closed_and_dropped_is_freed_at_once(checkpoint: Path) -> None:
+    pytest.importorskip("llguidance")
+    gc.collect()
+    gc.disable()
+    try:
+        llama = Llama.build(checkpoint, device="cpu", draft=checkpoint)
+        model, draft = weakref.ref(llama.model), weakref.ref(llama.engine.draft)
+        tokenizer = weakref.ref(llama.tokenizer)
+        service = AsyncEngine(llama.engine)
+        sequences = [
+            Sequence([5, 6], 8, **OPEN),
+            Sequence([5, 6], 8, **OPEN),
+            Sequence([5], 8, grammar=Grammar(regex="[a-z]{3}")),
+            Sequence([5, 6], pool_from=0),
+        ]
+        asyncio.run(consume(service, *sequences))
+        llama.text_completion(["hello"], max_gen_len=4)
+        service.close()
+        del service, llama, sequences
+        assert (model(), draft(), tokenizer()) == (None, None, None)
+    finally:
+        gc.enable()
