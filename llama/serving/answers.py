@@ -15,12 +15,19 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from llama.dialog import DEFAULT_DATE, Message, Tool, ToolCall
 from llama.engine.embedding import embedding_sequences
 from llama.engine.request import FinishReason, Sequence, Token
 from llama.serving.http_errors import HttpError
 from llama.serving.registry import ServedModel
-from llama.tokenizer import Message
-from llama.tool_calls import CallArguments, CallStart, Event, TextDelta
+from llama.tool_calls import (
+    CallStart,
+    Event,
+    TextDelta,
+    ToolCallParser,
+    call_id_prefix,
+    whole_answer,
+)
 
 
 @dataclass(frozen=True)
@@ -128,12 +135,18 @@ class ChatRequest:
         defaults.
     max_tokens: the most tokens of the answer; None goes on to the end of the context.
     continue_final_message: the last message, of the assistant, is the beginning of the answer.
+    tools: functions that the answer may call.
+    builtin_tools: names of Llama 3.1's own.
+    date: what a prompt with functions says that today is.
     """
 
     messages: list[Message]
     settings: Mapping[str, Any] = field(default_factory=dict)
     max_tokens: int | None = None
     continue_final_message: bool = False
+    tools: list[Tool] = field(default_factory=list)
+    builtin_tools: list[str] = field(default_factory=list)
+    date: str = DEFAULT_DATE
 
 
 ChatFinishReason = Literal["stop", "length", "tool_calls"]
@@ -150,22 +163,13 @@ class ChatDelta:
 
 
 @dataclass
-class ToolCall:
-    """A call of a tool; `arguments` are JSON."""
-
-    id: str
-    name: str
-    arguments: str = ""
-
-
-@dataclass
 class ChatMessage:
-    """A whole answer."""
+    """A whole answer. The arguments of its calls are JSON text."""
 
-    text: str = ""
-    tool_calls: list[ToolCall] = field(default_factory=list)
-    tokens: list[Token] = field(default_factory=list)
-    finish_reason: ChatFinishReason = "stop"
+    text: str
+    tool_calls: list[ToolCall]
+    tokens: list[Token]
+    finish_reason: ChatFinishReason
 
 
 class ChatAnswer:
@@ -175,8 +179,14 @@ class ChatAnswer:
     """
 
     def __init__(self, served: ServedModel, request: ChatRequest) -> None:
-        self.served = served
-        prompt = served.llama.formatter.encode_dialog_prompt(request.messages)
+        self.served, self._request = served, request
+        prompt = served.llama.formatter.encode_dialog_prompt(
+            request.messages,
+            request.tools,
+            builtin_tools=request.builtin_tools,
+            date=request.date,
+            continue_final_message=request.continue_final_message,
+        )
         self.sequences = sequences(
             served, "the dialog", [prompt], request.settings, request.max_tokens
         )
@@ -188,25 +198,56 @@ class ChatAnswer:
 
     async def deltas(self) -> AsyncGenerator[ChatDelta, None]:
         """Runs the request; as `answer_deltas`."""
+        readers = [_Reader(self.served, self._request, sequence) for sequence in self.sequences]
         async with aclosing(answer_deltas(self.served, self.sequences)) as deltas:
             async for delta in deltas:
-                assert delta.finish_reason in ("stop", "length", None)
-                events: list[Event] = [TextDelta(delta.text)] if delta.text else []
-                yield ChatDelta(delta.index, events, delta.tokens, delta.finish_reason)
+                yield readers[delta.index].read(delta)
 
     async def messages(self) -> list[ChatMessage]:
         """Runs the request to its end."""
-        messages = [ChatMessage() for _ in self.sequences]
+        parts: list[list[ChatDelta]] = [[] for _ in self.sequences]
         async with aclosing(self.deltas()) as deltas:
             async for delta in deltas:
-                message = messages[delta.index]
-                message.tokens += delta.tokens
-                message.finish_reason = delta.finish_reason or message.finish_reason
-                for event in delta.events:
-                    if isinstance(event, TextDelta):
-                        message.text += event.text
-                    elif isinstance(event, CallStart):
-                        message.tool_calls.append(ToolCall(event.id, event.name))
-                    elif isinstance(event, CallArguments):
-                        message.tool_calls[event.index].arguments += event.delta
-        return messages
+                parts[delta.index].append(delta)
+        return [_message(deltas) for deltas in parts]
+
+
+class _Reader:
+    """Tells text from calls in one answer. Without tools all of it is text."""
+
+    def __init__(self, served: ServedModel, request: ChatRequest, sequence: Sequence) -> None:
+        self._parser = None
+        self._has_call = False
+        if request.tools or request.builtin_tools:
+            self._parser = ToolCallParser(
+                served.llama.tokenizer,
+                request.tools,
+                call_id_prefix(sequence.prompt, sequence.sample_index),
+                builtin_tools=request.builtin_tools,
+            )
+
+    def read(self, delta: Delta) -> ChatDelta:
+        """The events of a delta. `tool_calls` is the reason if the answer began a call."""
+        events: list[Event] = []
+        if self._parser is None:
+            events = [TextDelta(delta.text)] if delta.text else []
+        else:
+            for token in delta.tokens:
+                events += self._parser.feed(token.id, token.text)
+            if delta.finish_reason:
+                events += self._parser.finish()
+        self._has_call |= any(isinstance(event, CallStart) for event in events)
+        reason = delta.finish_reason
+        assert reason in ("stop", "length", None)
+        if reason == "stop" and self._has_call:
+            return ChatDelta(delta.index, events, delta.tokens, "tool_calls")
+        return ChatDelta(delta.index, events, delta.tokens, reason)
+
+
+def _message(deltas: list[ChatDelta]) -> ChatMessage:
+    text, calls = whole_answer(event for delta in deltas for event in delta.events)
+    reason = deltas[-1].finish_reason
+    assert reason is not None
+    if reason == "tool_calls" and not calls:  # it was malformed, and is text
+        reason = "stop"
+    return ChatMessage(text, calls, [token for delta in deltas for token in delta.tokens], reason)

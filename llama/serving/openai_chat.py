@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
+from llama.dialog import DEFAULT_DATE, Message, Role
 from llama.serving.answers import ChatAnswer, ChatRequest
 from llama.serving.openai_chat_answers import (
     ChatCompletion,
@@ -23,9 +24,9 @@ from llama.serving.openai_chat_answers import (
     delta_fields,
 )
 from llama.serving.openai_fields import GenerationFields, openai_usage, streamed, wrong
+from llama.serving.openai_tools import ChatTool, InputToolCall
 from llama.serving.registry import ModelRegistry
 from llama.serving.wire import StrictModel, server_sent_event, stream, while_connected
-from llama.tokenizer import Message
 
 
 class TextPart(StrictModel):
@@ -40,11 +41,44 @@ class InputMessage(StrictModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
+    tool_calls: list[InputToolCall] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
     # In OpenAI's own messages, which come back as they were sent.
     refusal: None = None
     audio: None = None
     function_call: None = None
     annotations: list[None] | None = Field(None, max_length=0)
+
+    def message(self, index: int) -> Message:
+        """In the form of all dialects. Raises HttpError where a field belongs to another role."""
+        where = f"messages.{index}"
+        if self.tool_calls and self.role != "assistant":
+            raise wrong(f"{where}.tool_calls", "only the assistant calls tools")
+        if self.tool_call_id is not None and self.role != "tool":
+            raise wrong(f"{where}.tool_call_id", "only a tool answers a call")
+        if self.name is not None and self.role != "tool":
+            raise wrong(f"{where}.name", "Llama's prompts have no names; write it into the content")
+        content = self.content
+        if content is None and not self.tool_calls:
+            raise wrong(f"{where}.content", "it is null or missing")
+        if isinstance(content, list):
+            content = "".join(part.text for part in content)
+        role: Role = "system" if self.role == "developer" else self.role
+        message: Message = {"role": role, "content": content or ""}
+        if self.tool_calls:
+            message["tool_calls"] = [call.call() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        return message
+
+
+class ChatTemplateFields(StrictModel):
+    """Variables of the chat templates that were released with the models."""
+
+    date_string: str | None = None
+    builtin_tools: list[str] | None = None
+    tools_in_user_message: Literal[True] | None = None
 
 
 class ChatCompletionRequest(GenerationFields):
@@ -57,6 +91,9 @@ class ChatCompletionRequest(GenerationFields):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
+    chat_template_kwargs: ChatTemplateFields | None = None
+    tools: list[ChatTool] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
     # What has no effect on an answer.
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
@@ -90,18 +127,19 @@ class ChatCompletionRequest(GenerationFields):
             raise wrong("continue_final_message", "the last message is not the assistant's")
         if self.add_generation_prompt is is_continued:
             raise wrong("add_generation_prompt", "it is the contrary of continue_final_message")
-        messages = [to_message(message, i) for i, message in enumerate(self.messages)]
-        return ChatRequest(messages, settings, limits.pop() if limits else None, is_continued)
-
-
-def to_message(message: InputMessage, index: int) -> Message:
-    """A message in the form of all dialects."""
-    content = message.content
-    if content is None:
-        raise wrong(f"messages.{index}.content", "it is null or missing")
-    text = content if isinstance(content, str) else "".join(part.text for part in content)
-    role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": text}
+        messages = [message.message(i) for i, message in enumerate(self.messages)]
+        limit = limits.pop() if limits else None
+        template = self.chat_template_kwargs or ChatTemplateFields()
+        tools = [tool.function.tool() for tool in self.tools or []]
+        return ChatRequest(
+            messages,
+            settings,
+            limit,
+            is_continued,
+            [] if self.tool_choice == "none" else tools,
+            template.builtin_tools or [],
+            DEFAULT_DATE if template.date_string is None else template.date_string,
+        )
 
 
 def routes(models: ModelRegistry) -> APIRouter:

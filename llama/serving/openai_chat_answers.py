@@ -81,10 +81,7 @@ class ChatCompletion(BaseModel):
 
 def answer_message(message: ChatMessage) -> dict[str, Any]:
     """A message of the assistant; its content is null where it only calls tools."""
-    calls = [
-        {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
-        for c in message.tool_calls
-    ]
+    calls = message.tool_calls
     content = message.text if message.text or not calls else None
     result: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
     return {**result, "tool_calls": calls} if calls else result

@@ -134,11 +134,10 @@ def _head(body: CompletionRequest) -> dict[str, Any]:
 async def _completion(models: ModelRegistry, body: CompletionRequest) -> dict[str, Any]:
     async with models.use(body.model) as served:
         answers = await asyncio.to_thread(_sequences, served, body)
-        wholes = [Delta(i, [], None) for i in range(len(answers))]
+        tokens: list[list[Token]] = [[] for _ in answers]
         async with aclosing(answer_deltas(served, answers)) as deltas:
-            async for new in deltas:
-                tokens = wholes[new.index].tokens + new.tokens
-                wholes[new.index] = Delta(new.index, tokens, new.finish_reason)
+            async for delta in deltas:
+                tokens[delta.index] += delta.tokens
         choices: list[dict[str, Any]] = []
         count = len(answers) // len(body.prompts())
         for first in range(0, len(answers), count):
@@ -147,7 +146,12 @@ async def _completion(models: ModelRegistry, body: CompletionRequest) -> dict[st
                 chosen.sort(key=lambda i: -_mean_logprob(answers[i]))
             for i in chosen[: body.num_choices]:
                 writer = _ChoiceWriter(body, answers[i], served.llama.tokenizer)
-                choices.append({"index": len(choices), **writer.write(wholes[i])})
+                choices.append(
+                    {
+                        "index": len(choices),
+                        **writer.write(Delta(i, tokens[i], answers[i].finish_reason)),
+                    }
+                )
     return {**_head(body), "choices": choices, "usage": openai_usage(Usage.of(answers))}
 
 
