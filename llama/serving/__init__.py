@@ -1,7 +1,8 @@
 """HTTP: OpenAI's, Anthropic's, Ollama's and llama-server's routes on one port.
 
-`http_errors` (errors in each dialect's shape), `wire` (bodies, streams) and `middleware` know no
-model; `registry` loads models by name; `answers` turns a request into deltas of its answers. The
-dialects (`openai_*`, `anthropic_*`, `ollama_*`, ...) translate to and from those; `app` puts them
-together.
+`http_errors` (errors in each dialect's shape) and `wire` (bodies, streams) know no model; `registry`
+loads models by name; `running` runs requests within the server's limits, and `answers` turns those
+of any dialect into deltas of their answers. The dialects (`openai_*`, `anthropic_*`, `ollama_*`,
+`llama_server`) translate to and from those; `app` puts them together, behind `middleware`; `serve`
+is the command, and `lifecycle` runs it from the first connection to the last.
 """

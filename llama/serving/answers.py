@@ -18,8 +18,8 @@ from typing import Any, Literal
 from llama.dialog import DEFAULT_DATE, Message, Tool, ToolCall
 from llama.engine.embedding import embedding_sequences
 from llama.engine.request import FinishReason, Sequence, Token
-from llama.serving.http_errors import HttpError
 from llama.serving.registry import ServedModel
+from llama.serving.running import changes
 from llama.tool_calls import (
     CallStart,
     Event,
@@ -87,18 +87,19 @@ async def answer_deltas(
 ) -> AsyncGenerator[Delta, None]:
     """Runs requests, and yields what is new of each until all are finished.
 
-    A consumer that stops early cancels them. Raises HttpError or InputError for one that fails,
-    and cancels the others.
+    A consumer that stops early cancels them. Raises as `running.changes`.
     """
     numbers = {sequence: i for i, sequence in enumerate(sequences)}
-    async with aclosing(served.engine.stream(*sequences)) as changes:
-        async for sequence in changes:
+    finished: set[Sequence] = set()
+    async with aclosing(changes(served, sequences)) as changed:
+        async for sequence in changed:
+            if sequence in finished:
+                continue
             reason, tokens = sequence.take_tokens()
-            if reason == "error":
-                assert sequence.error is not None
-                raise sequence.error
-            if reason == "cancelled":
-                raise HttpError(503, "the server is shutting down", headers={"Retry-After": "5"})
+            if reason in ("error", "cancelled"):  # since a moment ago; the next change raises
+                continue
+            if reason:
+                finished.add(sequence)
             if tokens or reason:
                 yield Delta(numbers[sequence], tokens, reason)
 
@@ -148,6 +149,16 @@ class ChatRequest:
     builtin_tools: list[str] = field(default_factory=list)
     date: str = DEFAULT_DATE
 
+    def prompt(self, served: ServedModel) -> list[int]:
+        """The tokens that the answers follow. May take long."""
+        return served.llama.formatter.encode_dialog_prompt(
+            self.messages,
+            self.tools,
+            builtin_tools=self.builtin_tools,
+            date=self.date,
+            continue_final_message=self.continue_final_message,
+        )
+
 
 ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -180,15 +191,8 @@ class ChatAnswer:
 
     def __init__(self, served: ServedModel, request: ChatRequest) -> None:
         self.served, self._request = served, request
-        prompt = served.llama.formatter.encode_dialog_prompt(
-            request.messages,
-            request.tools,
-            builtin_tools=request.builtin_tools,
-            date=request.date,
-            continue_final_message=request.continue_final_message,
-        )
         self.sequences = sequences(
-            served, "the dialog", [prompt], request.settings, request.max_tokens
+            served, "the dialog", [request.prompt(served)], request.settings, request.max_tokens
         )
 
     @property

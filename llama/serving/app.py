@@ -4,31 +4,55 @@ app = create_app(ModelRegistry({"tiny": "params/tiny"}))
 uvicorn.run(app)
 """
 
+from collections.abc import Sequence
+
 from fastapi import FastAPI
 
 from llama import __version__
 from llama.serving import (
     http_errors,
+    llama_server,
+    middleware,
     openai_chat,
     openai_completions,
     openai_embeddings,
     openai_models,
     rerank,
 )
-from llama.serving.middleware import JsonBodies
+from llama.serving.lifecycle import Lifecycle
 from llama.serving.openai_fields import ERRORS
 from llama.serving.registry import ModelRegistry
 
+MAX_BODY_SIZE = 2**25  # bytes
 
-def create_app(models: ModelRegistry) -> FastAPI:
-    """An application that serves `models`."""
+
+def create_app(
+    models: ModelRegistry,
+    lifecycle: Lifecycle | None = None,
+    *,
+    api_keys: Sequence[str] = (),
+    cors: Sequence[str] = (),
+    max_body_size: int = MAX_BODY_SIZE,
+    ping_seconds: float = 0,
+) -> FastAPI:
+    """An application that serves `models`.
+
+    lifecycle: says while the server loads or ends that it takes no requests.
+    api_keys: one of them has to come with every request, if there are any.
+    cors: origins of web pages that may call the server, besides those of this machine; * is all.
+    max_body_size: bytes of a request.
+    ping_seconds: a stream that is silent for so long gets a comment; 0 for never.
+    """
+    lifecycle = lifecycle or Lifecycle()
     app = FastAPI(title="Llama", version=__version__, docs_url=None, redoc_url=None)
     http_errors.install(app)
-    app.add_middleware(JsonBodies)
+    middleware.install(app, lifecycle, api_keys, cors, max_body_size)
+    app.state.ping_seconds = ping_seconds
     for part in (openai_models, openai_chat, openai_completions, openai_embeddings, rerank):
         router = part.routes(models)
         app.include_router(router, prefix="/v1", responses=ERRORS)
         app.include_router(router, include_in_schema=False)  # OpenAI's exist without /v1 too
         if part is rerank:  # Cohere's newer client
             app.include_router(router, prefix="/v2", include_in_schema=False)
+    app.include_router(llama_server.routes(models, lifecycle), responses=ERRORS)
     return app

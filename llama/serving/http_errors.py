@@ -93,12 +93,12 @@ def http_error(error: BaseException) -> HttpError:
 
 
 def install(app: FastAPI) -> None:
-    """Lets `app` answer every exception in the dialect of the route."""
+    """Lets `app` answer errors in the dialect of the route; see `middleware.Errors` for others."""
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
         return http_error(error).response(request.url.path)
 
-    for kind in (HttpError, RequestValidationError, HTTPException, InputError, Exception):
+    for kind in (HttpError, RequestValidationError, HTTPException, InputError):
         app.add_exception_handler(kind, handle)
 
 

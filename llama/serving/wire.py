@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from llama.serving.http_errors import HttpError, http_error
 
@@ -68,42 +69,84 @@ async def stream(
     """A response of `chunks`, whose first one is awaited: an error before it has a real status.
 
     A later one is written by `write_error`; if that is None, as an event in the dialect of the
-    route.
+    route. Where the server sends comments into silence (`ping_seconds`), it waits no longer than
+    that for the first chunk.
     """
+    pings = (media_type == "text/event-stream" and request.app.state.ping_seconds) or None
+    first = asyncio.ensure_future(anext(chunks))
     try:
-        first = await while_connected(request, anext(chunks))
+        await while_connected(request, asyncio.wait({first}, timeout=pings))
+        if first.done():
+            first.result()
     except BaseException:
-        await chunks.aclose()
+        await _close(chunks, first)
         raise
 
     def error_event(error: HttpError) -> str:
         return server_sent_event(error.body(request.url.path))
 
-    return _Stream(first, chunks, write_error or error_event, media_type)
+    return _Stream(first, chunks, write_error or error_event, media_type, pings)
+
+
+async def _close(chunks: AsyncGenerator[str, None], *tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await chunks.aclose()
 
 
 class _Stream(StreamingResponse):
     def __init__(
         self,
-        first: str,
+        first: asyncio.Future[str],
         chunks: AsyncGenerator[str, None],
         write_error: Callable[[HttpError], str],
         media_type: str,
+        pings: float | None,
     ) -> None:
-        self._chunks, self._write_error = chunks, write_error
+        self._first, self._chunks, self._write_error = first, chunks, write_error
+        self._pings = pings
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx: no buffering
-        super().__init__(self._all(first), headers=headers, media_type=media_type)
+        super().__init__(self._all(), headers=headers, media_type=media_type)
 
-    async def _all(self, first: str) -> AsyncGenerator[str, None]:
-        yield first
+    async def _all(self) -> AsyncGenerator[str, None]:
         try:
+            yield await self._first
             async for chunk in self._chunks:
                 yield chunk
         except Exception as error:
             yield self._write_error(http_error(error))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        tasks: list[asyncio.Future[Any]] = [self._first]
+        if self._pings is not None:
+            pings = _Pings(send, self._pings)
+            send = pings.send
+            tasks.append(asyncio.ensure_future(pings.run()))
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self._chunks.aclose()
+            await _close(self._chunks, *tasks)
+
+
+class _Pings:
+    """Sends a comment whenever nothing was sent for `seconds`."""
+
+    def __init__(self, send: Send, seconds: float) -> None:
+        self._send, self._seconds = send, seconds
+        self._last = time.monotonic()
+        self._is_open = False  # between the head of the response and its last byte
+
+    async def send(self, message: Message) -> None:
+        self._is_open = bool(message.get("more_body", message["type"] == "http.response.start"))
+        await self._send(message)
+        self._last = time.monotonic()
+
+    async def run(self) -> None:
+        while True:
+            left = self._last + self._seconds - time.monotonic()
+            if left <= 0 and self._is_open:
+                await self.send(
+                    {"type": "http.response.body", "body": b": ping\n\n", "more_body": True}
+                )
+            await asyncio.sleep(left if left > 0 else self._seconds)

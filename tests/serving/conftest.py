@@ -63,4 +63,5 @@ def client(url: str) -> openai.OpenAI:
 @pytest.fixture(scope="session")
 def llama(models: ModelRegistry) -> Llama:
     """The model that is served, for what Python's calls give."""
-    return models._entries["tiny"].llama
+    (loaded,) = models.loaded
+    return loaded.llama
