@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from llama import __version__
 from llama.serving import (
+    anthropic_messages,
     http_errors,
     llama_server,
     middleware,
@@ -55,4 +56,5 @@ def create_app(
         if part is rerank:  # Cohere's newer client
             app.include_router(router, prefix="/v2", include_in_schema=False)
     app.include_router(llama_server.routes(models, lifecycle), responses=ERRORS)
+    app.include_router(anthropic_messages.routes(models), prefix="/v1")
     return app

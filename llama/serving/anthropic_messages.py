@@ -1,0 +1,284 @@
+"""Anthropic's messages: POST /v1/messages and POST /v1/messages/count_tokens.
+
+An answer is a list of blocks, of text and of calls, and a stream builds them one by one. The header
+`anthropic-beta` and queries change nothing.
+"""
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from llama.dialog import CalledFunction, Function, Message, Tool, ToolCall, call_arguments
+from llama.engine.grammar import Grammar
+from llama.errors import ContextLengthError
+from llama.serving.answers import ChatAnswer, ChatFinishReason, ChatMessage, ChatRequest, Usage
+from llama.serving.anthropic_types import (
+    AnswerMessage,
+    ErrorAnswer,
+    InputMessage,
+    InputTool,
+    MessagesRequest,
+    PromptFields,
+    TextBlock,
+    TokenCount,
+    ToolResultBlock,
+    ToolUseBlock,
+)
+from llama.serving.http_errors import HttpError
+from llama.serving.openai_fields import streamed
+from llama.serving.registry import ModelRegistry
+from llama.serving.wire import server_sent_event, stream, while_connected
+from llama.tool_calls import CallArguments, CallStart, Event, TextDelta
+
+# Claude Code's first block of system text has this, and differs in each request: as a part of the
+# prompt it would keep every other part out of the prefix store.
+_BILLING_HEADER = "x-anthropic-billing-header"
+
+
+def routes(models: ModelRegistry) -> APIRouter:
+    """The routes of messages."""
+    errors: dict[int | str, dict[str, Any]] = {
+        "4XX": {"model": ErrorAnswer, "description": "The request is wrong"},
+        "5XX": {"model": ErrorAnswer, "description": "The server can't answer"},
+    }
+    router = APIRouter(tags=["Anthropic"], responses=errors)
+
+    @router.post(
+        "/messages",
+        response_model=None,
+        responses=streamed(AnswerMessage, "Events of Anthropic's messages"),
+    )
+    async def messages(body: MessagesRequest, request: Request) -> Response:
+        """Answers a dialog, whole or as server-sent events."""
+        if body.stream:
+            return await stream(request, _events(models, body), _error_event)
+        return JSONResponse(await while_connected(request, _answer(models, body)))
+
+    @router.post("/messages/count_tokens", response_model=TokenCount)
+    async def count_tokens(body: PromptFields) -> Response:
+        """Counts the tokens of a prompt, as `usage` of its answer does."""
+        chat = chat_request(body)
+        async with models.use(body.model) as served:
+            try:
+                answer = await asyncio.to_thread(ChatAnswer, served, chat)
+                count = answer.usage.prompt_tokens
+            except ContextLengthError as error:
+                count = error.num_tokens
+        return JSONResponse({"input_tokens": count})
+
+    return router
+
+
+def chat_request(body: PromptFields) -> ChatRequest:
+    """A prompt in the form of all dialects. Raises HttpError for what Llama has no form for."""
+    messages = _dialog(body)
+    is_continued = bool(messages) and messages[-1]["role"] == "assistant"
+    settings: dict[str, Any] = {}
+    if body.output_config is not None and body.output_config.format is not None:
+        settings["grammar"] = Grammar(json_schema=body.output_config.format.schema_)
+    max_tokens = None
+    if isinstance(body, MessagesRequest):
+        max_tokens = body.max_tokens
+        for name in ("temperature", "top_k", "top_p"):
+            if (value := getattr(body, name)) is not None:
+                settings[name] = value
+        if body.stop_sequences:
+            settings["stop"] = body.stop_sequences
+    is_offered = body.tool_choice is None or body.tool_choice.type != "none"
+    tools = [_tool(tool) for tool in body.tools or () if is_offered]
+    return ChatRequest(messages, settings, max_tokens, is_continued, tools)
+
+
+def _tool(tool: InputTool) -> Tool:
+    function: Function = {"name": tool.name}
+    if tool.description is not None:
+        function["description"] = tool.description
+    function["parameters"] = tool.input_schema
+    if tool.strict is not None:
+        function["strict"] = tool.strict
+    return {"type": "function", "function": function}
+
+
+def _dialog(body: PromptFields) -> list[Message]:
+    """The messages of a prompt; turns of one role that follow each other are one turn."""
+    blocks = body.system or []
+    if blocks and blocks[0].text.startswith(_BILLING_HEADER):
+        blocks = blocks[1:]
+    dialog: list[Message] = []
+    if blocks:
+        dialog.append({"role": "system", "content": _text(blocks)})
+    for i, message in enumerate(body.messages):
+        for new in _turns(message, f"messages.{i}.content"):
+            last = dialog[-1] if dialog else None
+            if last and last["role"] == new["role"] != "tool" and "tool_calls" not in last:
+                new["content"] = f"{last['content']}\n\n{new['content']}"
+                dialog.pop()
+            dialog.append(new)
+    return dialog
+
+
+def _turns(message: InputMessage, name: str) -> Iterator[Message]:
+    """The turns of one message: each result of a call is one, and so is the text beside them."""
+    text: list[TextBlock] = []
+    calls: list[ToolCall] = []
+    for i, block in enumerate(message.content):
+        if isinstance(block, TextBlock):
+            if calls:
+                raise HttpError(
+                    400, f"{name}.{i}: text after tool_use; Llama's calls end an answer"
+                )
+            text.append(block)
+        elif isinstance(block, ToolUseBlock):
+            function: CalledFunction = {"name": block.name, "arguments": block.input}
+            calls.append({"id": block.id, "type": "function", "function": function})
+        elif isinstance(block, ToolResultBlock):
+            if text:
+                yield {"role": message.role, "content": _text(text)}
+            text = []
+            yield {
+                "role": "tool",
+                "content": _text(block.content),
+                "tool_call_id": block.tool_use_id,
+                "is_error": bool(block.is_error),
+            }
+    if calls:
+        yield {"role": "assistant", "content": _text(text), "tool_calls": calls}
+    elif text or not message.content:
+        yield {"role": message.role, "content": _text(text)}
+
+
+def _text(blocks: list[TextBlock]) -> str:
+    return "".join(block.text for block in blocks)
+
+
+async def _answer(models: ModelRegistry, body: MessagesRequest) -> dict[str, Any]:
+    chat = chat_request(body)
+    async with models.use(body.model) as served:
+        answer = await asyncio.to_thread(ChatAnswer, served, chat)
+        (message,) = await answer.messages()
+    stop = _stop(answer, message.finish_reason, body.max_tokens)
+    return {**_head(body), "content": _content(message), **stop, "usage": _usage(answer.usage)}
+
+
+def _head(body: MessagesRequest) -> dict[str, Any]:
+    return {
+        "id": f"msg_{uuid.uuid4().hex}",
+        "type": "message",
+        "role": "assistant",
+        "model": body.model,
+    }
+
+
+def _content(message: ChatMessage) -> list[dict[str, Any]]:
+    """The blocks of a whole answer; of an empty one an empty block of text."""
+    text = {"type": "text", "text": message.text}
+    calls = [
+        {
+            "type": "tool_use",
+            "id": call["id"],
+            "name": call["function"]["name"],
+            "input": call_arguments(call),
+        }
+        for call in message.tool_calls
+    ]
+    return [text, *calls] if message.text or not calls else calls
+
+
+def _stop(answer: ChatAnswer, reason: ChatFinishReason, max_tokens: int) -> dict[str, Any]:
+    """Why an answer ended."""
+    (sequence,) = answer.sequences
+    if isinstance(sequence.stopped_by, str):
+        return {"stop_reason": "stop_sequence", "stop_sequence": sequence.stopped_by}
+    if reason == "tool_calls":
+        return {"stop_reason": "tool_use", "stop_sequence": None}
+    if reason == "stop":
+        return {"stop_reason": "end_turn", "stop_sequence": None}
+    is_full = len(sequence.tokens) < max_tokens
+    name = "model_context_window_exceeded" if is_full else "max_tokens"
+    return {"stop_reason": name, "stop_sequence": None}
+
+
+def _usage(usage: Usage) -> dict[str, int]:
+    return {
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "output_tokens": usage.completion_tokens,
+    }
+
+
+async def _events(models: ModelRegistry, body: MessagesRequest) -> AsyncGenerator[str, None]:
+    """The server-sent events of a stream."""
+    chat, blocks, has_begun = chat_request(body), _Blocks(), False
+    async with models.use(body.model) as served:
+        answer = await asyncio.to_thread(ChatAnswer, served, chat)
+        async with aclosing(answer.deltas()) as deltas:
+            async for delta in deltas:
+                if not has_begun:
+                    has_begun = True
+                    yield _event("message_start", message=_first(body, answer))
+                for event in delta.events:
+                    for line in blocks.add(event):
+                        yield line
+                if delta.finish_reason:
+                    for line in blocks.end():
+                        yield line
+                    stop = _stop(answer, delta.finish_reason, body.max_tokens)
+                    yield _event("message_delta", delta=stop, usage=_usage(answer.usage))
+    yield _event("message_stop")
+
+
+def _error_event(error: HttpError) -> str:
+    return server_sent_event(error.body("/v1/messages"), event="error")
+
+
+def _first(body: MessagesRequest, answer: ChatAnswer) -> dict[str, Any]:
+    """The message that a stream begins with: its content is empty, the prompt is counted."""
+    usage = {**_usage(answer.usage), "output_tokens": 0}
+    stop = {"stop_reason": None, "stop_sequence": None}
+    return {**_head(body), "content": [], **stop, "usage": usage}
+
+
+class _Blocks:
+    """The events of an answer's blocks, of which one is open at a time."""
+
+    def __init__(self) -> None:
+        self._index = -1
+        self._is_text = False
+
+    def add(self, event: Event) -> Iterator[str]:
+        """What an event of the answer becomes."""
+        if isinstance(event, TextDelta):
+            if not self._is_text:
+                yield from self._open({"type": "text", "text": ""})
+            yield self._delta(type="text_delta", text=event.text)
+        elif isinstance(event, CallStart):
+            block = {"type": "tool_use", "id": event.id, "name": event.name, "input": {}}
+            yield from self._open(block)
+        elif isinstance(event, CallArguments):
+            yield self._delta(type="input_json_delta", partial_json=event.delta)
+
+    def end(self) -> Iterator[str]:
+        """The end of the last block; an answer without one gets an empty text."""
+        if self._index < 0:
+            yield from self._open({"type": "text", "text": ""})
+        yield _event("content_block_stop", index=self._index)
+
+    def _open(self, block: dict[str, Any]) -> Iterator[str]:
+        if self._index >= 0:
+            yield _event("content_block_stop", index=self._index)
+        self._index += 1
+        self._is_text = block["type"] == "text"
+        yield _event("content_block_start", index=self._index, content_block=block)
+
+    def _delta(self, **delta: str) -> str:
+        return _event("content_block_delta", index=self._index, delta=delta)
+
+
+def _event(event: str, **data: Any) -> str:
+    return server_sent_event({"type": event, **data}, event)
