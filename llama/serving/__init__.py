@@ -1,8 +1,8 @@
 """HTTP: OpenAI's, Anthropic's, Ollama's and llama-server's routes on one port.
 
-`http_errors` (errors in each dialect's shape) and `wire` (bodies, streams) know no model; `registry`
-loads models by name; `running` runs requests within the server's limits, and `answers` turns those
-of any dialect into deltas of their answers. The dialects (`openai_*`, `anthropic_*`, `ollama_*`,
-`llama_server`) translate to and from those; `app` puts them together, behind `middleware`; `serve`
-is the command, and `lifecycle` runs it from the first connection to the last.
+`http_errors` (errors in each dialect's shape) and `wire` (bodies, streams) know no model;
+`registry` loads models by name; `running` runs requests within the server's limits, and `answers`
+turns those of any dialect into deltas of their answers. The dialects (`openai_*`, `anthropic_*`,
+`ollama_*`, `llama_server`) translate to and from those; `app` puts them together, behind
+`middleware`; `serve` is the command, and `lifecycle` runs it from the first connection to the last.
 """
