@@ -29,6 +29,8 @@ from llama.tool_calls import (
     whole_answer,
 )
 
+DEFAULT_SETTINGS = {"temperature": 0.6, "top_p": 0.9}  # Llama's
+
 
 @dataclass(frozen=True)
 class Delta:
@@ -76,7 +78,7 @@ def sequences(
 
     Settings that are not there have Llama's defaults; the adapter is the one that is served.
     """
-    settings = {"temperature": 0.6, "top_p": 0.9, **settings}
+    settings = {**DEFAULT_SETTINGS, **settings}
     if served.adapter is not None:
         settings["adapter"] = served.adapter
     return served.llama.requests(name, prompts, settings, max_tokens, logprobs, echo)

@@ -14,11 +14,7 @@ from llama.serving import (
     http_errors,
     llama_server,
     middleware,
-    openai_chat,
-    openai_completions,
-    openai_embeddings,
-    openai_models,
-    rerank,
+    openai_routes,
 )
 from llama.serving.lifecycle import Lifecycle
 from llama.serving.openai_fields import ERRORS
@@ -49,12 +45,7 @@ def create_app(
     http_errors.install(app)
     middleware.install(app, lifecycle, api_keys, cors, max_body_size)
     app.state.ping_seconds = ping_seconds
-    for part in (openai_models, openai_chat, openai_completions, openai_embeddings, rerank):
-        router = part.routes(models)
-        app.include_router(router, prefix="/v1", responses=ERRORS)
-        app.include_router(router, include_in_schema=False)  # OpenAI's exist without /v1 too
-        if part is rerank:  # Cohere's newer client
-            app.include_router(router, prefix="/v2", include_in_schema=False)
+    app.include_router(openai_routes.routes(models))
     app.include_router(llama_server.routes(models, lifecycle), responses=ERRORS)
     app.include_router(anthropic_messages.routes(models), prefix="/v1")
     return app

@@ -65,7 +65,7 @@ class StructuredOutputs(StrictModel):
 
 
 class SamplingFields(StrictModel):
-    """The settings that chat and text completions share; null is the default."""
+    """The settings that all routes share; null is the default."""
 
     temperature: float | None = Field(None, ge=0)
     top_p: float | None = Field(None, ge=0, le=1)
@@ -77,7 +77,6 @@ class SamplingFields(StrictModel):
     logit_bias: dict[str, float] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
-    n: int | None = Field(None, ge=1, le=128)
     min_tokens: int | None = Field(None, ge=0)
     ignore_eos: bool | None = None
     priority: int | None = None
@@ -103,6 +102,7 @@ class GenerationFields(SamplingFields):
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    n: int | None = Field(None, ge=1, le=128)
     user: str | None = None  # has no effect on an answer
 
     @property
@@ -115,6 +115,8 @@ class GenerationFields(SamplingFields):
         if self.stream_options is not None and not self.stream:
             raise wrong("stream_options", "it needs stream: true")
         settings = self.sampling()
+        if self.n is not None:
+            settings["n"] = self.n
         if self.structured_outputs is not None:
             if self.response_format is not None and self.response_format.type != "text":
                 raise wrong("structured_outputs", "give it or response_format, not both")
