@@ -3,8 +3,8 @@
     python tests/engine/random_schedules.py --seconds 3600 --seed 7
 
 Submissions from several threads, cancellations, requests that fail, grammars, penalties, guesses,
-tiny memory budgets, prefix stores and small chunks go on around each other. What each request gives
-is compared with what it gives alone in an engine of its own.
+embeddings, tiny memory budgets, prefix stores and small chunks go on around each other. What each
+request gives is compared with what it gives alone in an engine of its own.
 """
 
 from __future__ import annotations
@@ -85,6 +85,11 @@ def request(rng: random.Random, llama: Llama) -> Sequence:
         options |= {"score_prompt": True, "top_logprobs": 2}
     options["adapter"] = rng.choice((None, None, None, "polite"))
     options["priority"] = rng.choice((0, 0, 0, 1))
+    if rng.random() < 0.1:
+        start = rng.randrange(len(prompt))
+        return Sequence(prompt, 0, pool_from=start, **options)
+    if options.get("score_prompt") and rng.random() < 0.5:
+        options["score_from"] = rng.randrange(len(prompt))
     options["speculate"] = rng.random() < 0.8
     return Sequence(prompt, rng.randint(1, 40), SamplingParams(**settings), **options)
 
@@ -97,6 +102,7 @@ def outcome(sequence: Sequence) -> tuple:
         sequence.finish_reason,
         str(sequence.error or ""),
         sequence.prompt_logprobs,
+        None if sequence.embedding is None else sequence.embedding.tolist(),
         sequence.likeliest,
     )
 
