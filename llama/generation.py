@@ -27,11 +27,11 @@ from llama.checkpoint.loading import load
 from llama.checkpoint.opening import open_checkpoint
 from llama.engine.beam_search import Hypothesis, beam_search
 from llama.engine.embedding import embedding_sequences
+from llama.engine.engine import Engine
 from llama.engine.grammar import Grammar
 from llama.engine.request import FinishReason, Sequence, token_ids
 from llama.engine.reranking import INSTRUCTION, query_likelihood, query_likelihood_sequences
 from llama.engine.sampling_params import SamplingParams, check_limits, expect_integer
-from llama.engine.scheduler import Engine
 from llama.errors import InputError, InputTypeError
 from llama.model import Transformer
 from llama.tokenizer import ChatFormat, Dialog, Message, Tokenizer

@@ -17,8 +17,8 @@ from collections.abc import AsyncGenerator, Callable
 import torch
 
 from llama import distributed
+from llama.engine.engine import Engine
 from llama.engine.request import Sequence
-from llama.engine.scheduler import Engine
 
 _KEEP_ALIVE = 60  # seconds
 

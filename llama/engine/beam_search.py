@@ -12,8 +12,8 @@ from torch import Tensor
 
 from llama.cache import KVCache
 from llama.engine.decoding import Job, RaggedDecoder
+from llama.engine.engine import Engine
 from llama.engine.request import FinishReason, Sequence
-from llama.engine.scheduler import Engine
 from llama.errors import InputError
 from llama.lora.adapter_switch import AdapterSwitch
 

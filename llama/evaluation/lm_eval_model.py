@@ -37,8 +37,8 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, make_table
 
 from llama import console
+from llama.engine.request import Sequence
 from llama.engine.sampling import SamplingParams
-from llama.engine.scheduler import Sequence
 from llama.errors import InputError
 from llama.evaluation.scoring import BATCH_TOKENS, log_likelihoods, notice_cuts
 from llama.generation import Llama

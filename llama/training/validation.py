@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from llama import distributed
+from llama.engine.engine import Engine
+from llama.engine.request import Sequence as Prompt
 from llama.engine.sampling import SamplingParams
-from llama.engine.scheduler import Engine
-from llama.engine.scheduler import Sequence as Prompt
 from llama.tokenizer import Tokenizer
 from llama.training.documents import Document
 from llama.training.packing import PackedRows

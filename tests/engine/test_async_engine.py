@@ -12,7 +12,8 @@ import torch
 
 from llama import Engine, Llama, SamplingParams, Sequence
 from llama.engine import AsyncEngine, Grammar
-from llama.engine.scheduler import Engine as EngineClass
+from llama.engine.inbox import Inbox
+from llama.engine.scheduler import Scheduler
 
 OPEN = {"ignore_eos": True, "params": SamplingParams(temperature=0.8, seed=1)}
 
@@ -25,21 +26,23 @@ async def consume(service: AsyncEngine, *sequences: Sequence) -> list[Sequence]:
     return [changed async for changed in service.stream(*sequences)]
 
 
-@pytest.mark.parametrize("where", ["_decode", "_take_inbox", "_report"])
+@pytest.mark.parametrize(
+    ("kind", "where"), [(Scheduler, "step"), (Inbox, "take"), (Engine, "_report")]
+)
 def test_a_defect_in_a_step_ends_every_stream_and_refuses_later_ones(
-    llama: Llama, monkeypatch: pytest.MonkeyPatch, where: str
+    llama: Llama, monkeypatch: pytest.MonkeyPatch, kind: type, where: str
 ) -> None:
     engine = engine_of(llama)
     service = AsyncEngine(engine)
-    works = getattr(EngineClass, where)
+    works = getattr(kind, where)
     broken = threading.Event()
 
-    def fail(self: Engine, *args: Any) -> None:
+    def fail(self: Any, *args: Any) -> Any:
         if broken.is_set() and threading.current_thread().name == "llama engine":
             raise ZeroDivisionError("a defect")
-        works(self, *args)
+        return works(self, *args)
 
-    monkeypatch.setattr(EngineClass, where, fail)
+    monkeypatch.setattr(kind, where, fail)
 
     async def main() -> None:
         streams = [service.stream(Sequence([i + 1] * 3, 60, **OPEN)) for i in range(5)]

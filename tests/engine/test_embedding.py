@@ -124,7 +124,7 @@ def test_a_preempted_prompt_begins_anew(llama: Llama) -> None:
     sequence = engine.add(Sequence(list(range(60)), pool_from=0))
     engine.step()
     engine.step()
-    engine._preempt(engine._jobs[sequence])
+    engine._scheduler.preempt(engine._scheduler.jobs[sequence])
     finish(engine)
     assert sequence.num_preemptions == 1
     torch.testing.assert_close(
@@ -138,7 +138,7 @@ def test_scores_of_a_preempted_answer_stay(llama: Llama) -> None:
     while len(sequence.tokens) < 3:
         engine.step()
     scores = list(sequence.prompt_logprobs)
-    engine._preempt(engine._jobs[sequence])
+    engine._scheduler.preempt(engine._scheduler.jobs[sequence])
     while not engine.idle:
         engine.step()
         assert sequence.prompt_logprobs == scores

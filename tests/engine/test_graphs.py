@@ -255,9 +255,9 @@ def test_a_gpu_gives_the_tokens_of_plain_decoding(checkpoint: Path) -> None:
     llama = Llama.build(checkpoint, max_batch_size=5, device="cuda", dtype="float32")
     engine = engine_of(llama, 5)
     found = answers(engine, SIZES)
-    assert engine._graphs is not None
-    assert not engine._graphs._failed
-    assert engine._graphs._graphs
+    assert engine._runner.decoder._graphs is not None
+    assert not engine._runner.decoder._graphs._failed
+    assert engine._runner.decoder._graphs._graphs
 
     def refuse(step: Step) -> Step:
         raise RuntimeError("for comparison")

@@ -228,7 +228,7 @@ def test_asyncio_streams_at_once_and_cancels_with_its_consumer(llama: Llama) -> 
 def ranks_follow() -> list[tuple]:
     torch.manual_seed(0)
     from llama import distributed
-    from llama.engine.scheduler import Engine as RankEngine
+    from llama.engine.engine import Engine as RankEngine
 
     distributed.initialize()
     tokenizer = Tokenizer(Path(__file__).parents[2] / "params" / "tiny" / "tokenizer.model")
@@ -480,7 +480,7 @@ def test_times(llama: Llama) -> None:
         engine.add(sequence)
     engine.step()
     started = dict(plain.times)
-    engine._preempt(engine._jobs[plain])
+    engine._scheduler.preempt(engine._scheduler.jobs[plain])
     engine.cancel(late)
     finish(engine)
     wanted = {
