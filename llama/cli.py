@@ -16,6 +16,10 @@ from llama import __version__
 
 # Subcommand: where its function is, and its line in `llama --help`.
 _COMMANDS = {
+    "pull": ("llama.checkpoint.model_commands:pull", "A model from a hub, by its name."),
+    "list": ("llama.checkpoint.model_commands:list_models", "The models that are here."),
+    "show": ("llama.checkpoint.model_commands:show", "Where a model is from, and its files."),
+    "rm": ("llama.checkpoint.model_commands:rm", "Removes pulled models."),
     "info": ("llama.checkpoint.info:info", "What a model is, and the memory it takes."),
     "verify": ("llama.checkpoint.verify:verify", "Whether a checkpoint is complete and undamaged."),
     "convert": ("llama.checkpoint.convert:convert", "From one layout, dtype or format to another."),

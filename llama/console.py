@@ -23,9 +23,9 @@ def say(text: str = "", end: str = "\n") -> None:
 
 
 def notice(text: str) -> None:
-    """Prints a line on standard error, on rank 0."""
+    """Prints a line on standard error, above the progress bars there, on rank 0."""
     if is_main():
-        print(text, file=sys.stderr)
+        tqdm.tqdm.write(text, file=sys.stderr)
 
 
 def table(rows: Iterable[Sequence[object]]) -> str:

@@ -7,7 +7,7 @@ A list has one line for each file, as `sha256sum` and `md5sum` write and check t
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +53,12 @@ def write_checksums(
     folder: Path, names: Iterable[str], read: Callable[[int], object] = lambda n: None
 ) -> None:
     """Writes `checksums.sha256` for these files; `read` gets the number of bytes read each time."""
-    lines = [f"{digest(folder / name, 'sha256', read)}  {name}\n" for name in sorted(names)]
+    write_checksum_list(folder, {name: digest(folder / name, "sha256", read) for name in names})
+
+
+def write_checksum_list(folder: Path, sha256: Mapping[str, str]) -> None:
+    """Writes `checksums.sha256` with the checksums of files that are known by now."""
+    lines = [f"{sha256[name]}  {name}\n" for name in sorted(sha256)]
     with atomic_write(folder / _OURS) as file:
         file.write("".join(lines).encode())
 

@@ -101,7 +101,7 @@ def info(
         in_short = [short_size(row[key]) for key in ("weights", "kv_cache", "total")]
         table.append([f"  {row['format']}", *in_short, *row["fits"].values()])
     console.say(
-        f"{_describe(facts)}\n\n"
+        f"{describe(facts)}\n\n"
         f"Memory of {who} at max_batch_size={batch}, max_seq_len={context}{beyond};\n"
         "the total has 10 % and 0.5 GB for activations and torch. Does it fit here?\n\n"
         f"{console.table(table)}\n\n"
@@ -189,7 +189,8 @@ def _family(args: ModelArgs) -> str | None:
     return _FAMILIES.get((args.rope_theta, factor, *shape))
 
 
-def _describe(facts: Facts) -> str:
+def describe(facts: Facts) -> str:
+    """The lines about a model's shape, weights and tokenizer."""
     args, file = facts.args, os.path.basename(facts.source)
     counts = [facts.parameters()]
     count, vocabulary = f"{counts[0]:,}", f"{args.vocab_size:,} tokens"

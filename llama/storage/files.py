@@ -42,7 +42,7 @@ _NOT_DATA = {  # by the first bytes
 _STORES = re.compile(r"gs://[^/]+|(az://[^/]+|https://[^/]+\.blob\.core\.windows\.net)/[^/]+")
 _HEADER_BYTES = 2**20  # least that a stream requests at a time
 _CHUNK_BYTES = 2**24  # of a download; so large that the latency of a request does not matter
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def expand(path: str | os.PathLike[str]) -> str:
@@ -67,7 +67,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise OSError(f"the disk of {target} is full: {error.strerror}; make room") from error
         raise
 

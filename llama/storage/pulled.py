@@ -36,6 +36,10 @@ _BUNDLED = Path(__file__).parents[2] / "params" / "tiny"
 _MAX_NAME = 200  # characters; file systems allow 255 bytes
 
 
+class BusyError(InputError):
+    """Another process or thread changes the model."""
+
+
 @dataclasses.dataclass(frozen=True)
 class PulledFile:
     """A file of a pulled model; its size in bytes and its sha256 in hexadecimal."""
@@ -92,6 +96,11 @@ def open_folder(path: str | os.PathLike[str]) -> Folder:
     if "://" in text or os.path.lexists(text):
         return Folder(text)
     if model := find(text):
+        if gone := [file.name for file in model.files if not (model.folder / file.name).exists()]:
+            raise MissingFileError(
+                f"{gone[0]} of {model.name} is gone from {model.folder}, or from where a link "
+                f"points to; `llama pull {model.name}` gets it again"
+            )
         return Folder(model.folder)
     raise MissingFileError(
         f"checkpoint folder {text} is not there, nor was a model of that name pulled; {_hint(text)}"
@@ -108,20 +117,19 @@ def find(name: str) -> PulledModel | None:
 
 def pulled_models() -> list[PulledModel]:
     """All of them, by name; the bundled one too, where it is beside the package."""
-    records = (_read_record(path) for path in models_root().glob(f"*/{_RECORD}"))
-    found = {model.name: model for model in (_bundled(), *records) if model}
+    found = {bundled.name: bundled} if (bundled := _bundled()) else {}
+    for record in models_root().glob(f"*/{_RECORD}"):
+        with contextlib.suppress(InputError):  # damaged: it counts as unfinished
+            model = _read_record(record)
+            found[model.name] = model
     return [found[name] for name in sorted(found)]
 
 
 def unfinished_pulls() -> dict[str, int]:
     """Names of models whose download was interrupted, and the bytes that are here of each."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        return {
-            unquote(folder.name): _size(folder)
-            for folder in sorted(models_root().iterdir())
-            if folder.is_dir() and folder.name[0] != "." and not (folder / _RECORD).exists()
-        }
-    return {}
+    folders = {unquote(path.name): path for path in models_root().glob("[!.]*") if path.is_dir()}
+    whole = {model.name for model in pulled_models()}
+    return {name: _size(folders[name]) for name in sorted(set(folders) - whole)}
 
 
 def remove(name: str) -> int:
@@ -135,7 +143,7 @@ def remove(name: str) -> int:
     if len(name) >= _MAX_NAME or not folder.is_dir():
         if find(name):
             raise InputError(f"{name} is part of this package; it can't be removed")
-        raise _unknown(name)
+        raise unknown(name)
     with locked(name):
         freed = _size(folder)
         (folder / _RECORD).unlink(missing_ok=True)  # first: from here on the name is gone
@@ -150,7 +158,7 @@ def copy(name: str, new: str) -> PulledModel:
     """
     model = find(name)
     if model is None:
-        raise _unknown(name)
+        raise unknown(name)
     new = model_name(new)
     if not 0 < len(new) < _MAX_NAME:
         raise InputError(f"a model's name has 1 to {_MAX_NAME - 1} characters, not {len(new)}")
@@ -197,7 +205,7 @@ def write_record(model: PulledModel) -> PulledModel:
 def locked(name: str, timeout: float = 0) -> Iterator[None]:
     """Keeps other processes and threads from changing the model of a name.
 
-    Raises InputError if another one has it for longer than `timeout` seconds. Lock files stay:
+    Raises BusyError if another one has it for longer than `timeout` seconds. Lock files stay:
     one that is removed while another process waits for it would let two of them in.
     """
     import filelock
@@ -208,7 +216,7 @@ def locked(name: str, timeout: float = 0) -> Iterator[None]:
     try:
         lock.acquire(timeout=timeout)
     except filelock.Timeout:
-        raise InputError(f"{name} is being pulled by another process; wait, or stop it") from None
+        raise BusyError(f"{name} is being pulled by another process; wait, or stop it") from None
     try:
         yield
     finally:
@@ -255,16 +263,18 @@ def _hint(name: str) -> str:
         return f"`llama pull {short.name}` fetches it"
     if name.startswith(("hf:", "ms:")):
         return f"`llama pull {name}` fetches it"
-    return f"pass the folder that has it, or a name that `llama list` shows{_did_you_mean(name)}"
+    return f"pass the folder that has it, or a name that `llama list` shows{did_you_mean(name)}"
 
 
-def _unknown(name: str) -> MissingFileError:
+def unknown(name: str) -> MissingFileError:
+    """The error for a name that no pulled model has."""
     return MissingFileError(
-        f"no model {name:.200} was pulled{_did_you_mean(name)}; see `llama list`"
+        f"no model {name:.200} was pulled{did_you_mean(name)}; see `llama list`"
     )
 
 
-def _did_you_mean(name: str) -> str:
+def did_you_mean(name: str) -> str:
+    """The end of a message about an unknown name: similar ones that are known, if any."""
     known = [*(model.name for model in pulled_models()), *unfinished_pulls(), *RELEASED]
     near: list[Any] = difflib.get_close_matches(name, known, n=3)
     return f" (did you mean {' or '.join(near)}?)" if near else ""
