@@ -14,6 +14,7 @@ from llama.serving import (
     http_errors,
     llama_server,
     middleware,
+    ollama_routes,
     openai_routes,
 )
 from llama.serving.lifecycle import Lifecycle
@@ -48,4 +49,5 @@ def create_app(
     app.include_router(openai_routes.routes(models))
     app.include_router(llama_server.routes(models, lifecycle), responses=ERRORS)
     app.include_router(anthropic_messages.routes(models), prefix="/v1")
+    app.include_router(ollama_routes.routes(models))
     return app

@@ -30,6 +30,7 @@ from llama.generation import Llama
 from llama.serving.http_errors import HttpError
 from llama.serving.server_metrics import Metrics, ModelMetrics
 from llama.storage.files import short_size
+from llama.storage.model_names import model_name
 
 _RETRY = {"Retry-After": "5"}
 
@@ -80,6 +81,16 @@ class LoadedModel:
     expires_at: float | None
 
 
+@dataclass(frozen=True)
+class KnownModel:
+    """What a name stands for: a model's folder; an adapter is of the model `parent`."""
+
+    name: str
+    folder: str
+    created: int
+    parent: str | None = None
+
+
 @dataclass(eq=False)
 class _Entry:
     """A folder; while it is loaded, the model, and how many requests use it or wait for it."""
@@ -109,6 +120,8 @@ class ModelRegistry:
     keep_alive: seconds that an unused model stays loaded; a negative number is forever.
     max_loaded_models: how many may be in memory; as many as fit if None.
     options: arguments of `Llama.build`.
+
+    `may_change` says whether there may be other models at another time.
     """
 
     def __init__(
@@ -121,6 +134,7 @@ class ModelRegistry:
         **options: Any,
     ) -> None:
         self._models = models if callable(models) else lambda: models
+        self.may_change = callable(models)
         self._keep_alive, self._max_loaded = keep_alive, max_loaded_models
         self._limits, self._options = limits or Limits(), options
         self._entries: dict[str, _Entry] = {}  # by folder: several names may be one model's
@@ -162,6 +176,28 @@ class ModelRegistry:
         """
         entry, _ = self._find(name)
         return entry.llama.engine.max_seq_len if entry.llama is not None else None
+
+    @property
+    def known(self) -> dict[str, KnownModel]:
+        """What each name stands for."""
+        folders = {name: str(folder) for name, folder in self._models().items()}
+        known = {n: KnownModel(n, folder, _created(folder)) for n, folder in folders.items()}
+        for name, folder in self._adapters.items():
+            ((parent, its_folder),) = folders.items()
+            known[name] = KnownModel(name, its_folder, _created(folder), parent)
+        return known
+
+    def find(self, name: str) -> KnownModel:
+        """What a name stands for, in any of its spellings.
+
+        Raises HttpError 404 for one that nothing has.
+        """
+        entry, adapter = self._find(name)
+        return self.known[adapter or entry.name]
+
+    def is_loaded(self, name: str) -> bool:
+        """Whether the model of that name is in memory. Raises as `find`."""
+        return self._find(name)[0].engine is not None
 
     def load(self, name: str) -> None:
         """Loads a model now, in this thread. Raises as `Llama.build` does."""
@@ -216,8 +252,9 @@ class ModelRegistry:
     def _find(self, name: str) -> tuple[_Entry, str | None]:
         """The entry of a name, and the adapter if it is one's."""
         folders = self._folders()
-        known = name if name in folders else name.removesuffix(":latest")
-        if known not in folders:
+        spellings = (name, name.removesuffix(":latest"), model_name(name))
+        known = next((spelling for spelling in spellings if spelling in folders), None)
+        if known is None:
             names = ", ".join(folders) or "none: llama pull fetches one"
             raise HttpError(
                 404,
