@@ -20,7 +20,7 @@ import re
 import shutil
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -81,7 +81,7 @@ class _Source(NamedTuple):
 
 def pull(
     name: str, *, model: str | None = None, hub: str = "hf", mirror: str | None = None
-) -> Iterator[PullEvent]:
+) -> Generator[PullEvent, None, None]:
     """Pulls a model and yields what happens; the last event is `success`.
 
     `name` is a short name, hf:owner/repository, ms:owner/repository, either with @revision, or a
