@@ -1,8 +1,10 @@
 """A real server on loopback, which serves the bundled model."""
 
 import contextlib
+import shutil
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import openai
@@ -65,3 +67,30 @@ def llama(models: ModelRegistry) -> Llama:
     """The model that is served, for what Python's calls give."""
     (loaded,) = models.loaded
     return loaded.llama
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Runs a script with a package from npm, and returns what it prints.
+
+    Skips where there is no node, or npm can't install the package.
+    """
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("node and npm are not installed")
+
+    def run(package: str, script: Path, *arguments: str) -> str:
+        folder = tmp_path_factory.mktemp("node")
+        command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), package]
+        try:
+            installed = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        except subprocess.TimeoutExpired:
+            pytest.skip(f"npm can't install {package} in two minutes")
+        if installed.returncode:
+            pytest.skip(f"npm can't install {package}: {installed.stderr[-300:]}")
+        shutil.copy(script, folder)  # beside the package, where node looks for it
+        command = ["node", str(folder / script.name), *arguments]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    return run
