@@ -93,6 +93,7 @@ class ResponseObject(BaseModel):
     created_at: int
     completed_at: int | None
     status: Literal["in_progress", "completed", "incomplete", "failed"]
+    background: Literal[False]
     error: ResponseError | None
     incomplete_details: IncompleteDetails | None
     instructions: str | None
@@ -102,6 +103,7 @@ class ResponseObject(BaseModel):
     output: list[OutputMessage | OutputFunctionCall]
     parallel_tool_calls: bool
     previous_response_id: None
+    reasoning: None
     store: Literal[False]
     temperature: float
     text: dict[str, Any]
