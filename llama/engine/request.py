@@ -238,7 +238,8 @@ class Sequence:
         self._stop_tokens = set() if self.ignore_eos else tokenizer.stop_tokens
         self._num_words = tokenizer.n_words
         self._grammar = None if self.grammar is None else GrammarState(self.grammar, tokenizer)
-        self.sampler = SamplerState(self.params, self.prompt, self.sample_index)
+        # Its hash of a prompt takes a while, and without an answer no number is drawn.
+        self.sampler = SamplerState(self.params, self.prompt * bool(max_gen_len), self.sample_index)
         if self._grammar is not None or (self.min_tokens and self._stop_tokens):
             self.sampler.mask = self._mask
         prefix = self.prompt[len(self.prompt) - self.num_prefix_tokens :]

@@ -15,6 +15,7 @@ from fixtures import MERGES, run_ranks, tiny_args, write_tiktoken
 from random_schedules import FORMATS, build, outcome, run_schedule
 
 from llama import Engine, InputError, Llama, SamplingParams, Sequence, Tokenizer, Transformer
+from llama.cache import KVCache
 from llama.engine import AsyncEngine, Grammar, PrefixStore
 from llama.engine.prefix_store import fingerprint
 from llama.lora.adapter_layers import LoraConfig, add_lora, lora_parameters, save_adapter
@@ -354,6 +355,22 @@ def test_hit_miss_reload_and_no_store_give_the_same_bits(llama: Llama, tmp_path:
     whole = engine_of(llama, prefix_memory=0)
     assert outcome(hit) == outcome(reloaded) == outcome(miss) == outcome(without)
     assert outcome(run(whole))[0] == right[0]
+
+
+def test_a_chunk_that_the_store_has_is_not_copied_out_again(
+    llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+    read = KVCache.read
+    monkeypatch.setattr(
+        KVCache, "read", lambda self, *ends: (reads.append(ends), read(self, *ends))[1]
+    )
+    engine = engine_of(llama, chunk=16, prefix_memory=10**6)
+    requests = [{}, {}, {"score_prompt": True}]  # the last one computes all chunks again
+    for options in requests:
+        engine.add(Sequence(list(range(48)), 2, PLAIN, **options))
+        finish(engine)
+    assert reads == [(0, 16), (16, 32), (32, 48)]
 
 
 def test_a_damaged_file_is_no_hit_and_is_replaced(llama: Llama, tmp_path: Path) -> None:
