@@ -1,4 +1,8 @@
-"""Functions that a chat offers: their calls, found in answers (`call_parser`)."""
+"""The functions that a chat offers, and their calls in its answers.
+
+`call_parser` finds calls in an answer, `call_grammar` makes an answer call rightly, `tool_use`
+gives both for a request's settings. How functions stand in a prompt is in `llama.dialog`.
+"""
 
 from llama.tool_calls.call_parser import (
     CallArguments,
@@ -10,6 +14,7 @@ from llama.tool_calls.call_parser import (
     call_id_prefix,
     whole_answer,
 )
+from llama.tool_calls.tool_use import ToolChoice, ToolUse
 
 __all__ = [
     "CallArguments",
@@ -18,6 +23,8 @@ __all__ = [
     "Event",
     "TextDelta",
     "ToolCallParser",
+    "ToolChoice",
+    "ToolUse",
     "call_id_prefix",
     "whole_answer",
 ]
