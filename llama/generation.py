@@ -25,6 +25,7 @@ from typing_extensions import Unpack
 from llama import console
 from llama.checkpoint.loading import load
 from llama.checkpoint.opening import open_checkpoint
+from llama.dialog import Dialog, Message, Tool, ToolCall, ToolFormat, default_tool_format
 from llama.engine.beam_search import Hypothesis, beam_search
 from llama.engine.embedding import embedding_sequences
 from llama.engine.engine import Engine
@@ -34,7 +35,8 @@ from llama.engine.reranking import INSTRUCTION, query_likelihood, query_likeliho
 from llama.engine.sampling_params import SamplingParams, check_limits, expect_integer
 from llama.errors import InputError, InputTypeError
 from llama.model import Transformer
-from llama.tokenizer import ChatFormat, Dialog, Message, Tokenizer
+from llama.tokenizer import ChatFormat, Tokenizer
+from llama.tool_calls import ToolCallParser, ToolChoice, ToolUse, whole_answer
 
 
 class Prediction(TypedDict):
@@ -86,19 +88,42 @@ class SamplingOptions(TypedDict, total=False):
     priority: int
 
 
+class ChatOptions(SamplingOptions, total=False):
+    """Settings of chats: how a dialog is written, and what the answer may call.
+
+    `tools` are functions in OpenAI's shape, `builtin_tools` names of Llama 3.1's, `date` what the
+    prompt says of today where it offers any. `tool_choice` is "auto", "none", "required" or a
+    function's name in OpenAI's shape; without `parallel_tool_calls` an answer has at most one
+    call (see `llama.tool_calls.ToolUse`). With `continue_final_message` the answer goes on after
+    the dialog's last message, which is the assistant's.
+    """
+
+    tools: Iterable[Tool] | None
+    builtin_tools: Iterable[str]
+    tool_choice: ToolChoice
+    parallel_tool_calls: bool
+    date: str
+    continue_final_message: bool
+
+
 # Those that are not SamplingParams': of a call, and of each request.
 _CALL_OPTIONS = ("stop", "n", "prefix")
 _REQUEST_OPTIONS = ("top_logprobs", "min_tokens", "ignore_eos", "grammar", "adapter", "priority")
 _SETTINGS = ["temperature", "top_p", *SamplingOptions.__annotations__]
+_CHAT_OPTIONS = [k for k in ChatOptions.__annotations__ if k not in SamplingOptions.__annotations__]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """New text of the answer to prompt number `index`; `finish_reason` with its last."""
+    """New text of the answer to prompt number `index`; `finish_reason` with its last.
+
+    `tool_calls` are those that have become whole.
+    """
 
     index: int
     text: str
     finish_reason: FinishReason | None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class Generation(tuple[list[list[int]], list[list[float]] | None]):
@@ -128,6 +153,7 @@ class Llama:
         prefix_memory: int | None = None,
         prefix_folder: str | Path | None = None,
         draft: str | Path | None = None,
+        tool_format: ToolFormat | None = None,
     ) -> "Llama":
         """Loads the checkpoint in the folder `ckpt_dir`, under torchrun or in plain python.
 
@@ -141,7 +167,9 @@ class Llama:
         `kv_memory` and `prefix_memory` are bytes: for keys and values of running requests (see
         `Engine`), and of prompts that later ones may begin with (0 for none; see `PrefixStore`),
         which `prefix_folder` keeps for later processes. `draft` is the folder of a smaller model
-        with the same tokenizer, which makes decoding faster and no answer different.
+        with the same tokenizer, which makes decoding faster and no answer different. `tool_format`
+        is how prompts offer functions, "json" or "pythonic" (see `ChatFormat`); by default what
+        the model was trained with.
         Raises FileNotFoundError or ValueError, naming the file and the values, for what is missing,
         damaged or does not fit.
         """
@@ -167,7 +195,16 @@ class Llama:
             if one != other:
                 raise InputError(f"the tokenizer in {draft} is not that of {ckpt_dir}")
             smaller = load(small, device=device, dtype=dtype, quantize=quantize, max_batch_size=1)
-        llama = Llama(model, tokenizer, seed, kv_memory, prefix_memory, prefix_folder, smaller)
+        llama = Llama(
+            model,
+            tokenizer,
+            seed,
+            kv_memory,
+            prefix_memory,
+            prefix_folder,
+            draft=smaller,
+            tool_format=tool_format,
+        )
         held, args = llama.engine.memory.positions, model.params
         if held < args.max_batch_size * args.max_seq_len:
             console.notice(
@@ -185,11 +222,12 @@ class Llama:
         prefix_memory: int | None = None,
         prefix_folder: str | Path | None = None,
         draft: Transformer | None = None,
+        tool_format: ToolFormat | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.formatter = ChatFormat(tokenizer)
         args = model.params
+        self.formatter = ChatFormat(tokenizer, tool_format or default_tool_format(args))
         self.engine = Engine(
             model,
             tokenizer,
@@ -263,18 +301,24 @@ class Llama:
         top_p: float | None = 0.9,
         max_gen_len: int | None = None,
         logprobs: bool = False,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[ChatOptions],
     ) -> list[ChatPrediction]:
-        """The assistant's next message in each dialog; otherwise as `text_completion`."""
-        ids = self._chat_prompts(dialogs)
+        """The assistant's next message in each dialog; otherwise as `text_completion`.
+
+        Where it calls functions it has `tool_calls`, whose arguments are JSON text. The message
+        and its results, with the role tool, are then appended to the dialog for the next call.
+        """
         settings = {"temperature": temperature, "top_p": top_p, **options}
-        sequences = self.requests("dialogs", ids, settings, max_gen_len, logprobs)
+        requests, parsers = self._chat_requests(dialogs, settings, max_gen_len, logprobs)
+        messages: list[Message] = [{"role": "assistant", "content": ""} for _ in requests]
+        for chunk in self._run(requests, parsers):
+            message = messages[chunk.index]
+            message["content"] += chunk.text
+            if chunk.tool_calls:
+                message["tool_calls"] = [*message.get("tool_calls", ()), *chunk.tool_calls]
         return [
-            {
-                "generation": {"role": "assistant", "content": s.text},
-                **_prediction(s, logprobs),
-            }
-            for s in self._finish(sequences)
+            {"generation": message, **_prediction(request, logprobs)}
+            for message, request in zip(messages, requests, strict=True)
         ]
 
     def beam_search(
@@ -368,12 +412,14 @@ class Llama:
         temperature: float = 0.6,
         top_p: float | None = 0.9,
         max_gen_len: int | None = None,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[ChatOptions],
     ) -> Iterator[Chunk]:
-        """As `chat_completion`, in chunks as `generate_stream` yields them."""
-        ids = self._chat_prompts(dialogs)
+        """As `chat_completion`, in chunks as `generate_stream` yields them.
+
+        A call comes when it is whole.
+        """
         settings = {"temperature": temperature, "top_p": top_p, **options}
-        return self._run(self.requests("dialogs", ids, settings, max_gen_len))
+        return self._run(*self._chat_requests(dialogs, settings, max_gen_len))
 
     def _token_prompts(self, prompt_tokens: Iterable[Iterable[int]]) -> list[list[int]]:
         prompts = _as_list("prompt_tokens", prompt_tokens, Integral, "prompt")
@@ -391,14 +437,36 @@ class Llama:
                 )
         return [self.tokenizer.encode(text, bos=True, eos=False) for text in texts]
 
-    def _chat_prompts(self, dialogs: Iterable[Dialog]) -> list[list[int]]:
-        ids = []
+    def _chat_requests(
+        self,
+        dialogs: Iterable[Dialog],
+        settings: Mapping[str, Any],
+        max_gen_len: int | None,
+        logprobs: bool = False,
+    ) -> tuple[list[Sequence], list[ToolCallParser] | None]:
+        """Requests for answers, and the parsers of their calls if there may be any."""
+        chat = {key: value for key, value in settings.items() if key in _CHAT_OPTIONS}
+        settings = {key: value for key, value in settings.items() if key not in chat}
+        use = ToolUse(
+            chat.pop("tools", None),
+            chat.pop("tool_choice", "auto"),
+            builtin_tools=chat.get("builtin_tools", ()),
+            parallel=chat.pop("parallel_tool_calls", True),
+        )
+        settings = with_call_grammar(settings, use, self.formatter)
+        chat |= {"tools": use.tools, "builtin_tools": use.builtin_tools}
+        prompts = []
         for i, dialog in enumerate(_as_list("dialogs", dialogs, Mapping, "dialog")):
             try:
-                ids.append(self.formatter.encode_dialog_prompt(dialog))
+                prompts.append(self.formatter.encode_dialog_prompt(dialog, **chat))
             except InputError as error:
                 raise type(error)(f"dialogs[{i}]: {error}") from error
-        return ids
+        requests = self.requests("dialogs", prompts, settings, max_gen_len, logprobs)
+        if not use:
+            return requests, None
+        start = settings.get("prefix") or ""
+        parsers = [use.parser(self.formatter, r.prompt, r.sample_index, start) for r in requests]
+        return requests, parsers
 
     def requests(
         self,
@@ -450,7 +518,9 @@ class Llama:
             pass
         return sequences
 
-    def _run(self, sequences: list[Sequence]) -> Iterator[Chunk]:
+    def _run(
+        self, sequences: list[Sequence], parsers: list[ToolCallParser] | None = None
+    ) -> Iterator[Chunk]:
         finished: set[Sequence] = set()
         numbers = {sequence: i for i, sequence in enumerate(sequences)}
         try:
@@ -459,17 +529,40 @@ class Llama:
                 for sequence in changed:
                     if sequence in finished:
                         continue
-                    reason = sequence.finish_reason  # before the text, which may be added to
-                    text = sequence.take_text()
+                    index = numbers[sequence]
+                    calls: list[ToolCall] = []
+                    if parsers is None:
+                        reason = sequence.finish_reason  # before the text, which may be added to
+                        text = sequence.take_text()
+                    else:
+                        reason, text, calls = _parsed(sequence, parsers[index])
                     if sequence.error is not None:
                         raise sequence.error
                     if reason:
                         finished.add(sequence)
-                    if text or reason:
-                        yield Chunk(numbers[sequence], text, reason)
+                    if text or calls or reason:
+                        yield Chunk(index, text, reason, tuple(calls))
         finally:
             for sequence in sequences:
                 self.engine.cancel(sequence)
+
+
+def with_call_grammar(
+    settings: Mapping[str, Any], use: ToolUse, formatter: ChatFormat
+) -> dict[str, Any]:
+    """The settings of a chat, with the grammar that its answers follow where they may call.
+
+    Raises InputError where they have another grammar.
+    """
+    rules = use.grammar_rules(formatter)
+    if rules is None:
+        return dict(settings)
+    if settings.get("grammar") is not None:
+        raise InputError(
+            "a grammar and tools exclude each other, since a call does not match the grammar; "
+            "leave one out, or set tool_choice to none"
+        )
+    return {**settings, "grammar": Grammar(lark=rules)}
 
 
 def _as_list(name: str, items: Any, element: type | tuple[()], single: str) -> list[Any]:
@@ -486,6 +579,15 @@ def _as_list(name: str, items: Any, element: type | tuple[()], single: str) -> l
     if not items:
         raise InputError(f"{name} is empty: give at least one {single}")
     return items
+
+
+def _parsed(
+    sequence: Sequence, parser: ToolCallParser
+) -> tuple[FinishReason | None, str, list[ToolCall]]:
+    """Why a sequence is finished, if it is, its new text and the calls that have become whole."""
+    reason, tokens = sequence.take_tokens()
+    events = [event for token in tokens for event in parser.feed(token.id, token.text)]
+    return (reason, *whole_answer(events + (parser.finish() if reason else [])))
 
 
 def _reason(sequence: Sequence) -> FinishReason:

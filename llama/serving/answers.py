@@ -24,8 +24,8 @@ from llama.tool_calls import (
     CallStart,
     Event,
     TextDelta,
-    ToolCallParser,
-    call_id_prefix,
+    ToolChoice,
+    ToolUse,
     whole_answer,
 )
 
@@ -140,6 +140,8 @@ class ChatRequest:
     continue_final_message: the last message, of the assistant, is the beginning of the answer.
     tools: functions that the answer may call.
     builtin_tools: names of Llama 3.1's own.
+    tool_choice: auto, none, required, or a function's name in OpenAI's shape.
+    parallel_tool_calls: whether an answer may have several calls.
     date: what a prompt with functions says that today is.
     """
 
@@ -150,13 +152,25 @@ class ChatRequest:
     tools: list[Tool] = field(default_factory=list)
     builtin_tools: list[str] = field(default_factory=list)
     date: str = DEFAULT_DATE
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
+
+    def tool_use(self) -> ToolUse:
+        """The functions, checked, and how they may be called."""
+        return ToolUse(
+            self.tools,
+            self.tool_choice,
+            builtin_tools=self.builtin_tools,
+            parallel=self.parallel_tool_calls,
+        )
 
     def prompt(self, served: ServedModel) -> list[int]:
         """The tokens that the answers follow. May take long."""
+        use = self.tool_use()
         return served.llama.formatter.encode_dialog_prompt(
             self.messages,
-            self.tools,
-            builtin_tools=self.builtin_tools,
+            use.tools,
+            builtin_tools=use.builtin_tools,
             date=self.date,
             continue_final_message=self.continue_final_message,
         )
@@ -192,9 +206,11 @@ class ChatAnswer:
     """
 
     def __init__(self, served: ServedModel, request: ChatRequest) -> None:
-        self.served, self._request = served, request
+        self.served = served
+        self._use = request.tool_use()
+        settings = with_call_grammar(request.settings, self._use, served.llama.formatter)
         self.sequences = sequences(
-            served, "the dialog", [request.prompt(served)], request.settings, request.max_tokens
+            served, "the dialog", [request.prompt(served)], settings, request.max_tokens
         )
 
     @property
@@ -204,7 +220,7 @@ class ChatAnswer:
 
     async def deltas(self) -> AsyncGenerator[ChatDelta, None]:
         """Runs the request; as `answer_deltas`."""
-        readers = [_Reader(self.served, self._request, sequence) for sequence in self.sequences]
+        readers = [_Reader(self.served, self._use, sequence) for sequence in self.sequences]
         async with aclosing(answer_deltas(self.served, self.sequences)) as deltas:
             async for delta in deltas:
                 yield readers[delta.index].read(delta)
@@ -221,16 +237,12 @@ class ChatAnswer:
 class _Reader:
     """Tells text from calls in one answer. Without tools all of it is text."""
 
-    def __init__(self, served: ServedModel, request: ChatRequest, sequence: Sequence) -> None:
+    def __init__(self, served: ServedModel, use: ToolUse, sequence: Sequence) -> None:
+        formatter = served.llama.formatter
         self._parser = None
         self._has_call = False
-        if request.tools or request.builtin_tools:
-            self._parser = ToolCallParser(
-                served.llama.tokenizer,
-                request.tools,
-                call_id_prefix(sequence.prompt, sequence.sample_index),
-                builtin_tools=request.builtin_tools,
-            )
+        if use:
+            self._parser = use.parser(formatter, sequence.prompt, sequence.sample_index)
 
     def read(self, delta: Delta) -> ChatDelta:
         """The events of a delta. `tool_calls` is the reason if the answer began a call."""

@@ -115,7 +115,8 @@ class _NotACall(Exception):
 class ToolCallParser:
     """Tells the text of one answer from its calls of `tools`, piece by piece.
 
-    The id of a call is `id_prefix` and its index. Raises InputError for tools that are malformed.
+    The id of a call is `id_prefix` and its index. `start` is text that the answer begins with; what
+    it brings comes with the first piece. Raises InputError for tools that are malformed.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class ToolCallParser:
         id_prefix: str,
         *,
         builtin_tools: Iterable[str] = (),
+        start: str = "",
     ) -> None:
         self._tag_id = tokenizer.special_tokens.get(PYTHON_TAG)
         self._names = {tool["function"]["name"] for tool in checked_tools(tools)}
@@ -139,6 +141,8 @@ class ToolCallParser:
         self._num_calls = 0
         self._steps = self._answer()
         next(self._steps)
+        for char in start:
+            self._steps.send(char)
 
     def feed(self, token_id: int | None, text: str) -> list[Event]:
         """What the next piece of the answer brings: a token and the text that it completed.

@@ -81,16 +81,18 @@ class ToolUse:
         )
 
     def parser(
-        self, formatter: ChatFormat, prompt: Iterable[int], sample_index: int = 0
-    ) -> ToolCallParser | None:
-        """For the answer to a prompt; None where it is text. The ids of calls follow from both."""
-        if not self:
-            return None
+        self, formatter: ChatFormat, prompt: Iterable[int], sample_index: int = 0, start: str = ""
+    ) -> ToolCallParser:
+        """For the answer to a prompt, after the text that it is made to start with.
+
+        The ids of its calls follow from the prompt and the index.
+        """
         return ToolCallParser(
             formatter.tokenizer,
             self.tools,
             call_id_prefix(prompt, sample_index),
             builtin_tools=self.builtin_tools,
+            start=start,
         )
 
 
