@@ -552,16 +552,16 @@ def with_call_grammar(
 ) -> dict[str, Any]:
     """The settings of a chat, with the grammar that its answers follow where they may call.
 
-    Raises InputError where they have another grammar.
+    A grammar that the settings have stays: calls are what it allows. Raises InputError where it
+    stands beside a call that is required.
     """
     rules = use.grammar_rules(formatter)
     if rules is None:
         return dict(settings)
     if settings.get("grammar") is not None:
-        raise InputError(
-            "a grammar and tools exclude each other, since a call does not match the grammar; "
-            "leave one out, or set tool_choice to none"
-        )
+        if use.is_required:
+            raise InputError("a grammar and a required call exclude each other: leave one out")
+        return dict(settings)
     return {**settings, "grammar": Grammar(lark=rules)}
 
 

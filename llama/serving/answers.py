@@ -18,6 +18,7 @@ from typing import Any, Literal
 from llama.dialog import DEFAULT_DATE, Message, Tool, ToolCall
 from llama.engine.embedding import embedding_sequences
 from llama.engine.request import FinishReason, Sequence, Token
+from llama.generation import with_call_grammar
 from llama.serving.registry import ServedModel
 from llama.serving.running import changes
 from llama.tool_calls import (

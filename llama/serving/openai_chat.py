@@ -24,7 +24,7 @@ from llama.serving.openai_chat_answers import (
     delta_fields,
 )
 from llama.serving.openai_fields import GenerationFields, openai_usage, streamed, wrong
-from llama.serving.openai_tools import ChatTool, InputToolCall
+from llama.serving.openai_tools import ChatTool, ChatToolChoice, InputToolCall, chosen_tool
 from llama.serving.registry import ModelRegistry
 from llama.serving.wire import StrictModel, server_sent_event, stream, while_connected
 
@@ -93,7 +93,8 @@ class ChatCompletionRequest(GenerationFields):
     add_generation_prompt: bool | None = None
     chat_template_kwargs: ChatTemplateFields | None = None
     tools: list[ChatTool] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChatToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     # What has no effect on an answer.
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
@@ -136,9 +137,11 @@ class ChatCompletionRequest(GenerationFields):
             settings,
             limit,
             is_continued,
-            [] if self.tool_choice == "none" else tools,
+            tools,
             template.builtin_tools or [],
             DEFAULT_DATE if template.date_string is None else template.date_string,
+            chosen_tool(self.tool_choice),
+            self.parallel_tool_calls is not False,
         )
 
 

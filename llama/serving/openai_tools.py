@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from llama.dialog import Tool, ToolCall
 from llama.serving.wire import StrictModel
+from llama.tool_calls import ToolChoice
 
 
 class FunctionFields(StrictModel):
@@ -29,6 +30,28 @@ class ChatTool(StrictModel):
 
     type: Literal["function"]
     function: FunctionFields
+
+
+class FunctionName(StrictModel):
+    """Which function."""
+
+    name: str
+
+
+class ChatToolChoice(StrictModel):
+    """A function that a chat completion has to call."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+def chosen_tool(
+    choice: Literal["none", "auto", "required"] | ChatToolChoice | None,
+) -> ToolChoice:
+    """In the form of all dialects."""
+    if isinstance(choice, ChatToolChoice):
+        return {"type": "function", "function": {"name": choice.function.name}}
+    return choice or "auto"
 
 
 class CalledFunction(StrictModel):

@@ -70,6 +70,20 @@ def written(text: str) -> dict[str, Any]:
     return {"extra_body": {"structured_outputs": {"choice": [text]}}, "max_tokens": 200}
 
 
+NAMED = {"type": "function", "function": {"name": "get_weather"}}
+
+
+@pytest.mark.parametrize(("choice", "names"), [("required", None), (NAMED, ["get_weather"])])
+def test_a_call_may_be_required(client: openai.OpenAI, choice: Any, names: Any) -> None:
+    """Also where the question needs none; what it says then is not worth much."""
+    messages = [{"role": "user", "content": "What is the weather in Oslo?"}]
+    (choice,) = ask(client, messages, tool_choice=choice, parallel_tool_calls=False).choices
+    assert choice.finish_reason == "tool_calls"
+    (call,) = choice.message.tool_calls
+    assert names is None or [call.function.name] == names
+    assert json.loads(call.function.arguments).keys() <= {"city", "expression"}
+
+
 def test_parallel_calls_have_an_index_of_their_own(client: openai.OpenAI) -> None:
     (whole,) = ask(client, QUESTION, **written(CALLS)).choices
     chunks = [c.choices[0] for c in ask(client, QUESTION, stream=True, **written(CALLS))]
@@ -161,6 +175,17 @@ CALL = {"id": "a", "type": "function", "function": {"name": "calculator", "argum
         ({"tools": [CALCULATOR, CALCULATOR]}, None, "two functions named 'calculator'"),
         ({"tools": [{**CALCULATOR, "x": 1}]}, "tools.0.x", "does not know"),
         ({"tool_choice": "any"}, "tool_choice", "'auto'"),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "f"}}},
+            None,
+            "names 'f', which is not among the tools: calculator, get_weather",
+        ),
+        ({"tool_choice": "required", "tools": None}, None, "there are no tools"),
+        (
+            {"tool_choice": "required", "response_format": {"type": "json_object"}},
+            None,
+            "a required call exclude each other",
+        ),
         ({"functions": [{"name": "a"}]}, "functions", "does not support"),
         ({"function_call": "auto"}, "function_call", "does not support"),
         (
