@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from llama.checkpoint.hub_session import HubSession, Retries
 from llama.storage.files import DISK_FULL
@@ -100,7 +101,7 @@ def download(
     hashes, done = Hashes(file), 0
     if part.exists() and part.stat().st_size <= file.size:
         done = hashes.read(part, report)
-    retries, most = Retries(session, file.url), done
+    retries, most = Retries(session, f"{file.name} from {urlsplit(file.url).hostname}"), done
     while done < file.size or not part.exists():
         with (
             retries.after_failure(),

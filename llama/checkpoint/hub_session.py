@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 DELAYS = (1, 2, 4, 8, 16)  # seconds before each further attempt
 _LONGEST_WAIT = 300  # seconds that Retry-After may ask for
+_SILENCE = 30  # seconds without a byte that end an attempt
 _RETRIED = (408, 425, 429)
 
 
@@ -43,7 +44,7 @@ class HubSession:
         self.notice = notice
         self.client = httpx.Client(
             follow_redirects=True,
-            timeout=httpx.Timeout(30, connect=10),
+            timeout=httpx.Timeout(_SILENCE, connect=10),
             headers={"User-Agent": "llama", "Accept-Encoding": "identity"},
         )
         self._cancelled = threading.Event()
@@ -125,11 +126,11 @@ class _TryAgainError(Exception):
 
 
 class Retries:
-    """The attempts of one request, `what` in messages."""
+    """The attempts of one request, of which messages say that it is for `what`."""
 
     def __init__(self, session: HubSession, what: str) -> None:
         self._session = session
-        self._what = what.partition("?")[0]  # what follows may be a signature
+        self._what = what.partition("?")[0]  # of a URL the rest may be a signature
         self._failures = 0
 
     def start_over(self) -> None:
@@ -151,8 +152,12 @@ class Retries:
             raise InputError(f"{self._what} is no address of a hub: {error}") from error
         except httpx.TooManyRedirects as error:
             raise ConnectionError(f"{self._what} redirects without end") from error
-        except httpx.TransportError as error:
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
             self._session.check()
+            self.wait("the connection was cut")
+        except httpx.ReadTimeout:
+            self.wait(f"no answer for {_SILENCE} s")
+        except httpx.TransportError as error:
             self.wait(str(error) or type(error).__name__)
         except _TryAgainError as error:
             self.wait(str(error), error.seconds)

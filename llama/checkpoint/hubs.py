@@ -233,6 +233,8 @@ class ModelScope:
         self._repo = repo
         self._revision = revision
         given = os.environ.get("MODELSCOPE_ENDPOINT") or os.environ.get("MODELSCOPE_DOMAIN")
+        if given and "://" not in given:  # modelscope-hub takes a bare domain too
+            given = f"https://{given}"
         self._endpoint = _address(endpoint or given or "https://www.modelscope.cn")
         self.headers: dict[str, str] = {}
         if token := os.environ.get("MODELSCOPE_API_TOKEN"):

@@ -47,7 +47,7 @@ def pull(
             for event in pulling.pull(name, model=model, hub=hub, mirror=mirror):
                 bars.show(event)
     except KeyboardInterrupt:
-        console.notice("\nstopped; what is here is kept, and the same command continues")
+        console.notice("stopped; what is here is kept, and the same command continues")
         raise
     found = pulled.find(model or name)
     assert found is not None
@@ -77,6 +77,9 @@ def list_models(
         rows.append([model.name, short_size(model.size), _format(model), when])
     for name, size in unfinished.items():
         rows.append([name, short_size(size), "-", "unfinished"])
+    if not rows[1:]:
+        console.say("no models are here; `llama pull llama3.2:1b` gets one, for instance")
+        return
     console.say(console.table(rows))
     console.say(f"\nThey are in {pulled.models_root()} (LLAMA_MODELS).")
     if unfinished:

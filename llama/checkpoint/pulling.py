@@ -42,7 +42,7 @@ _FILES_AT_A_TIME = 4
 _SECONDS_BETWEEN_NEWS = 0.1
 _SHAPES = ("config.json", "params.json", "adapter_config.json")
 STAGES = ("pulling manifest", "verifying sha256 digest", "writing manifest", "success")
-_REPOSITORY = re.compile(r"(hf|ms):([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+_REPOSITORY = re.compile(r"(hf|ms):(?!.*\.\.)(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +114,10 @@ def pull(
         try:
             _check_shape(folder, source.name)
         except InputError:
-            shutil.rmtree(folder)
-            with contextlib.suppress(OSError):  # there is another version
-                folder.parent.rmdir()
+            if {path.name for path in folder.iterdir()} <= {*_SHAPES}:
+                shutil.rmtree(folder)
+                with contextlib.suppress(OSError):  # there is another version
+                    folder.parent.rmdir()
             raise
         others = [file for file in listing.files if file.name not in _SHAPES]
         work.check_space(others)
@@ -134,7 +135,11 @@ def pull(
 def _source(name: str, model: str | None, hub: str) -> _Source:
     if hub not in ("hf", "ms"):
         raise InputError(f"hub is {hub!r}; it is hf (Hugging Face) or ms (ModelScope)")
-    if "*" in name and "://" in name:
+    if "://" in name and ("*" in name or "llamameta.net" in name):
+        if name.count("*") != 1:
+            raise InputError(
+                "a signed URL of Meta has one *, for the path of a file: pass it as the mail has it"
+            )
         short = released(model or "")
         if short is None:
             raise InputError(

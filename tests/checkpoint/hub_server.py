@@ -130,6 +130,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.query = {key: values[0] for key, values in parse_qs(url.query).items()}
         path = unquote(url.path)
         self.hub.requests.append((self.command, path, dict(self.headers)))
+        if self.headers.get("Authorization") == "Bearer expired":
+            reason = "Invalid credentials in Authorization header"
+            self.reply(401, b"{}", {"X-Error-Message": reason})
+            return
         for pattern, route in _ROUTES.items():
             if match := re.fullmatch(pattern, path):
                 try:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import tqdm
 from hub_server import (
@@ -220,6 +221,31 @@ def test_other_models_are_refused_before_their_weights(
     assert pulled.unfinished_pulls() == {}
 
 
+def test_what_is_here_stays_when_a_new_revision_is_refused(
+    hub: HubServer, files: dict[str, bytes]
+) -> None:
+    list(pull("llama3.2:1b"))
+    config = json.loads(files["config.json"]) | {"model_type": "mixtral"}
+    hub.models[REPO] = files | {"config.json": json.dumps(config).encode()}
+    with pytest.raises(InputError, match="mixtral"):
+        list(pull("llama3.2:1b"))
+    assert is_whole("llama3.2:1b", files)
+
+
+def test_what_is_here_stays_when_it_is_not_understood_any_more(
+    hub: HubServer, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(pull("llama3.2:1b"))
+
+    def refuse(*_: object) -> None:
+        raise InputError("of a newer version")
+
+    monkeypatch.setattr("llama.checkpoint.pulling.read_config", refuse)
+    with pytest.raises(InputError, match="of a newer version"):
+        list(pull("llama3.2:1b"))
+    assert is_whole("llama3.2:1b", files)
+
+
 # Connections
 
 
@@ -242,7 +268,9 @@ def test_a_few_failures_are_retried(fault: object, hub: HubServer, files: dict[s
 
 def test_many_failures_end_the_pull(hub: HubServer, files: dict[str, bytes]) -> None:
     hub.faults[WEIGHTS] = [Cut(1000)] + [Status(503)] * 6
-    with pytest.raises(ConnectionError, match=rf"{WEIGHTS}: .* 503 .*, 6 times; check the network"):
+    with pytest.raises(
+        ConnectionError, match=rf"{WEIGHTS} from .*: .* 503 .*, 6 times; check the network"
+    ):
         list(pull("llama3.2:1b"))
     assert part_of(WEIGHTS).read_bytes() == files[WEIGHTS][:1000]
     list(pull("llama3.2:1b"))
@@ -301,10 +329,29 @@ def test_no_server(hub: HubServer, monkeypatch: pytest.MonkeyPatch, run_command:
 def test_an_address_that_is_none(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"hf-mirror.com is no address of a hub: it begins with"):
         list(pull("llama3.2:1b", mirror="hf-mirror.com"))
-    hub.models["a/b"] = {}
-    html = hub.url + "/a/b/resolve/main/nothing/.."
-    with pytest.raises((ConnectionError, MissingFileError)):
-        list(pull("hf:a/b", mirror=html))
+
+
+@pytest.mark.parametrize("name", ["hf:a/b", "ms:a/b"])
+@pytest.mark.parametrize("body", ["<!DOCTYPE html><p>Log in</p>", "[1]", "{}", '{"Data": 1}'])
+def test_an_answer_that_is_no_hubs(
+    name: str, body: str, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(self: object, url: str, *_: object) -> httpx.Response:
+        return httpx.Response(200, text=body, request=httpx.Request("GET", url))
+
+    monkeypatch.setattr(hub_session.HubSession, "get", get)
+    what = "is a web page" if "html" in body else "is not a hub's"
+    with pytest.raises(ConnectionError, match=f"the answer of http://127.*/models/a/b.* {what}"):
+        list(pull(name))
+
+
+@pytest.mark.parametrize("digest", ["../../etc/passwd", "abc", 7, None])
+def test_a_checksum_that_is_none(
+    digest: object, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hub_server.sha256", lambda data: digest)
+    with pytest.raises(ConnectionError, match="is not a hub's"):
+        list(pull(f"ms:{REPO}"))
 
 
 def test_a_mirror(hub: HubServer, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,6 +465,12 @@ def test_a_gated_model_with_tokens(
     assert not any("good" in str(headers) for headers in elsewhere)
 
 
+def test_a_token_that_has_expired(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "expired")
+    with pytest.raises(PermissionError, match="does not accept the token of HF_TOKEN or `hf auth"):
+        list(pull("llama3.2:1b"))
+
+
 def test_modelscope_with_a_token(
     hub: HubServer, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -447,6 +500,9 @@ def test_modelscope_with_a_token(
         ),
         ("llama3.2:2b", r"llama3.2:2b is not a model that can be pulled \(did you mean llama3.2:"),
         ("meta-llama/Llama-3.2-1B", r"did you mean hf:meta-llama/Llama-3.2-1B or ms:"),
+        ("hf:../..", "hf:../.. is not a model that can be pulled"),
+        ("hf:a/b@../../c", "is not a model that can be pulled"),
+        ("https://llama3-2.llamameta.net/x?Policy=y", "a signed URL of Meta has one"),
         ("hf:noslash", "hf:noslash is not a model that can be pulled"),
         ("tiny", "tiny is bundled with this package"),
     ],
@@ -804,6 +860,14 @@ def test_list_show_and_rm(hub: HubServer, run_command: Command) -> None:
     assert code == 1
     assert "no model llama3.2:1 was pulled (did you mean llama3.2:1b" in err
     assert run_command("rm")[0] == 1
+
+
+def test_an_empty_list(
+    hub: HubServer, run_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulled, "_bundled", lambda: None)
+    code, out, _ = run_command("list")
+    assert (code, out[:19]) == (0, "no models are here;")
 
 
 def test_the_aliases_of_the_page_are_those_of_the_code(run_command: Command) -> None:
