@@ -15,14 +15,17 @@ from fastapi.responses import JSONResponse
 
 from llama.dialog import CalledFunction, Function, Message, Tool, ToolCall, call_arguments
 from llama.engine.grammar import Grammar
-from llama.errors import ContextLengthError
 from llama.serving.answers import ChatAnswer, ChatFinishReason, ChatMessage, ChatRequest, Usage
 from llama.serving.anthropic_types import (
     AnswerMessage,
+    AnyChoice,
+    AutoChoice,
     ErrorAnswer,
     InputMessage,
     InputTool,
     MessagesRequest,
+    NoChoice,
+    OneChoice,
     PromptFields,
     TextBlock,
     TokenCount,
@@ -33,7 +36,7 @@ from llama.serving.http_errors import HttpError
 from llama.serving.openai_fields import streamed
 from llama.serving.registry import ModelRegistry
 from llama.serving.wire import server_sent_event, stream, while_connected
-from llama.tool_calls import CallArguments, CallStart, Event, TextDelta
+from llama.tool_calls import CallArguments, CallStart, Event, TextDelta, ToolChoice
 
 # Claude Code's first block of system text has this, and differs in each request: as a part of the
 # prompt it would keep every other part out of the prefix store.
@@ -64,12 +67,8 @@ def routes(models: ModelRegistry) -> APIRouter:
         """Counts the tokens of a prompt, as `usage` of its answer does."""
         chat = chat_request(body)
         async with models.use(body.model) as served:
-            try:
-                answer = await asyncio.to_thread(ChatAnswer, served, chat)
-                count = answer.usage.prompt_tokens
-            except ContextLengthError as error:
-                count = error.num_tokens
-        return JSONResponse({"input_tokens": count})
+            prompt = await asyncio.to_thread(chat.prompt, served)
+        return JSONResponse({"input_tokens": len(prompt)})
 
     return router
 
@@ -89,9 +88,22 @@ def chat_request(body: PromptFields) -> ChatRequest:
                 settings[name] = value
         if body.stop_sequences:
             settings["stop"] = body.stop_sequences
-    is_offered = body.tool_choice is None or body.tool_choice.type != "none"
-    tools = [_tool(tool) for tool in body.tools or () if is_offered]
-    return ChatRequest(messages, settings, max_tokens, is_continued, tools)
+    choice = body.tool_choice or AutoChoice(type="auto")
+    return ChatRequest(
+        messages,
+        settings,
+        max_tokens,
+        is_continued,
+        tools=[_tool(tool) for tool in body.tools or ()],
+        tool_choice=_tool_choice(choice),
+        parallel_tool_calls=isinstance(choice, NoChoice) or not choice.disable_parallel_tool_use,
+    )
+
+
+def _tool_choice(choice: AutoChoice | AnyChoice | OneChoice | NoChoice) -> ToolChoice:
+    if isinstance(choice, OneChoice):
+        return {"type": "function", "function": {"name": choice.name}}
+    return "required" if choice.type == "any" else choice.type
 
 
 def _tool(tool: InputTool) -> Tool:

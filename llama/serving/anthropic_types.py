@@ -128,11 +128,27 @@ class InputTool(StrictModel):
     input_examples: None = None
 
 
-class AutoChoice(StrictModel):
+class _Choice(StrictModel):
+    disable_parallel_tool_use: bool | None = None
+
+
+class AutoChoice(_Choice):
     """The model decides."""
 
     type: Literal["auto"]
-    disable_parallel_tool_use: Literal[False] | None = None
+
+
+class AnyChoice(_Choice):
+    """The model calls at least one tool."""
+
+    type: Literal["any"]
+
+
+class OneChoice(_Choice):
+    """The model calls this tool."""
+
+    type: Literal["tool"]
+    name: str
 
 
 class NoChoice(StrictModel):
@@ -175,7 +191,9 @@ class PromptFields(StrictModel):
     messages: list[InputMessage] = Field(min_length=1)
     system: TextContent | None = None
     tools: list[InputTool] | None = None
-    tool_choice: Annotated[AutoChoice | NoChoice, Field(discriminator="type")] | None = None
+    tool_choice: (
+        Annotated[AutoChoice | AnyChoice | OneChoice | NoChoice, Field(discriminator="type")] | None
+    ) = None
     output_config: OutputConfig | None = None
     thinking: Thinking | None = None
     cache_control: dict[str, Any] | None = None

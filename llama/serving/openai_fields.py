@@ -210,7 +210,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 def streamed(whole: type[BaseModel], chunk: str) -> dict[int | str, dict[str, Any]]:
     """How the OpenAPI description declares an answer that comes whole or as events."""
-    events = {"schema": {"type": "string", "description": chunk}}
+    data = {"type": "string", "description": chunk}
+    events = {"schema": {"type": "object", "properties": {"data": data}}}  # of each event
     return {
         200: {
             "model": whole,

@@ -168,6 +168,44 @@ def test_the_calculator_is_called_and_its_result_read(client: anthropic.Anthropi
         assert "".join(stream.text_stream) == "23 * 17 = 391."
 
 
+WEATHER = {"name": "weather", "input_schema": {"type": "object", "properties": {}}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        ({"type": "auto"}, [None]),
+        ({"type": "any", "disable_parallel_tool_use": True}, ["weather"]),
+        ({"type": "tool", "name": "weather"}, ["weather"]),
+        ({"type": "none"}, [None]),
+    ],
+)
+def test_the_choice_of_tools(
+    client: anthropic.Anthropic, choice: dict[str, Any], names: list[str | None]
+) -> None:
+    hello = [{"role": "user", "content": "Hello! How are you?"}]
+    answer = ask(client, hello, tools=[WEATHER], tool_choice=choice)
+    assert [getattr(block, "name", None) for block in answer.content] == names
+    assert answer.stop_reason == ("tool_use" if names[0] else "end_turn")
+    if choice["type"] == "none":  # the prompt has none either
+        assert answer.usage.to_dict() == ask(client, hello).usage.to_dict()
+
+
+@pytest.mark.parametrize("kind", ["auto", "any"])
+@pytest.mark.parametrize("single", [None, False, True])
+def test_one_call_or_several(kind: str, single: bool | None) -> None:
+    choice = {"type": kind, "disable_parallel_tool_use": single}
+    body = {"model": "tiny", "messages": PRODUCT, "tools": [CALCULATOR], "tool_choice": choice}
+    request = chat_request(PromptFields.model_validate(body))
+    assert request.tool_choice == {"auto": "auto", "any": "required"}[kind]
+    assert request.parallel_tool_calls == (not single)
+    assert request.tools[0]["function"] == {
+        "name": "calculator",
+        "description": CALCULATOR["description"],
+        "parameters": CALCULATOR["input_schema"],
+    }
+
+
 def test_a_streamed_call_as_it_is_sent(url: str) -> None:
     found = events(url, messages=PRODUCT, tools=[CALCULATOR])
     block = found[1][1]["content_block"]
@@ -409,6 +447,11 @@ def test_text_never_becomes_a_special_token(client: anthropic.Anthropic) -> None
         ({"tools": [{**CALCULATOR, "input_examples": [{}]}]}, "tools.0.input_examples"),
         ({"tools": [{"name": "a"}]}, "tools.0.input_schema"),
         ({"tool_choice": {"type": "some"}}, "tool_choice"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        (
+            {"tools": [CALCULATOR], "tool_choice": {"type": "tool", "name": "sum"}},
+            "tool_choice names 'sum'",
+        ),
         ({"container": "c"}, "container"),
         ({"mcp_servers": []}, "mcp_servers: this server does not know the field"),
         ({"max_completion_tokens": 5}, "max_completion_tokens"),
