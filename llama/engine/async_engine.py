@@ -53,6 +53,9 @@ class AsyncEngine:
                 loop.call_soon_threadsafe(changed.put_nowait, sequence)
 
         for sequence in sequences:
+            self.engine.check(sequence)
+            if sequence.grammar is not None:  # the loop goes on meanwhile
+                await asyncio.to_thread(sequence.compile_grammar, self.engine.tokenizer)
             sequence.on_change = on_change
         try:
             with self._lock:

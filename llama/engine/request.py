@@ -107,6 +107,7 @@ class Sequence:
 
     _num_emitted: int = 0  # characters that take_text has returned
     _num_taken: tuple[int, int] | None = None  # tokens and characters that take_tokens has returned
+    _grammar: GrammarState | None = None
     _pooled: Tensor | float = 0.0  # the sum of the hidden states so far, float64 (dim,)
 
     def __post_init__(self) -> None:
@@ -229,6 +230,14 @@ class Sequence:
                 return size
         return 0
 
+    def compile_grammar(self, tokenizer: Tokenizer) -> None:
+        """For the engine: compiles the grammar, if there is one; may take a second.
+
+        Raises InputError for one that is malformed.
+        """
+        if self.grammar is not None and self._grammar is None:
+            self._grammar = GrammarState(self.grammar, tokenizer)
+
     def start(self, tokenizer: Tokenizer, max_gen_len: int) -> None:
         """For the engine: prepares for at most `max_gen_len` tokens.
 
@@ -237,7 +246,7 @@ class Sequence:
         self._decoder, self.max_gen_len = tokenizer.stream_decoder(), max_gen_len
         self._stop_tokens = set() if self.ignore_eos else tokenizer.stop_tokens
         self._num_words = tokenizer.n_words
-        self._grammar = None if self.grammar is None else GrammarState(self.grammar, tokenizer)
+        self.compile_grammar(tokenizer)
         # Its hash of a prompt takes a while, and without an answer no number is drawn.
         self.sampler = SamplerState(self.params, self.prompt * bool(max_gen_len), self.sample_index)
         if self._grammar is not None or (self.min_tokens and self._stop_tokens):

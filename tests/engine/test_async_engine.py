@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from llama import Engine, Llama, SamplingParams, Sequence
-from llama.engine import AsyncEngine, Grammar
+from llama import Engine, InputError, Llama, SamplingParams, Sequence
+from llama.engine import AsyncEngine, Grammar, request
 from llama.engine.inbox import Inbox
 from llama.engine.scheduler import Scheduler
 
@@ -122,6 +122,36 @@ def test_a_loop_that_is_gone_leaves_the_engine_alone(llama: Llama) -> None:
     assert service.error is None
     service.close()
     del stream
+
+
+def test_the_loop_goes_on_while_a_grammar_is_compiled(
+    llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("llguidance")
+    service = AsyncEngine(engine_of(llama))
+    in_compiler, go_on = threading.Event(), threading.Event()
+
+    class SlowGrammarState(request.GrammarState):
+        def __init__(self, *args: Any) -> None:
+            in_compiler.set()
+            assert go_on.wait(10)
+            super().__init__(*args)
+
+    monkeypatch.setattr(request, "GrammarState", SlowGrammarState)
+
+    async def main() -> str:
+        sequence = Sequence([5], 8, grammar=Grammar(choice=["the"]))
+        compiled = asyncio.ensure_future(consume(service, sequence))
+        await asyncio.to_thread(in_compiler.wait, 10)
+        await consume(service, Sequence([5], 2))
+        go_on.set()
+        await compiled
+        with pytest.raises(InputError, match="grammar"):
+            await consume(service, Sequence([5], 8, grammar=Grammar(regex="(")))
+        return sequence.text
+
+    assert asyncio.run(main()) == "the"
+    service.close()
 
 
 def test_engines_of_two_models_run_at_once_as_each_alone(checkpoint: Path) -> None:
