@@ -59,23 +59,25 @@ class GrammarState:
                 "constrained answers need llguidance: pip install llguidance"
             ) from None
         matcher = llguidance.LLMatcher
-        if grammar.json_schema is not None:
-            try:
+        try:
+            if grammar.json_schema is not None:
                 rules = matcher.grammar_from_json_schema(
                     grammar.json_schema, overrides={"whitespace_pattern": _JSON_SPACE}
                 )
-            except ValueError as error:
-                raise InputError(f"json_schema is not a JSON object: {error}") from None
-        elif grammar.regex is not None:
-            rules = matcher.grammar_from_regex(grammar.regex)
-        elif grammar.choice is not None:
-            options = " | ".join(
-                json.dumps(option, ensure_ascii=False) for option in grammar.choice
-            )
-            rules = matcher.grammar_from_lark(f"start: {options}")
-        else:
-            assert grammar.lark is not None
-            rules = matcher.grammar_from_lark(grammar.lark)
+            elif grammar.regex is not None:
+                rules = matcher.grammar_from_regex(grammar.regex)
+            elif grammar.choice is not None:
+                options = " | ".join(
+                    json.dumps(option, ensure_ascii=False) for option in grammar.choice
+                )
+                rules = matcher.grammar_from_lark(f"start: {options}")
+            else:
+                assert grammar.lark is not None
+                rules = matcher.grammar_from_lark(grammar.lark)
+        except UnicodeEncodeError:
+            raise InputError("the grammar holds half of a surrogate pair") from None
+        except ValueError as error:
+            raise InputError(f"json_schema is not a JSON object: {error}") from None
         if tokenizer not in _tokenizers:
             _tokenizers[tokenizer] = llguidance.LLTokenizer(
                 llguidance.TokenizerWrapper(_Vocabulary(tokenizer)),

@@ -11,7 +11,6 @@ from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from llama.dialog import CalledFunction, Function, Message, Tool, ToolCall, call_arguments
 from llama.engine.grammar import Grammar
@@ -33,6 +32,7 @@ from llama.serving.anthropic_types import (
     ToolUseBlock,
 )
 from llama.serving.http_errors import HttpError
+from llama.serving.json_output import JSONResponse
 from llama.serving.openai_fields import streamed
 from llama.serving.registry import ModelRegistry
 from llama.serving.wire import server_sent_event, stream, while_connected

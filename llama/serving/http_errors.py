@@ -10,10 +10,10 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from llama.errors import ContextLengthError, InputError, MissingFileError, message
+from llama.serving.json_output import JSONResponse
 
 _log = logging.getLogger("llama.serving")
 

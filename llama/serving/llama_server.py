@@ -8,12 +8,12 @@ import asyncio
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import Field
 
 from llama import __version__
 from llama.serving.http_errors import HttpError
+from llama.serving.json_output import JSONResponse
 from llama.serving.lifecycle import Lifecycle
 from llama.serving.openai_chat import ChatCompletionRequest, ChatTemplateFields, InputMessage
 from llama.serving.openai_tools import ChatTool

@@ -11,7 +11,8 @@ from fastapi import Request, Response
 from pydantic import BaseModel
 
 from llama.serving.http_errors import HttpError
-from llama.serving.wire import compact_json, stream
+from llama.serving.json_output import compact_json
+from llama.serving.wire import stream
 
 _NDJSON = "application/x-ndjson"
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from llama.dialog import Message, ToolCall, call_arguments
 from llama.engine.request import Sequence
 from llama.serving.answers import ChatAnswer, ChatDelta, ChatRequest, answer_deltas, sequences
 from llama.serving.http_errors import HttpError
+from llama.serving.json_output import JSONResponse
 from llama.serving.ollama_answers import ChatLine, GenerateLine, lines, ndjson
 from llama.serving.ollama_fields import GenerationFields, timestamp
 from llama.serving.openai_chat_answers import token_logprobs

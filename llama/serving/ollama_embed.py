@@ -8,12 +8,12 @@ import time
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from llama.errors import ContextLengthError
 from llama.serving.answers import Usage, embed
 from llama.serving.http_errors import HttpError
+from llama.serving.json_output import JSONResponse
 from llama.serving.ollama_fields import ModelFields, Options
 from llama.serving.registry import ModelRegistry
 from llama.serving.wire import while_connected

@@ -9,11 +9,12 @@ import hashlib
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
 from llama.checkpoint.info import Facts, read_facts, short_count
 from llama.errors import InputError
+from llama.serving.json_output import JSONResponse
 from llama.serving.ollama_fields import NamedModel, timestamp
 from llama.serving.registry import KnownModel, LoadedModel, ModelRegistry
 from llama.storage import pulled

@@ -13,13 +13,13 @@ from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from llama.checkpoint import pulling
 from llama.checkpoint.pulling import PullEvent
 from llama.errors import message
 from llama.serving.http_errors import HttpError
+from llama.serving.json_output import JSONResponse
 from llama.serving.ollama_answers import lines, ndjson
 from llama.serving.ollama_fields import NamedModel
 from llama.serving.registry import ModelRegistry

@@ -12,11 +12,11 @@ from contextlib import aclosing
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from llama.dialog import DEFAULT_DATE, Message, Role
 from llama.serving.answers import ChatAnswer, ChatRequest
+from llama.serving.json_output import JSONResponse
 from llama.serving.openai_chat_answers import (
     ChatCompletion,
     answer_message,

@@ -13,11 +13,11 @@ from contextlib import aclosing
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from llama.engine.request import Sequence, Token
 from llama.serving.answers import Delta, Usage, answer_deltas, sequences
+from llama.serving.json_output import JSONResponse
 from llama.serving.openai_fields import (
     GenerationFields,
     OpenAIUsage,

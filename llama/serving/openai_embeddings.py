@@ -8,11 +8,11 @@ import base64
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from llama.engine.request import Sequence
 from llama.serving.answers import Usage, embed
+from llama.serving.json_output import JSONResponse
 from llama.serving.openai_fields import wrong
 from llama.serving.registry import ModelRegistry
 from llama.serving.wire import StrictModel, while_connected

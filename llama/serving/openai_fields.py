@@ -134,7 +134,7 @@ def wrong(param: str, reason: str) -> HttpError:
 def _token_biases(biases: dict[str, float]) -> dict[int, float]:
     """OpenAI's logit_bias, whose keys are token ids as strings."""
     for token in biases:
-        if not (token.isascii() and token.isdigit()):
+        if not (token.isascii() and token.isdigit() and len(token) < 10):
             raise wrong("logit_bias", f"{token[:50]!r} is no token id")
     return {int(token): bias for token, bias in biases.items()}
 

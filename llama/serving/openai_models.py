@@ -6,9 +6,9 @@ Adapters are models of their own. A model that is loaded says how many tokens fi
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from llama.serving.json_output import JSONResponse
 from llama.serving.registry import ModelRegistry
 
 

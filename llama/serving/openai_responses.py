@@ -13,11 +13,11 @@ from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from llama.engine.grammar import Grammar
 from llama.serving.answers import DEFAULT_SETTINGS, ChatAnswer, ChatRequest
+from llama.serving.json_output import JSONResponse
 from llama.serving.openai_fields import (
     JsonObjectFormat,
     JsonSchema,
@@ -184,7 +184,9 @@ class ResponsesRequest(SamplingFields):
 
 
 def _json(model: BaseModel) -> dict[str, Any]:
-    return model.model_dump(mode="json", by_alias=True)
+    """The fields by their names in JSON. Schemas in them stay what they are, however deep."""
+    fields = type(model).model_fields.items()
+    return {info.alias or name: getattr(model, name) for name, info in fields}
 
 
 def routes(models: ModelRegistry) -> APIRouter:

@@ -9,12 +9,12 @@ import uuid
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from llama.engine.request import Sequence
 from llama.engine.reranking import query_likelihood, query_likelihood_sequences
 from llama.serving.answers import Usage, finish
+from llama.serving.json_output import JSONResponse
 from llama.serving.openai_fields import wrong
 from llama.serving.registry import ModelRegistry, ServedModel
 from llama.serving.wire import StrictModel, while_connected

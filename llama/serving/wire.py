@@ -1,7 +1,6 @@
 """What goes over the wire: strict bodies, and answers that end when their client goes away."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.types import Message, Receive, Scope, Send
 
 from llama.serving.http_errors import HttpError, http_error
+from llama.serving.json_output import compact_json
 
 T = TypeVar("T")
 
@@ -53,11 +53,6 @@ def server_sent_event(data: Any, event: str | None = None) -> str:
     """An event of a text/event-stream."""
     name = f"event: {event}\n" if event else ""
     return f"{name}data: {compact_json(data)}\n\n"
-
-
-def compact_json(data: Any) -> str:
-    """JSON without white space, in which characters beyond ASCII are themselves."""
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 async def stream(

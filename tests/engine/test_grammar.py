@@ -139,6 +139,8 @@ def test_sentencepiece(tmp_path: Path) -> None:
         (lambda: Grammar(regex="a", lark="start: A"), "got regex and lark"),
         (lambda: Grammar(choice="yes"), "choice must be a list of strings"),
         (lambda: Grammar(regex="(a"), "can't be followed"),
+        (lambda: Grammar(regex="\ud800"), "surrogate"),
+        (lambda: Grammar(choice=["\ud800"]), "surrogate"),
         (lambda: Grammar(lark="start: undefined_rule"), "can't be followed"),
         (lambda: Grammar(json_schema='{"type": '), "json_schema is not a JSON object"),
         (lambda: Grammar(json_schema={"type": "nothing"}), "can't be followed"),

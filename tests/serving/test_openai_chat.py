@@ -169,6 +169,7 @@ def test_a_dialog_that_is_too_long(client: openai.OpenAI) -> None:
         ({"top_logprobs": 3}, "top_logprobs", "logprobs"),
         ({"stream_options": {}}, "stream_options", "stream"),
         ({"logit_bias": {"a": 1}}, "logit_bias", "token id"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "token id"),
         ({"audio": {"voice": "x"}}, "audio", "does not support"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "give one"),
         ({"continue_final_message": True}, "continue_final_message", "assistant"),

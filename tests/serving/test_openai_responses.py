@@ -293,6 +293,31 @@ def test_what_is_wrong_is_refused_by_name(
         assert words in error["message"]
 
 
+HALF = "\ud83d"  # of an emoji that was cut in two
+
+
+def test_half_a_surrogate_pair_is_a_replacement_character(url: str) -> None:
+    tool = {"type": "function", "name": "f", "parameters": {"description": HALF}}
+    body = {"model": "tiny", "input": HALF, "instructions": HALF, "metadata": {"a": HALF}}
+    body |= {"tools": [tool], "tool_choice": "none", "max_output_tokens": 3}
+    for stream in (False, True):
+        response = httpx.post(f"{url}/v1/responses", content=json.dumps({**body, "stream": stream}))
+        assert response.status_code == 200
+        assert '"metadata":{"a":"\ufffd"}' in response.text
+    response = httpx.post(f"{url}/v1/responses", content=json.dumps({**body, "model": HALF}))
+    assert response.json()["error"]["param"] == "model"
+
+
+def test_deep_schemas(url: str) -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(300):
+        schema = {"items": schema}
+    tool = {"type": "function", "name": "f", "parameters": schema}
+    body = {"model": "tiny", "input": "a", "tools": [tool], "tool_choice": "none"}
+    response = httpx.post(f"{url}/v1/responses", json=body)
+    assert response.json()["tools"][0]["parameters"] == schema
+
+
 def test_a_model_that_does_not_exist(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="there is no model 'big'"):
         ask(client, model="big", stream=True)
