@@ -24,7 +24,7 @@ from llama.serving.openai_chat_answers import (
     delta_fields,
 )
 from llama.serving.openai_fields import GenerationFields, openai_usage, streamed, wrong
-from llama.serving.openai_tools import ChatTool, ChatToolChoice, InputToolCall, chosen_tool
+from llama.serving.openai_tools import ChatTool, ChatToolChoice, InputToolCall, chosen_tools
 from llama.serving.registry import ModelRegistry
 from llama.serving.wire import StrictModel, server_sent_event, stream, while_connected
 
@@ -93,7 +93,7 @@ class ChatCompletionRequest(GenerationFields):
     add_generation_prompt: bool | None = None
     chat_template_kwargs: ChatTemplateFields | None = None
     tools: list[ChatTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ChatToolChoice | None = None
+    tool_choice: ChatToolChoice | None = None
     parallel_tool_calls: bool | None = None
     # What has no effect on an answer.
     metadata: dict[str, str] | None = None
@@ -132,6 +132,7 @@ class ChatCompletionRequest(GenerationFields):
         limit = limits.pop() if limits else None
         template = self.chat_template_kwargs or ChatTemplateFields()
         tools = [tool.function.tool() for tool in self.tools or []]
+        tools, choice = chosen_tools(tools, self.tool_choice)
         return ChatRequest(
             messages,
             settings,
@@ -140,7 +141,7 @@ class ChatCompletionRequest(GenerationFields):
             tools,
             template.builtin_tools or [],
             DEFAULT_DATE if template.date_string is None else template.date_string,
-            chosen_tool(self.tool_choice),
+            choice,
             self.parallel_tool_calls is not False,
         )
 

@@ -29,7 +29,7 @@ from llama.serving.openai_fields import (
 )
 from llama.serving.openai_response_events import ResponseObject, ResponseWriter
 from llama.serving.openai_response_items import Item, dialog
-from llama.serving.openai_tools import FunctionFields
+from llama.serving.openai_tools import FunctionFields, ResponseToolChoice, chosen_tools
 from llama.serving.registry import ModelRegistry
 from llama.serving.wire import StrictModel, stream, while_connected
 
@@ -100,7 +100,7 @@ class ResponsesRequest(SamplingFields):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: list[Includable] | None = None
     tools: list[AnyTool] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tool_choice: ResponseToolChoice | None = None
     parallel_tool_calls: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -142,16 +142,20 @@ class ResponsesRequest(SamplingFields):
         elif isinstance(text_format, JsonObjectFormat):
             settings["grammar"] = Grammar(json_schema={"type": "object"})
         tools = [tool.tool() for tool in self.tools or [] if isinstance(tool, FunctionTool)]
+        tools, choice = chosen_tools(tools, self.tool_choice)
         return ChatRequest(
             dialog(self.instructions, self.input),
             settings,
             self.max_output_tokens,
-            tools=[] if self.tool_choice == "none" else tools,
+            tools=tools,
+            tool_choice=choice,
+            parallel_tool_calls=self.parallel_tool_calls is not False,
         )
 
     def response(self) -> dict[str, Any]:
         """The response before there is an answer, a `ResponseObject`."""
         text_format = self.text.format if self.text else None
+        choice = self.tool_choice or "auto"
         return {
             "id": f"resp_{uuid.uuid4().hex}",
             "object": "response",
@@ -174,7 +178,7 @@ class ResponsesRequest(SamplingFields):
             if self.temperature is None
             else self.temperature,
             "text": {"format": _json(text_format or TextFormat(type="text"))},
-            "tool_choice": self.tool_choice or "auto",
+            "tool_choice": choice.model_dump() if isinstance(choice, BaseModel) else choice,
             "tools": [_json(tool) for tool in self.tools or [] if isinstance(tool, FunctionTool)],
             "top_logprobs": self.top_logprobs or 0,
             "top_p": DEFAULT_SETTINGS["top_p"] if self.top_p is None else self.top_p,

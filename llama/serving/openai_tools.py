@@ -6,6 +6,7 @@ Chat completions nest a function's fields, responses do not; both become what al
 from typing import Any, Literal
 
 from llama.dialog import Tool, ToolCall
+from llama.serving.openai_fields import wrong
 from llama.serving.wire import StrictModel
 from llama.tool_calls import ToolChoice
 
@@ -38,20 +39,68 @@ class FunctionName(StrictModel):
     name: str
 
 
-class ChatToolChoice(StrictModel):
-    """A function that a chat completion has to call."""
+class NamedChatTool(StrictModel):
+    """A function by its name, in a chat completion."""
 
     type: Literal["function"]
     function: FunctionName
 
 
-def chosen_tool(
-    choice: Literal["none", "auto", "required"] | ChatToolChoice | None,
-) -> ToolChoice:
-    """In the form of all dialects."""
-    if isinstance(choice, ChatToolChoice):
-        return {"type": "function", "function": {"name": choice.function.name}}
-    return choice or "auto"
+class AllowedTools(StrictModel):
+    """Those that may be called; the model sees no others."""
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedChatTool]
+
+
+class AllowedChatTools(StrictModel):
+    """A choice of some functions, in a chat completion."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+class NamedResponseTool(StrictModel):
+    """A function by its name, in a response."""
+
+    type: Literal["function"]
+    name: str
+
+
+class AllowedResponseTools(StrictModel):
+    """A choice of some functions, in a response."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[NamedResponseTool]
+
+
+Mode = Literal["none", "auto", "required"]
+ChatToolChoice = Mode | NamedChatTool | AllowedChatTools
+ResponseToolChoice = Mode | NamedResponseTool | AllowedResponseTools
+
+
+def chosen_tools(
+    tools: list[Tool], choice: ChatToolChoice | ResponseToolChoice | None
+) -> tuple[list[Tool], ToolChoice]:
+    """The tools that may be called, and the choice in the form of all dialects.
+
+    Raises HttpError for an allowed tool that there is not.
+    """
+    if choice is None or isinstance(choice, str):
+        return tools, choice or "auto"
+    if isinstance(choice, NamedChatTool | NamedResponseTool):
+        return tools, {"type": "function", "function": {"name": _name(choice)}}
+    allowed = choice.allowed_tools if isinstance(choice, AllowedChatTools) else choice
+    by_name = {tool["function"]["name"]: tool for tool in tools}
+    names = [_name(tool) for tool in allowed.tools]
+    if unknown := [name for name in names if name not in by_name]:
+        raise wrong("tool_choice", f"{unknown[0]!r:.80} is not among the tools")
+    return [tool for name, tool in by_name.items() if name in names], allowed.mode
+
+
+def _name(tool: NamedChatTool | NamedResponseTool) -> str:
+    return tool.function.name if isinstance(tool, NamedChatTool) else tool.name
 
 
 class CalledFunction(StrictModel):

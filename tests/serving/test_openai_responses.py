@@ -108,6 +108,28 @@ def test_the_model_calls_its_calculator_and_answers_with_the_result(client: open
         assert answer.output_text == "23 * 17 = 391."
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "required",
+        {"type": "function", "name": "get_weather"},
+        {
+            "type": "allowed_tools",
+            "mode": "required",
+            "tools": [{"type": "function", "name": "get_weather"}],
+        },
+    ],
+)
+def test_a_call_may_be_required(client: openai.OpenAI, choice: Any) -> None:
+    tools = [CALCULATOR, {**CALCULATOR, "name": "get_weather"}]
+    response = ask(client, tools=tools, tool_choice=choice, parallel_tool_calls=False)
+    (call,) = response.output
+    assert call.type == "function_call"
+    assert choice == "required" or call.name == "get_weather"
+    assert response.parallel_tool_calls is False
+    assert response.to_dict()["tool_choice"] == choice
+
+
 def test_the_events_of_a_call(url: str, client: openai.OpenAI) -> None:
     question = "What is 23 * 17?"
     events = events_of(url, input=question, tools=[CALCULATOR])
@@ -269,6 +291,8 @@ def test_an_error_in_the_middle_of_a_stream(models: ModelRegistry, monkeypatch: 
         ),
         ({"tools": [{"type": "function"}]}, "tools.0.name", "required"),
         ({"tools": [{"name": "a"}]}, "tools.0.type", "required"),
+        ({"tool_choice": {"type": "web_search"}}, "tool_choice.type", "'function'"),
+        ({"tool_choice": "required"}, None, "there are no tools"),
         (
             {"tools": [{"type": "function", "name": "a", "function": {}}]},
             "tools.0.function",

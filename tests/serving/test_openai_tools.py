@@ -84,6 +84,20 @@ def test_a_call_may_be_required(client: openai.OpenAI, choice: Any, names: Any) 
     assert json.loads(call.function.arguments).keys() <= {"city", "expression"}
 
 
+def test_some_tools_may_be_allowed(client: openai.OpenAI) -> None:
+    def allowed(mode: str, *tools: Any) -> Any:
+        chosen = [{"type": "function", "function": {"name": t["function"]["name"]}} for t in tools]
+        allowed = {"mode": mode, "tools": chosen}
+        choice: Any = {"type": "allowed_tools", "allowed_tools": allowed}
+        answer = ask(client, QUESTION, tool_choice=choice)
+        return answer.choices, answer.usage.prompt_tokens
+
+    only = ask(client, QUESTION, tools=[CALCULATOR])
+    assert allowed("auto", CALCULATOR) == (only.choices, only.usage.prompt_tokens)
+    ((choice,), _) = allowed("required", WEATHER)
+    assert {call.function.name for call in choice.message.tool_calls} == {"get_weather"}
+
+
 def test_parallel_calls_have_an_index_of_their_own(client: openai.OpenAI) -> None:
     (whole,) = ask(client, QUESTION, **written(CALLS)).choices
     chunks = [c.choices[0] for c in ask(client, QUESTION, stream=True, **written(CALLS))]
@@ -179,6 +193,27 @@ CALL = {"id": "a", "type": "function", "function": {"name": "calculator", "argum
             {"tool_choice": {"type": "function", "function": {"name": "f"}}},
             None,
             "names 'f', which is not among the tools: calculator, get_weather",
+        ),
+        (
+            {
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {"mode": "auto", "tools": [NAMED, {**NAMED, "x": 1}]},
+                }
+            },
+            "tool_choice.allowed_tools.tools.1.x",
+            "does not know",
+        ),
+        (
+            {
+                "tools": [CALCULATOR],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {"mode": "auto", "tools": [NAMED]},
+                },
+            },
+            "tool_choice",
+            "'get_weather' is not among the tools",
         ),
         ({"tool_choice": "required", "tools": None}, None, "there are no tools"),
         (
