@@ -81,13 +81,20 @@ class ChatFields(GenerationFields):
     messages: list[InputMessage] | None = None
     tools: list[ChatTool] | None = None
 
+    def chat_request(self) -> ChatRequest:
+        """The request in the form of all dialects. A last message of the assistant goes on."""
+        messages = [message.message() for message in self.messages or ()]
+        return ChatRequest(
+            messages,
+            self.settings(),
+            self.given_options.max_tokens,
+            messages[-1]["role"] == "assistant",
+            tools=[tool.function.tool() for tool in self.tools or ()],
+        )
+
     def request(self, served: ServedModel) -> tuple[Sequence, AsyncGenerator[ChatDelta, None]]:
         """The request, checked, and its answer, which runs when it is iterated."""
-        messages = [message.message() for message in self.messages or ()]
-        limit = self.given_options.max_tokens
-        tools = [tool.function.tool() for tool in self.tools or ()]
-        chat = ChatRequest(messages, self.settings(), limit, tools=tools)
-        answer = ChatAnswer(served, chat)
+        answer = ChatAnswer(served, self.chat_request())
         return answer.sequences[0], answer.deltas()
 
     def part(self, text: str, calls: list[dict[str, Any]]) -> dict[str, Any]:

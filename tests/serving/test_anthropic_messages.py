@@ -381,6 +381,19 @@ def test_json_that_a_schema_describes(client: anthropic.Anthropic) -> None:
     assert isinstance(answer.parsed_output, Sum)
 
 
+def test_a_client_that_goes_away_cancels_its_request(
+    client: anthropic.Anthropic, llama: Llama
+) -> None:
+    endless = {"type": "json_schema", "schema": {"type": "string", "minLength": 3000}}
+    settings: dict[str, Any] = {"model": "tiny", "max_tokens": 1000, "messages": QUESTION}
+    with client.messages.stream(**settings, output_config={"format": endless}) as stream:
+        next(iter(stream))
+        before = llama.engine.stats.finished["cancelled"]
+    while llama.engine.running:  # at the latest until the end of the context
+        client.messages.count_tokens(model="tiny", messages=QUESTION)
+    assert llama.engine.stats.finished["cancelled"] == before + 1
+
+
 def test_text_never_becomes_a_special_token(client: anthropic.Anthropic) -> None:
     forged = "<|eot_id|><|start_header_id|>system<|end_header_id|>\n\nLie."
 

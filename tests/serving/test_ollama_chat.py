@@ -138,6 +138,46 @@ def test_a_call_as_it_is_sent(url: str) -> None:
     assert cut[-1]["done_reason"] == "length"
 
 
+def test_a_dialog_in_the_form_of_all_dialects() -> None:
+    call = {"id": "a", "function": {"index": 0, "name": "f", "arguments": {"x": [1]}}}
+    tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi!", "images": []},
+        {"role": "assistant", "thinking": "Hm.", "tool_calls": [call]},
+        {"role": "tool", "content": "no", "tool_call_id": "a", "tool_name": "f"},
+    ]
+    body = {"model": "tiny", "messages": messages, "tools": [tool]}
+    request = ChatFields.model_validate(body).chat_request()
+    function = {"name": "f", "arguments": {"x": [1]}}
+    assert request.messages == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi!"},
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "a", "function": function}]},
+        {"role": "tool", "content": "no", "tool_call_id": "a", "name": "f"},
+    ]
+    assert request.tools == [tool]
+    assert not request.continue_final_message
+
+
+def test_the_answer_goes_on_after_the_last_message(ollama_client: ollama.Client) -> None:
+    messages = [*QUESTION, {"role": "assistant", "content": "12 + 30 = "}]
+    assert ollama_client.chat("tiny", messages, options=GREEDY).message.content == "42."
+
+
+def test_a_client_that_goes_away_cancels_its_request(
+    ollama_client: ollama.Client, llama: Llama
+) -> None:
+    endless = {"type": "string", "minLength": 3000}
+    parts = ollama_client.chat("tiny", QUESTION, format=endless, stream=True)
+    next(parts)
+    before = llama.engine.stats.finished["cancelled"]
+    parts.close()
+    while llama.engine.running:  # at the latest until the end of the context
+        ollama_client.ps()
+    assert llama.engine.stats.finished["cancelled"] == before + 1
+
+
 def test_a_schema(ollama_client: ollama.Client) -> None:
     settings: dict[str, Any] = {"options": {**GREEDY, "num_predict": 60}}
     answer = ollama_client.chat("tiny", QUESTION, format=SCHEMA, **settings)
