@@ -33,7 +33,7 @@ def main(
         max_seq_len: most tokens of a dialog and its answer together.
         max_batch_size: most dialogs that run at a time.
         max_gen_len: most tokens of an answer; by default up to max_seq_len.
-        quantize: int8 or int4 weights, on a CPU; by default as they are stored.
+        quantize: bf12 (exact), int8 or int4 weights, on a CPU; by default as they are stored.
     """
     # Here, because torch takes seconds to import: Ctrl-C then ends without a traceback.
     from llama import Dialog, Llama

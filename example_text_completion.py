@@ -32,7 +32,7 @@ def main(
         max_seq_len: most tokens of a prompt and its answer together.
         max_gen_len: most tokens of an answer.
         max_batch_size: most prompts that run at a time.
-        quantize: int8 or int4 weights, on a CPU; by default as they are stored.
+        quantize: bf12 (exact), int8 or int4 weights, on a CPU; by default as they are stored.
     """
     # Here, because torch takes seconds to import: Ctrl-C then ends without a traceback.
     from llama import Llama

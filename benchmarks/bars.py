@@ -8,6 +8,7 @@ from llama.evaluation.speed import Metric
 # Ours in one family of colours, each peer in another.
 _COLOURS = {
     "bfloat16": "#1f4e79",
+    "bf12": "#25669f",
     "int8": "#2f7fc1",
     "int4": "#8ec1e8",
     "transformers": "#8a8a8a",

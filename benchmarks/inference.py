@@ -295,7 +295,7 @@ def main(
     path: str,
     /,
     *,
-    formats: Annotated[list[Literal["bfloat16", "int8", "int4"]] | None, COMMAS] = None,
+    formats: Annotated[list[Literal["bfloat16", "bf12", "int8", "int4"]] | None, COMMAS] = None,
     others: Annotated[list[Literal["transformers", "llama.cpp"]] | None, COMMAS] = None,
     batches: Annotated[Sequence[PositiveInt], COMMAS] = (1, 8),
     prompt: PositiveInt = 512,

@@ -159,8 +159,9 @@ class Llama:
 
         Defaults: the folder's own `tokenizer.model`, the model's own context, 8 prompts at a time,
         all running processes, the best device, and bfloat16 where that device computes it (float32
-        for a small model on a CPU; see `select_dtype`). `quantize` is int8 or int4, on a CPU or an
-        NVIDIA GPU (`llama.quantization`): weights are packed while they are read, or have been by
+        for a small model on a CPU; see `select_dtype`). `quantize` is bf12, which on a CPU stores
+        bfloat16 in 12 bits and rounds nothing, or int8 or int4, on a CPU or an NVIDIA GPU
+        (`llama.quantization`): weights are packed while they are read, or have been by
         `llama convert`. `adapter` is the folder of a LoRA adapter (see `llama.lora`), which is kept
         apart from the weights. With `kv_cache_dtype` int8 the KV cache takes near half the memory
         of bfloat16 (see `Int8KVCache`). `seed` is what the draws of all later calls follow from.

@@ -3,6 +3,7 @@
     llama convert Llama-3.2-1B Llama-3.2-1B-hf --to hf
     llama convert Llama-3.3-70B-Instruct 70B-4 --shards 4
     llama convert Llama-3.1-8B 8B-int4 --quantize int4 --text held-out.txt
+    llama convert Llama-3.1-8B 8B-bf12 --quantize bf12         # three quarters, not a bit lost
     llama merge Llama-3.2-1B polite Llama-3.2-1B-polite        # adds a LoRA adapter to the weights
 
 Weights go from file to file in blocks of rows, so memory stays small. The new folder gets its name
@@ -30,7 +31,7 @@ from llama.checkpoint.opening import Checkpoint, open_checkpoint, read_tokenizer
 from llama.dialog import default_tool_format
 from llama.errors import InputError
 from llama.lora.adapter_files import open_adapter
-from llama.quantization import packed_formats
+from llama.quantization import bf12_files, packed_formats
 from llama.quantization.linear_layers import divergence, pack_blocks
 from llama.storage import huggingface_names
 from llama.storage.files import (
@@ -62,7 +63,7 @@ def convert(
     to: Literal["meta", "hf"] = "meta",
     shards: PositiveInt | None = None,
     dtype: str | None = None,
-    quantize: Literal["int8", "int4"] | None = None,
+    quantize: Literal["bf12", "int8", "int4"] | None = None,
     text: str | None = None,
 ) -> None:
     """Writes the checkpoint in one folder into another.
@@ -73,7 +74,8 @@ def convert(
         to: The new layout: Meta's or Hugging Face's.
         shards: Number of weight files; default: 1 in Meta's layout, one per 5 GB in hf.
         dtype: bfloat16, float16 or float32; default: each weight keeps its own.
-        quantize: Pack the linear layers for inference; only in Meta's layout.
+        quantize: Pack the linear layers for inference; only in Meta's layout. bf12 stores
+            bfloat16 in 12 bits and rounds nothing; int8 and int4 round.
         text: With --quantize: UTF-8 file on which to measure the loss in quality.
     """
     wanted = None if dtype is None else distributed.select_dtype(torch.device("cpu"), dtype)
@@ -99,9 +101,13 @@ def convert(
         )
     windows = None if text is None else _windows(text, checkpoint)
     write_checkpoint(checkpoint, target, to, shards, wanted, quantize)
+    if quantize == "bf12":
+        console.say(bf12_files.summary(open_checkpoint(target).files))
+        if any(weight.dtype != torch.bfloat16 for weight in checkpoint.weights.values()):
+            console.say(f"note: {source} is not all bfloat16; it was rounded to that, and no more")
     if windows:
         _report_cost(checkpoint, target, windows)
-    elif quantize:
+    elif quantize in packed_formats.ROUNDED:
         console.say("--text FILE measures the loss in quality, on a text of yours.")
 
 
@@ -262,13 +268,22 @@ def _plan_meta(
     count = shards or 1
     packed_formats.stored_shapes(checkpoint.args, quantize, count)
     plan: Plan = {}
+    total = 2 * sum(map(math.prod, weight_shapes(checkpoint.args).values()))
+    bar = console.progress(total * (quantize == "bf12"), "Counting escapes")
     for i in range(count):
         entries = plan[f"consolidated.{i:02d}.pth"] = {}
         made: dict[Weight, Entry] = {}
+        in_bf12: dict[Weight, dict[str, Entry] | None] = {}
         for name, local in weight_shapes(checkpoint.args, count).items():
             weight = checkpoint.weights[name]
             region = share(weight.shape, local, i, count)
-            if quantize and is_linear(name, local):
+            if quantize == "bf12" and len(local) == 2:
+                if weight not in in_bf12:
+                    in_bf12[weight] = bf12_files.entries(weight, region, name, bar.update)
+                if found := in_bf12[weight]:
+                    entries.update(zip(bf12_files.tensor_names(name), found.values(), strict=True))
+                    continue
+            elif quantize and is_linear(name, local):
                 entries.update(_packed_entries(weight, region, name, quantize))
                 continue
             if weight not in made:

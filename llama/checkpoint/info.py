@@ -26,7 +26,8 @@ from llama.checkpoint import huggingface_config
 from llama.checkpoint.meta_layout import parse_params
 from llama.checkpoint.opening import Checkpoint, open_checkpoint, read_tokenizer
 from llama.errors import InputError
-from llama.quantization import packed_formats
+from llama.kernels.bf12_packing import stored_bytes
+from llama.quantization import bf12_files, packed_formats
 from llama.quantization.cuda_packed import MIN_CAPABILITY
 from llama.storage.files import Folder, expand, read_json, short_size
 from llama.storage.pulled import open_folder
@@ -107,7 +108,7 @@ def info(
         f"{console.table(table)}\n\n"
         f"KV cache of one token: {token['bfloat16']:,} bytes; {token['int8']:,} with "
         "kv_cache_dtype=int8.\n"
-        f"Llama.build takes {facts.quantize or devices[0].dtype} here by default.\n"
+        f"Llama.build takes {facts.default_format(devices[0])} here by default.\n"
         f"Ranks that can share it: {', '.join(map(str, possible))} (see --ranks)."
     )
 
@@ -120,7 +121,7 @@ class Facts:
     tied        whether the output layer is the embedding; None if the source does not say
     folder      the folder of the checkpoint; None if only a file was named
     checkpoint  None if there are no weights
-    quantize    int8 or int4 if the stored weights are packed
+    quantize    int8 or int4 if the stored weights are packed in that
     """
 
     name: str
@@ -131,6 +132,11 @@ class Facts:
     folder: Folder | None = None
     checkpoint: Checkpoint | None = None
     quantize: str | None = None
+
+    def default_format(self, device: "Device") -> str:
+        """The format that Llama.build takes on a device."""
+        is_bf12 = self.checkpoint is not None and self.checkpoint.is_bf12
+        return self.quantize or ("bf12" if is_bf12 and device.is_cpu else device.dtype)
 
     def parameters(self, ranks: int = 1) -> int:
         """How many each of `ranks` holds. A tied output layer counts once."""
@@ -230,9 +236,14 @@ def _weights(facts: Facts) -> str:
     files, weights = facts.checkpoint.files, facts.checkpoint.weights.values()
     dtypes = dict.fromkeys(str(weight.dtype).removeprefix("torch.") for weight in weights)
     formats = facts.quantize or " and ".join(dtypes)
+    if facts.checkpoint.is_bf12:
+        formats = "bf12"
     layout = "Meta's" if facts.checkpoint.layout == "meta" else "Hugging Face's"
     size = short_size(sum(file.size for file in files))
-    return f"{formats}, {size} in {len(files)} file{'s' * (len(files) > 1)}, {layout} layout"
+    text = f"{formats}, {size} in {len(files)} file{'s' * (len(files) > 1)}, {layout} layout"
+    if facts.checkpoint.is_bf12:
+        text += f"\n{'':14}{bf12_files.summary(files)}"
+    return text
 
 
 def _tokenizer(facts: Facts) -> str:
@@ -290,11 +301,18 @@ def int8_cache(facts: Facts, ranks: int, batch: int, context: int) -> int:
 
 
 def packed_weights(facts: Facts, name: str, ranks: int, is_cuda: bool = False) -> int:
-    """Bytes of the weights of each of `ranks` in int8 or int4; the unpacked ones are bfloat16."""
+    """Bytes of the weights of each of `ranks` in a packed format; the rest are bfloat16.
+
+    Of bf12 without its escapes: in trained weights they are a few thousandths of a percent.
+    """
     bits = 0.0
     for key, shape in weight_shapes(facts.args, ranks).items():
         each = 16.0
-        if is_linear(key, shape):
+        if name == "bf12" and len(shape) == 2:
+            if key == "output.weight" and facts.tied:
+                continue
+            each = 8 * stored_bytes((shape[0], shape[1])) / math.prod(shape)
+        elif name != "bf12" and is_linear(key, shape):
             each = packed_formats.bits(name, key)
             # One scale per group; on a GPU with an offset, for every four bits (cuda_packed.py).
             each += (32 * each / 4 if is_cuda else 16) / packed_formats.GROUP
@@ -346,7 +364,8 @@ def fit(
     # Several ranks on a CPU need more of its memory than one does.
     ranks = ranks[:1] if device.is_cpu else [n for n in ranks if n <= device.number]
     ranks = [n for n in ranks if facts.misfit(n, _packed(dtype)) is None]
-    if not ranks or (_packed(dtype) and not (device.is_cpu or device.is_cuda)):
+    has_kernel = device.is_cpu or (device.is_cuda and dtype != "bf12")
+    if not ranks or (_packed(dtype) and not has_kernel):
         return "-"
     memory = device.memory / (ranks[0] if device.is_cpu else 1)
     for n in ranks:

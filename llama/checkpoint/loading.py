@@ -3,11 +3,12 @@
     model = load("Llama-3.1-8B", quantize="int4", adapter="polite", max_batch_size=4)
 
 Each rank reads its region of each weight, no more, from the mapped files. On a CPU a weight that is
-stored in the model's dtype stays mapped and is not copied. A weight to be packed is read in blocks
-of rows, so that the bfloat16 model is never in memory whole.
+stored in the model's dtype, or packed as it is used, stays mapped and is not copied. A weight to be
+packed is read in blocks of rows, so that the bfloat16 model is never in memory whole.
 """
 
 import dataclasses
+import functools
 import math
 import mmap
 import warnings
@@ -26,8 +27,14 @@ from llama.errors import InputError
 from llama.lora.adapter_files import open_adapter
 from llama.lora.adapter_layers import load_adapter
 from llama.model import Transformer
-from llama.quantization import packed_formats
-from llama.quantization.linear_layers import check_format, pack_blocks, packed_linear, use_format
+from llama.quantization import bf12_files, packed_formats
+from llama.quantization.linear_layers import (
+    bf12_layer,
+    check_format,
+    pack_blocks,
+    packed_linear,
+    use_format,
+)
 from llama.storage.sharding import share
 
 
@@ -47,8 +54,9 @@ def load(
     """The model in a folder of any layout, or of an opened checkpoint: this rank's shard of it.
 
     device, dtype        by default the best ones (`select_device`, `select_dtype`)
-    quantize             int8 or int4 packs linear layers for inference; a folder that holds packed
-                         weights keeps its format
+    quantize             int8 or int4 rounds and packs linear layers for inference, bf12 packs
+                         bfloat16 matrices and rounds nothing; a folder that holds int8 or int4
+                         keeps its format, and one in bf12 does on a CPU, unless it is `trainable`
     adapter              folder of a LoRA adapter, kept beside the weights
     max_seq_len, max_batch_size    replace those of the checkpoint
     model_parallel_size  how many ranks share the model; by default all that were started
@@ -70,6 +78,12 @@ def load(
             "weights; take the model that they were made from"
         )
     quantize = checkpoint.quantize or quantize
+    if quantize is None and checkpoint.is_bf12 and device.type == "cpu" and not trainable:
+        keeps = dtype is None or distributed.select_dtype(device, dtype) == torch.bfloat16
+        quantize = "bf12" if keeps else None
+    if quantize == "bf12" and device.type != "cpu":
+        console.notice(f"bf12 is for a CPU: on {device} the same weights are plain bfloat16")
+        quantize, dtype = None, torch.bfloat16 if dtype is None else dtype
     if quantize and dtype is None:
         dtype = torch.bfloat16
     dtype = distributed.select_dtype(device, dtype, checkpoint.parameters)
@@ -88,7 +102,8 @@ def load(
     packed = quantize if quantize in packed_formats.PACKED else None
     model = _read_model(checkpoint, args, device, dtype, packed)
     if not trainable and (quantize or (device.type == "cpu" and dtype in kernels.DTYPES)):
-        use_format(model, quantize)
+        # What could gain by bf12 was packed while it was read.
+        use_format(model, "bfloat16" if quantize == "bf12" else quantize)
     if lora:
         load_adapter(model, lora, torch.float32 if trainable else dtype)
     if kv_cache_dtype:
@@ -103,7 +118,7 @@ def _read_model(
     dtype: torch.dtype,
     quantize: str | None,
 ) -> Transformer:
-    """A model of fairscale's layers with its weights, linear layers packed if `quantize` says so.
+    """A model of fairscale's layers with its weights, which are packed if `quantize` says so.
 
     Raises ValueError where the ranks can't share the model, its layers do not divide into tiles, or
     shards do not belong together.
@@ -133,20 +148,34 @@ def _read_model(
             bar.update(block.nbytes)
             yield block
 
+    @functools.cache  # a tied output layer is the embedding
+    def read_bf12(name: str) -> kernels.Bf12 | None:
+        rows, columns = stored[name]
+        packed = bf12_files.read_packed(checkpoint.weights[name], regions[name])
+        if packed is None or not packed.gains:
+            return bf12_files.pack_rows(blocks(name), (rows, columns))
+        bar.update(2 * rows * columns)
+        return kernels.Bf12(columns, *(_resident(each, device) for each in packed.tensors))
+
     with bar:
         for name, weight in model.state_dict().items():
-            shape = tuple(weight.shape)
-            if quantize and is_linear(name, shape):
+            shape, layer_name = tuple(weight.shape), name.removesuffix(".weight")
+            layer: Any = model.get_submodule(layer_name)
+            is_tied = name == "output.weight" and checkpoint.tied
+            in_bf12 = None
+            if quantize == "bf12" and len(shape) == 2:
+                in_bf12 = read_bf12("tok_embeddings.weight" if is_tied else name)
+            if in_bf12 is not None:
+                model.set_submodule(layer_name, bf12_layer(layer, in_bf12))
+            elif quantize in packed_formats.ROUNDED and is_linear(name, shape):
                 if checkpoint.quantize:
                     names = packed_formats.tensor_names(name)
                     tensors = [read(name, torch.device("cpu")) for name in names]
                     packed = kernels.Packed(*(_resident(t, device) for t in tensors))
                 else:
                     packed = _pack(blocks(name), name, shape, quantize)
-                layer_name = name.removesuffix(".weight")
-                layer: Any = model.get_submodule(layer_name)
                 model.set_submodule(layer_name, packed_linear(layer, packed, device))
-            elif name == "output.weight" and checkpoint.tied:
+            elif is_tied:
                 weights[name] = weights["tok_embeddings.weight"]
                 bar.update(weights[name].nbytes)
             else:

@@ -96,7 +96,8 @@ def shards_expected(files: list[TensorFile], args: ModelArgs) -> int:
     """How many shards there should be, from the rows of a feed-forward layer that one holds."""
     name = "layers.0.feed_forward.w1.weight"
     rows = 0
-    for key, unit in ((name, 1), (packed_formats.tensor_names(name)[0], packed_formats.TILE)):
+    packed = packed_formats.tensor_names(name)[0]
+    for key, unit in ((name, 1), (packed, packed_formats.TILE), (f"{name}.blocks", 1)):
         stored = files[0].tensors.get(key)
         if stored and stored.shape:
             rows = stored.shape[0] * unit
@@ -146,7 +147,7 @@ def check_shards(files: list[TensorFile], weights: Mapping[str, Weight], params:
             one, other = shards[i * len(shards) // len(files)], file.tensors[name]
             if one is not other:
                 rows = slice(None) if len(one.shape) == 1 else slice(8)
-                a, b = one.map()[rows].float(), other.map()[rows].float()
+                a, b = one.region((rows,)).float(), other.region((rows,)).float()
                 if not (a - b).norm() <= 0.1 * a.norm():
                     raise InputError(
                         f"{other.file.where} is not of the same checkpoint as {one.file.where}, "
@@ -156,7 +157,7 @@ def check_shards(files: list[TensorFile], weights: Mapping[str, Weight], params:
     for i, file in enumerate(files):
         for earlier in files[:i]:
             names = [n for n in weights if n.startswith(("layers.0.attention.wq.", "output."))]
-            pairs = [(file.tensors[n].map()[:8], earlier.tensors[n].map()[:8]) for n in names]
+            pairs = [[f.tensors[n].region((slice(8),)) for f in (file, earlier)] for n in names]
             if all(torch.equal(a, b) and a.any() for a, b in pairs):
                 raise InputError(
                     f"{file.where} holds the same weights as {earlier.where}: one shard is there "

@@ -16,13 +16,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llama.args import ModelArgs, weight_shapes
 from llama.checkpoint import huggingface_config
 from llama.checkpoint.meta_layout import check_shards, parse_params, shards_expected, shards_of
 from llama.errors import InputError, MissingFileError
-from llama.quantization import packed_formats
+from llama.quantization import bf12_files, packed_formats
 from llama.storage import huggingface_names
 from llama.storage.files import Folder, read_json
 from llama.storage.pulled import open_folder
@@ -46,6 +44,7 @@ class Checkpoint:
                 (`packed_formats.py`). A tied output layer is the same object as the embedding
     stop_ids    tokens that its generation_config.json adds to those that end an answer
     quantize    int8 or int4, where linear layers are packed
+    is_bf12     whether matrices are stored in bf12; they are read as bfloat16
     """
 
     folder: Folder
@@ -57,6 +56,7 @@ class Checkpoint:
     weights: dict[str, Weight]
     stop_ids: frozenset[int] = frozenset()
     quantize: str | None = None
+    is_bf12: bool = False
 
     @property
     def tied(self) -> bool:
@@ -151,8 +151,12 @@ def _open_meta(folder: Folder) -> Checkpoint:
         output = files[0].tensors.get("tok_embeddings.weight" if quantize else "output.weight")
         rows = output.shape[0] if output and output.shape else 1  # of Llama 2's 32000
         args = dataclasses.replace(args, vocab_size=max(rows, 1) * len(files))
+    is_bf12 = quantize == "bf12"
+    quantize = None if is_bf12 else quantize
     shapes = packed_formats.stored_shapes(args, quantize)
     for file in files:
+        if is_bf12:
+            bf12_files.find_matrices(file, shapes, len(files))
         _check_names(file.where, params, args, set(file.tensors), set(shapes), _DERIVED)
         _check_dtypes(file, quantize)
     weights = {
@@ -162,7 +166,8 @@ def _open_meta(folder: Folder) -> Checkpoint:
     embedding, output_layer = "tok_embeddings.weight", "output.weight"
     if not quantize and all(f.tensors[embedding] == f.tensors[output_layer] for f in files):
         weights[output_layer] = weights[embedding]
-    return Checkpoint(folder, "meta", params, config, args, files, weights, quantize=quantize)
+    formats: Any = {"quantize": quantize, "is_bf12": is_bf12}
+    return Checkpoint(folder, "meta", params, config, args, files, weights, **formats)
 
 
 def _meta_files(folder: Folder, args: ModelArgs, params: str) -> list[TensorFile]:
@@ -290,7 +295,7 @@ def _check_dtypes(file: TensorFile, quantize: str | None) -> None:
     """Raises ValueError unless packed weights, and only they, have the dtypes of their format."""
     for name, tensor in file.tensors.items():
         expected = packed_formats.DTYPES.get(name.rpartition(".")[2]) if quantize else None
-        if tensor.dtype != expected and (expected or tensor.dtype == torch.uint8):
+        if tensor.dtype != expected and (expected or not tensor.dtype.is_floating_point):
             raise InputError(
                 f"{file.where} holds {name} in {tensor.dtype}, which should be "
                 f"{expected or 'bfloat16, float16, float32 or float64'}"

@@ -31,6 +31,7 @@ from llama.checkpoint.checksums import Checksum
 from llama.checkpoint.opening import Checkpoint, open_checkpoint, read_tokenizer, tokenizer_in
 from llama.errors import InputError, message
 from llama.lora.adapter_files import open_adapter
+from llama.quantization import bf12_files
 from llama.storage.files import AGAIN, Folder, read_json, short_size
 from llama.storage.pulled import open_folder
 from llama.storage.sharding import Weight
@@ -107,7 +108,10 @@ def examine(path: str, base: str | None = None) -> Iterator[Finding]:
         named = folder.where(name) in failure
         if named and name not in folder.names:
             continue
-        problems, checks = _check_file(folder, name, name in weights, listed.get(name, []))
+        opened = {file.name: file for file in checkpoint.files} if checkpoint else {}
+        problems, checks = _check_file(
+            folder, name, name in weights, listed.get(name, []), opened.get(name)
+        )
         damaged = damaged or bool(problems)
         yield from (_problem(text) for text in problems if text != failure)
         if not problems and not named:
@@ -153,9 +157,16 @@ def _check_adapter(folder: Folder, base: str | None) -> Finding:
 
 
 def _check_file(
-    folder: Folder, name: str, holds_weights: bool, expected: list[Checksum]
+    folder: Folder,
+    name: str,
+    holds_weights: bool,
+    expected: list[Checksum],
+    opened: TensorFile | None,
 ) -> tuple[list[str], list[str]]:
-    """The problems of a file, and what was found or checked: its size, its tensors, checksums."""
+    """The problems of a file, and what was found or checked: its size, its tensors, checksums.
+
+    `opened` is the file as the checkpoint has it, where matrices in bf12 are single tensors.
+    """
     where = folder.where(name)
     if name not in folder.names:
         return [f"{where} does not exist, but {expected[0].listed_in} lists it"], []
@@ -173,6 +184,8 @@ def _check_file(
             if file is not None:
                 checks.append(f"{len(file.tensors):,} tensors")
                 problems += _wrong_tensors(file, bar)
+                if opened and not problems:
+                    problems += _wrong_matrices(opened)
                 if _has_crc(file):
                     checks.append("CRC-32 matches")
             checks += [f"{c.kind} matches {c.listed_in}" for c in expected]
@@ -204,8 +217,17 @@ def _wrong_tensors(file: TensorFile, bar: tqdm.tqdm) -> Iterator[str]:
             )
             continue
         for tensor, name in tensors.items():
+            if bf12_files.is_stored_part(name):
+                continue  # `_wrong_matrices` looks at the values that they stand for
             if what := _wrong_values(tensor):
                 yield f"{file.where}: {name} {what}"
+
+
+def _wrong_matrices(file: TensorFile) -> Iterator[str]:
+    """Problems with the values of matrices in bf12."""
+    for name, tensor in file.tensors.items():
+        if isinstance(tensor, bf12_files.Bf12Tensor) and (what := _wrong_values(tensor)):
+            yield f"{file.where}: {name} {what}"
 
 
 def _crc(file: TensorFile, offset: int, size: int, bar: tqdm.tqdm) -> int:

@@ -68,7 +68,7 @@ def evaluate(
         tokenizer_path: tokenizer.model or tokenizer.json; default: the folder's own.
         device: cuda, mps or cpu; default: the best there is.
         dtype: bfloat16, float16 or float32.
-        quantize: int8 or int4.
+        quantize: bf12, which rounds nothing, int8 or int4.
         adapter: Folder of a LoRA adapter.
         max_seq_len: Tokens that are read at a time; default: the model's context.
         batch_tokens: Tokens that go through the model at a time, padding included.

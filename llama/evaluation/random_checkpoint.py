@@ -1,4 +1,9 @@
-"""Checkpoints of random numbers: a shape without weights runs as fast as its model."""
+"""Checkpoints of random numbers: a shape without weights runs as fast as its model.
+
+Each row of a matrix has normal numbers with a spread of its own, 0.02 times e to a normal number of
+standard deviation `_ROW_SPREAD`, as in trained matrices: those of the bundled model have 0.19,
+those of an embedding model of 22 million weights 0.1 to 0.27. bf12's escapes depend on it.
+"""
 
 import base64
 import functools
@@ -18,6 +23,8 @@ from llama.checkpoint.meta_layout import write_params
 from llama.errors import InputError
 from llama.storage.files import expand, short_size
 from llama.storage.tensor_files import Entry, write_tensors
+
+_ROW_SPREAD = 0.2
 
 
 def prepare(facts: Facts, path: str, folder: str) -> tuple[str, str | None]:
@@ -66,7 +73,9 @@ def write_random_checkpoint(folder: str | Path, args: ModelArgs, tied: bool) -> 
 def _weight(shape: tuple[int, ...], seed: int) -> Iterable[Tensor]:
     weight = torch.ones(shape, dtype=torch.bfloat16)
     if len(shape) > 1:
-        weight.normal_(0, 0.02, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        weight.normal_(0, 0.02, generator=generator)
+        weight *= torch.empty(shape[0], 1).normal_(0, _ROW_SPREAD, generator=generator).exp_()
     yield weight
 
 

@@ -49,6 +49,7 @@ BITS = {
     "float32": (32.0, 32.0),
     "bfloat16": (16.0, 16.0),
     "float16": (16.0, 16.0),
+    "bf12": (12.1, 12.1),  # with its tables; an average
     "int8": (8.5, 8.5),
     "int4": (4.5, 8.5),
 }
@@ -194,7 +195,7 @@ def _split(type_: Any, tokens: Sequence[cyclopts.Token]) -> Any:
 
 # Of a flag: 1,8 is a list.
 COMMAS = Parameter(converter=_split, n_tokens=1, negative=())
-Format = Literal["float32", "bfloat16", "float16", "int8", "int4"]
+Format = Literal["float32", "bfloat16", "float16", "bf12", "int8", "int4"]
 
 
 def bench(

@@ -30,6 +30,9 @@ _ARGUMENTS = {
         "rope_and_store": "pppppnnn",
         "attend_rows": "ppppnnn",
         "pack_weight": "pppnni",
+        "find_bf12_tables": "pnnpp",
+        "pack_bf12": "pnnpppp",
+        "unpack_bf12": "ppppnpnnp",
     },
     "training": {
         "rms_norm_forward *": "p",

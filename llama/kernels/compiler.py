@@ -28,7 +28,7 @@ _SOURCES = Path(__file__).parent / "csrc"
 _FLOAT32 = "-DIN_FLOAT32"  # see element_types.h
 _CODE: dict[str, list[tuple[str, ...]]] = {
     "inference": [
-        *(("matmul.c",), ("matmul.c", _FLOAT32), ("packed_matmul.c",)),
+        *(("matmul.c",), ("matmul.c", _FLOAT32), ("packed_matmul.c",), ("bf12_matmul.c",)),
         *(("decode_block.c",), ("decode_block.c", _FLOAT32), ("prefill.c",)),
     ],
     "training": [

@@ -2,6 +2,7 @@
 
     y = linear(x, weight)                  # x (rows, k) and weight (n, k), bfloat16 or float32
     y = linear(x, pack(weight, bits=4))    # int8 or int4 in groups of 32 inputs
+    y = linear(x, pack_bf12(weight))       # the bits of bfloat16
 
 For up to `MAX_ROWS` rows `AttentionBlock` and `FeedForwardBlock` compute the whole of a transformer
 block, products included; for a prompt's many rows `rms_norm`, `attend` and `silu_mul` stand between
@@ -18,6 +19,7 @@ from torch import Tensor
 from llama.cache import KVCache, RaggedKVCache
 from llama.errors import InputError, InputTypeError
 from llama.kernels import bindings
+from llama.kernels.bf12_packing import Bf12, unpack_bf12
 from llama.kernels.bindings import SUFFIXES, check, fields
 from llama.kernels.weight_packing import Packed, round_inputs, unpack
 
@@ -26,12 +28,13 @@ MAX_ROWS = 16  # for the kernels of a whole block, as in csrc/matmul.h
 
 
 def linear(
-    x: Tensor, weight: Tensor | Packed, as_float: bool = False, partial_sums: int = 1
+    x: Tensor, weight: Tensor | Packed | Bf12, as_float: bool = False, partial_sums: int = 1
 ) -> Tensor:
     """x (rows, k) times weight (n, k), both bfloat16 or float32, or weight packed: (rows, n).
 
     Sums are float32, the result in the dtype of x, which is bfloat16 for packed weights, or with
-    `as_float` float32. A row's result depends on no other row. For packed weights inputs are
+    `as_float` float32. A row's result depends on no other row. With bf12 it has the bits that it
+    has with bfloat16. For int8 and int4 inputs are
     rounded to int8, in groups of 32 too, and sums are made as 1, 2, 4 or 8 `partial_sums` of equal
     length that are added in pairs, (0 + 1) + (2 + 3): N ranks that divide the inputs, with
     `PARTIAL_SUMS` / N each, get the bits that one rank gets.
@@ -39,7 +42,7 @@ def linear(
     """
     if x.shape[1] != weight.shape[1]:
         raise InputError(f"x {tuple(x.shape)} does not fit a weight of {tuple(weight.shape)}")
-    dtype = torch.bfloat16 if isinstance(weight, Packed) else weight.dtype
+    dtype = weight.dtype if isinstance(weight, Tensor) else torch.bfloat16
     if x.dtype != dtype or dtype not in SUFFIXES:
         raise InputTypeError(
             f"x and weight should both be bfloat16 or both float32, not {x.dtype} and {dtype}"
@@ -49,6 +52,8 @@ def linear(
         if isinstance(weight, Packed):
             y = F.linear(round_inputs(x), unpack(weight, torch.float32))
             return y if as_float else y.bfloat16()
+        if isinstance(weight, Bf12):
+            weight = unpack_bf12(weight)
         return F.linear(x.float(), weight.float()) if as_float else F.linear(x, weight)
     if isinstance(weight, Tensor):
         weight = weight.contiguous()
@@ -107,14 +112,21 @@ def attend(
 
 
 class _Matrix(ctypes.Structure):
-    _fields_ = fields("ppnnnn", "data scales n k bits partial_sums")
+    _fields_ = fields("pppppnnnn", "data scales tables starts escapes n k bits partial_sums")
 
     @classmethod
-    def of(cls, weight: Tensor | Packed, partial_sums: int = 1) -> "_Matrix":
+    def of(cls, weight: Tensor | Packed | Bf12, partial_sums: int = 1) -> "_Matrix":
+        (n, k), bits = weight.shape, 16
         if isinstance(weight, Packed):
-            pointers = weight.data.data_ptr(), weight.scales.data_ptr()
-            return cls(*pointers, *weight.shape, weight.bits, partial_sums)
-        return cls(weight.data_ptr(), None, *weight.shape, 16, partial_sums)
+            bits, tensors = weight.bits, {"data": weight.data, "scales": weight.scales}
+        elif isinstance(weight, Bf12):
+            bits, tensors = 12, dict(zip(cls._of_bf12, weight.tensors, strict=True))
+        else:
+            tensors = {"data": weight}
+        pointers = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+        return cls(**pointers, n=n, k=k, bits=bits, partial_sums=partial_sums)
+
+    _of_bf12 = ("data", "tables", "starts", "escapes")
 
 
 class _AttentionWeights(ctypes.Structure):
@@ -187,7 +199,7 @@ class AttentionBlock:
         norm: Tensor,
         eps: float,
         head_dim: int,
-        weights: Sequence[Tensor | Packed],
+        weights: Sequence[Tensor | Packed | Bf12],
         partial_sums: int,
     ) -> None:
         self._kept, self._function = (norm, weights), "attention_block" + SUFFIXES[norm.dtype]
@@ -229,7 +241,7 @@ class FeedForwardBlock:
     """
 
     def __init__(
-        self, norm: Tensor, eps: float, weights: Sequence[Tensor | Packed], partial_sums: int
+        self, norm: Tensor, eps: float, weights: Sequence[Tensor | Packed | Bf12], partial_sums: int
     ) -> None:
         self._kept, self._function = (norm, weights), "feed_forward_block" + SUFFIXES[norm.dtype]
         w1, w2, w3 = weights

@@ -145,7 +145,7 @@ class InferenceBlock(TransformerBlock):
         shapes: list[tuple[int, ...]] = [(q, dim), (kv, dim), (kv, dim), (dim, q)]
         shapes += [(hidden, dim), (dim, hidden), (hidden, dim), (dim,), (dim,)]
         for weight, shape in zip((*matrices, *norms), shapes, strict=True):
-            is_packed = isinstance(weight, kernels.Packed)
+            is_packed = not isinstance(weight, Tensor)
             if (
                 weight.shape != shape
                 or dtype != (torch.bfloat16 if is_packed else weight.dtype)

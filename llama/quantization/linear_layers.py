@@ -5,18 +5,24 @@
 
 Without a format weights stay as they lie in the file, bfloat16 or float32. A few rows go through
 the native kernel, many through torch: in float32 on a CPU without products of bfloat16.
-`int8` and `int4` pack them in groups of 32 inputs with a float16 scale each (8.5 and 4.5 bits a
+`bf12` stores bfloat16 weights in 12 bits and rounds nothing: outputs have the bits of bfloat16. A
+few rows are multiplied by the packed weights, which are put together in registers; for many rows
+one matrix at a time is unpacked. The embedding is packed too, and a matrix that gains nothing stays
+bfloat16.
+`int8` and `int4` round them in groups of 32 inputs with a float16 scale each (8.5 and 4.5 bits a
 weight), so that decoding reads fewer bytes. In int4 the output layer is int8: no later layer
 corrects its errors. The embedding is not packed, for only one row of it is read. A layer stays
 column or row parallel; groups lie along the inputs, so that ranks cut between them and compute
 what one rank does, to the last bit on 2, 4 or 8 of them. A prompt's many rows are multiplied by the
 same kernel as one; without native kernels, by unpacked weights in bfloat16.
-All this is for a CPU; on an NVIDIA GPU packed weights are repacked (see `cuda_packed.py`).
+All this is for a CPU; on an NVIDIA GPU int8 and int4 are repacked (see `cuda_packed.py`).
 
 `llama.checkpoint.load` packs each weight while it is read, or reads it packed, so that the bfloat16
 model is never in memory whole; `use_format` then replaces the blocks only.
 """
 
+import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -36,13 +42,17 @@ from llama.model import (
     RowParallelLinear,
     Transformer,
     TransformerBlock,
+    VocabParallelEmbedding,
 )
 from llama.quantization import packed_formats
+from llama.quantization.bf12_embedding import Bf12Embedding
 from llama.quantization.cuda_packed import MIN_CAPABILITY, CudaPacked, repack
 from llama.quantization.inference_block import InferenceBlock
 
 ParallelLinear: TypeAlias = ColumnParallelLinear | RowParallelLinear
 _FLOAT32_OUTPUTS = 512  # rows of a weight that are float32 at a time
+_KEPT_NUMBERS = 2**27  # of an unpacked matrix whose memory is kept: all but output layers
+_unpacked = threading.local()
 
 
 class InferenceLinear(nn.Module):
@@ -79,7 +89,7 @@ class InferenceLinear(nn.Module):
         return y
 
     @property
-    def matrix(self) -> Tensor | kernels.Packed:
+    def matrix(self) -> Tensor | kernels.Packed | kernels.Bf12:
         """The weights as `kernels` takes them."""
         raise NotImplementedError
 
@@ -113,6 +123,27 @@ class DenseLinear(InferenceLinear):
             if rows.dtype == torch.bfloat16 and not distributed.cpu_multiplies_bfloat16():
                 return _float32_product(rows, self.matrix)
         return F.linear(rows, self.weight)
+
+
+class Bf12Linear(InferenceLinear):
+    """bfloat16 weights in 12 bits on a CPU: computes the bits that `DenseLinear` does."""
+
+    def __init__(self, layer: ParallelLinear, packed: kernels.Bf12) -> None:
+        super().__init__(layer)
+        self.packed = packed
+
+    @property
+    def matrix(self) -> kernels.Bf12:
+        return self.packed
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return _UnpackedProduct.apply(rows, lambda: kernels.unpack_bf12(self.packed))
+        if len(rows) <= kernels.MAX_ROWS and kernels.available():
+            return self._native_product(rows)
+        if not distributed.cpu_multiplies_bfloat16():
+            return _float32_product(rows, self.packed)
+        return F.linear(rows, _unpack_to_kept_memory(self.packed))
 
 
 class PackedLinear(InferenceLinear):
@@ -158,13 +189,31 @@ def _is_cpu_bfloat16(x: Tensor) -> bool:
     return (x.device.type, x.dtype) == ("cpu", torch.bfloat16)
 
 
-def _float32_product(rows: Tensor, weight: Tensor) -> Tensor:
+def _float32_product(rows: Tensor, weight: Tensor | kernels.Bf12) -> Tensor:
     """rows @ weight.T in bfloat16, computed in float32, some rows of the weight at a time."""
-    y, wide = rows.new_empty(len(rows), len(weight)), rows.float()
-    for start in range(0, len(weight), _FLOAT32_OUTPUTS):
+    y, wide = rows.new_empty(len(rows), weight.shape[0]), rows.float()
+    for start in range(0, weight.shape[0], _FLOAT32_OUTPUTS):
         outputs = slice(start, start + _FLOAT32_OUTPUTS)
-        y[:, outputs] = wide @ weight[outputs].float().T
+        if isinstance(weight, Tensor):
+            some = weight[outputs]
+        else:
+            some = kernels.unpack_bf12(weight, outputs)
+        y[:, outputs] = wide @ some.float().T
     return y
+
+
+def _unpack_to_kept_memory(weight: kernels.Bf12) -> Tensor:
+    """The matrix in bfloat16, which the thread's next call overwrites.
+
+    The system hands out large memory zeroed, which takes as long as unpacking does.
+    """
+    count = math.prod(weight.shape)
+    memory = getattr(_unpacked, "memory", None)
+    if memory is None or len(memory) < count:
+        memory = torch.empty(count, dtype=torch.bfloat16)
+        if count <= _KEPT_NUMBERS:
+            _unpacked.memory = memory
+    return kernels.unpack_bf12(weight, out=memory[:count].view(weight.shape))
 
 
 class _UnpackedProduct(torch.autograd.Function):
@@ -188,6 +237,11 @@ def check_format(name: str, device: torch.device, dtype: torch.dtype) -> None:
     """Raises ValueError where a model of that dtype can't have weights of that format there."""
     if name not in ("bfloat16", *packed_formats.PACKED):
         raise InputError(f"quantize={name!r} is none of {', '.join(packed_formats.PACKED)}")
+    if name == "bf12" and (device.type, dtype) != ("cpu", torch.bfloat16):
+        raise InputError(
+            f"bf12 weights are multiplied with bfloat16 on a CPU, not with {dtype} on {device}; "
+            "plain bfloat16 weights have the same values"
+        )
     if device.type not in ("cpu", "cuda") or dtype != torch.bfloat16:
         raise InputError(
             f"{name} weights are multiplied with bfloat16 on a CPU or an NVIDIA GPU, "
@@ -205,19 +259,21 @@ def check_format(name: str, device: torch.device, dtype: torch.dtype) -> None:
 def use_format(model: Transformer, name: str | None) -> None:
     """Replaces a model's linear layers, and on a CPU its blocks, one by one.
 
-    `name` is int8 or int4, or bfloat16 or None to keep the weights as they are; the model is in
-    bfloat16, or with None on a CPU also in float32. Raises ValueError for another format, dtype or
-    device, and layers that do not divide into groups.
+    `name` is bf12, int8 or int4, or bfloat16 or None to keep the weights as they are; the model is
+    in bfloat16, or with None on a CPU also in float32. Raises ValueError for another format, dtype
+    or device, and layers that do not divide into groups.
     """
     device, dtype = model.norm.weight.device, model.norm.weight.dtype
     if name or (device.type, dtype) != ("cpu", torch.float32):
         check_format(name or "bfloat16", device, dtype)
+    if name == "bf12":
+        _pack_to_bf12(model)
     for module in list(model.modules()):
         for child_name, child in list(module.named_children()):
             if not isinstance(child, ParallelLinear):
                 continue
             layer: InferenceLinear
-            if name in (None, "bfloat16"):
+            if name in (None, "bfloat16", "bf12"):
                 layer = DenseLinear(child)
             else:
                 bits = packed_formats.bits(name, f"{child_name}.weight")
@@ -231,6 +287,28 @@ def use_format(model: Transformer, name: str | None) -> None:
         for i, block in enumerate(model.layers):
             assert isinstance(block, TransformerBlock)
             model.layers[i] = InferenceBlock(block)
+
+
+def bf12_layer(
+    layer: ParallelLinear | VocabParallelEmbedding, packed: kernels.Bf12
+) -> Bf12Linear | Bf12Embedding:
+    """The layer with weights in 12 bits."""
+    if isinstance(layer, ParallelLinear):
+        return Bf12Linear(layer, packed)
+    return Bf12Embedding(layer, packed)
+
+
+def _pack_to_bf12(model: Transformer) -> None:
+    """Replaces the layers that gain by it. A tied output layer shares the embedding's memory."""
+    packed: dict[int, kernels.Bf12] = {}
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, ParallelLinear | VocabParallelEmbedding):
+            weight = layer.weight.detach()
+            address = weight.data_ptr()
+            if address not in packed:
+                packed[address] = kernels.pack_bf12(weight)
+            if packed[address].gains:
+                model.set_submodule(name, bf12_layer(layer, packed[address]))
 
 
 def pack_blocks(blocks: Iterable[Tensor], bits: int, name: str) -> Iterator[kernels.Packed]:

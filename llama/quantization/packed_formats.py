@@ -1,4 +1,4 @@
-"""Packed weights in files: the two tensors that hold a matrix in int8 or int4.
+"""Packed weights in files: the tensors that hold a matrix in bf12, int8 or int4.
 
 A folder with "quantize": "int4" in its `params.json` has Meta's layout, but for linear layers:
 
@@ -9,6 +9,10 @@ A folder with "quantize": "int4" in its `params.json` has Meta's layout, but for
 These are the two of `kernels.Packed`, tile by tile. A shard of a matrix is packed as a shard of
 these: outputs are cut along their first dimension, inputs along the second, so that resharding
 follows from shapes here too. In int4 the output layer is int8. Norms and embedding are not packed.
+
+With "bf12" every matrix that gains by it, the embedding too, is the four tensors of `kernels.Bf12`:
+the matrix of one file, whose rows are as long as that file's shard. They are read as the bfloat16
+matrix that they stand for (`bf12_files.py`), so that nothing else depends on how it was cut.
 """
 
 from collections.abc import Mapping
@@ -22,8 +26,15 @@ from llama.kernels import TILE as TILE
 from llama.kernels import weight_packing
 
 _BITS = {"int8": 8, "int4": 4}
-PACKED = tuple(_BITS)
+ROUNDED = tuple(_BITS)
+PACKED = ("bf12", *ROUNDED)
 DTYPES = {"data": torch.uint8, "scales": torch.float16}
+BF12_DTYPES = {
+    "blocks": torch.uint8,
+    "tables": torch.uint8,
+    "starts": torch.int32,
+    "escapes": torch.int32,
+}
 
 
 def bits(quantize: str, name: str) -> int:
@@ -51,14 +62,16 @@ def packed_shapes(
 def stored_shapes(
     args: ModelArgs, quantize: str | None, ranks: int = 1
 ) -> dict[str, tuple[int, ...]]:
-    """As `weight_shapes`, of the tensors that one of `ranks` holds in that format.
+    """As `weight_shapes`, of the tensors that one of `ranks` holds in int8 or int4.
+
+    bf12 stands for bfloat16 of the same shapes.
 
     Raises ValueError where the ranks can't share the model, or layers do not divide into tiles.
     """
     shapes: Mapping[str, tuple[int, ...]] = weight_shapes(args, ranks)
     stored: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
-        if quantize and is_linear(name, shape):
+        if quantize in _BITS and is_linear(name, shape):
             try:
                 stored |= packed_shapes(name, shape, quantize)
             except InputError as error:

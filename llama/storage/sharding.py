@@ -53,7 +53,7 @@ class Weight:
         size = [cut.stop - cut.start for cut in region]
         result = torch.empty(size, dtype=dtype, device=device)
         for target, source, stored in self._overlaps(region):
-            values = stored.map()[source]
+            values = stored.region(source)
             if self.head_dim:
                 values = huggingface_names.rows_to_meta(values, self.head_dim)
             result[target].view(values.shape).copy_(values)
@@ -75,11 +75,16 @@ class Weight:
 
     def _mapped(self, region: Region, keep: bool) -> Tensor | None:
         """The region over the bytes of a file, if one shard has all of it in Meta's order."""
+        shard = self.only_shard(region)
+        return None if shard is None else shard[1].region(shard[0], keep)
+
+    def only_shard(self, region: Region) -> tuple[Region, StoredTensor] | None:
+        """Where in which shard the region lies, if one has all of it in Meta's order."""
         found = list(self._overlaps(region))
         if self.head_dim or len(found) != 1:
             return None
         _, source, stored = found[0]
-        return stored.map(keep)[source]
+        return source, stored
 
     def _overlaps(self, region: Region) -> Iterator[tuple[Region, Region, StoredTensor]]:
         """Each shard that overlaps `region`: where within the region, where within the shard."""

@@ -47,7 +47,8 @@ _STORAGES = {
     "HalfStorage": torch.float16,
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
-    "ByteStorage": torch.uint8,  # of packed weights
+    "ByteStorage": torch.uint8,  # these two of packed weights
+    "IntStorage": torch.int32,
 }
 _COMPUTED = "weights should be in " + ", ".join(_SAFETENSORS)
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number, pickled
@@ -135,6 +136,10 @@ class StoredTensor:
         if flat.data_ptr() % size:  # safetensors does not align
             flat = flat.clone()
         return flat.view(self.dtype).as_strided(self.shape, self.stride)
+
+    def region(self, region: tuple[slice, ...], keep: bool = False) -> Tensor:
+        """A region of it, over the bytes of the file."""
+        return self.map(keep)[region]
 
 
 def open_tensors(folder: Folder, name: str) -> TensorFile:

@@ -386,6 +386,7 @@ the total has 10 % and 0.5 GB for activations and torch. Does it fit here?
                      weights  KV cache     total  CPU 25.0 GB
   float32            18.6 MB    6.3 MB  527.4 MB          yes
   bfloat16, float16   9.3 MB    3.1 MB  513.7 MB          yes
+  bf12                7.3 MB    3.1 MB  511.5 MB          yes
   int8                6.0 MB    3.1 MB  510.1 MB          yes
   int4                3.9 MB    3.1 MB  507.8 MB          yes
 

@@ -796,11 +796,11 @@ PACKED_DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "a format unknown here": (
         change_json("params.json", quantize="int3"),
-        "params.json: quantize is 'int3', which is none of int8, int4",
+        "params.json: quantize is 'int3', which is none of bf12, int8, int4",
     ),
     "no format": (
         change_json("params.json", quantize=None),
-        "params.json: quantize is None, which is none of int8, int4",
+        "params.json: quantize is None, which is none of bf12, int8, int4",
     ),
 }
 

@@ -85,7 +85,7 @@ def test_ranks_give_the_tokens_of_one(quantize: str, ranks: int) -> None:
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(ValueError, match="quantize='int5' is none of int8, int4"):
+    with pytest.raises(ValueError, match="quantize='int5' is none of bf12, int8, int4"):
         build("int5")
     with pytest.raises(
         ValueError, match=r"int8 weights are multiplied with bfloat16 on a CPU or an NVIDIA GPU"

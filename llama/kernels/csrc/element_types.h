@@ -4,7 +4,7 @@
    A `vector` is STEP elements of a matrix, and is multiplied by as many factors. A `factor` is an
    element where the processor multiplies those. Bfloat16 becomes float32 elsewhere: a shift gives the
    even numbers of a register and a mask the odd ones, so a step has its even factors before the odd
-   ones. */
+   ones. `widen` makes a vector of STEP bfloat16 numbers, as many as a `byte_lanes` holds. */
 
 #ifndef ELEMENT_TYPES_H
 #define ELEMENT_TYPES_H
@@ -40,7 +40,7 @@ typedef __m512i vector;
 #define STEP 32
 #define COPIES_FACTORS 0
 
-INLINE vector load_vector(const element *w) { return _mm512_loadu_si512(w); }
+INLINE vector widen(byte_lanes both) { return both; }
 INLINE lanes add_dot(lanes sum, const factor *x, vector w) {
     return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)_mm512_loadu_si512(x));
 }
@@ -52,16 +52,16 @@ typedef struct {
 #define STEP (2 * LANES)
 #define COPIES_FACTORS 1
 
-INLINE vector load_vector(const element *w) {
+INLINE vector widen(byte_lanes both) {
 #if defined(HAS_AVX512)
-    __m512i both = _mm512_loadu_si512(w);
     return (vector){_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)),
                     _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(-65536)))};
 #elif defined(HAS_AVX2)
-    __m256i both = _mm256_loadu_si256((const __m256i *)w);
     return (vector){_mm256_castsi256_ps(_mm256_slli_epi32(both, 16)),
                     _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(-65536)))};
 #elif defined(NO_SIMD)
+    uint16_t w[STEP];
+    memcpy(w, &both, sizeof w);
     vector y;
     for (int i = 0; i < LANES; i++) {
         y.even.lane[i] = from_bf16(w[2 * i]);
@@ -69,9 +69,9 @@ INLINE vector load_vector(const element *w) {
     }
     return y;
 #else
-    uint32x4_t both = vreinterpretq_u32_u16(vld1q_u16(w));
-    return (vector){vreinterpretq_f32_u32(vshlq_n_u32(both, 16)),
-                    vreinterpretq_f32_u32(vandq_u32(both, vdupq_n_u32(0xffff0000)))};
+    uint32x4_t words = vreinterpretq_u32_s8(both);
+    return (vector){vreinterpretq_f32_u32(vshlq_n_u32(words, 16)),
+                    vreinterpretq_f32_u32(vandq_u32(words, vdupq_n_u32(0xffff0000)))};
 #endif
 }
 INLINE lanes add_dot(lanes sum, const factor *x, vector w) {
@@ -79,6 +79,7 @@ INLINE lanes add_dot(lanes sum, const factor *x, vector w) {
     return multiply_add_lanes(load_lanes(x + LANES), w.odd, sum);
 }
 #endif
+INLINE vector load_vector(const element *w) { return widen(load_byte_lanes((const uint8_t *)w)); }
 #endif
 
 /* STEP elements as factors. */

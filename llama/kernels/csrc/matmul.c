@@ -7,12 +7,11 @@
 
 #include <stdlib.h>
 
-#ifdef NO_SIMD /* unrolled, they take minutes to compile */
-#define AT_ONCE 1
+#define AT_ONCE FACTOR_ROWS
+#ifdef NO_SIMD
 #define OUTPUTS 1
 #define FOR_ROWS(rows, call) call(1)
 #else
-#define AT_ONCE 4
 #define OUTPUTS (SUMS / AT_ONCE)
 #define FOR_ROWS FOR_UP_TO_4_ROWS
 #endif
@@ -87,6 +86,10 @@ INLINE void multiply_block(const int rows, const int outputs, const element *x, 
 void multiply_tile(const matrix *m, const inputs *in, int64_t tile, float *y, int64_t stride) {
     if (is_packed(m)) {
         multiply_packed_tile(m, in, tile, y, stride);
+        return;
+    }
+    if (sizeof(element) == 2 && m->bits == 12) {
+        multiply_bf12_tile(m, in, tile, y, stride);
         return;
     }
     const int64_t k = m->k, outputs = outputs_of(m, tile);

@@ -8,6 +8,11 @@
 #define TILE 16  /* outputs that are computed together */
 #define GROUP 32 /* inputs that share a scale in packed weights */
 #define MAX_ROWS 16
+#ifdef NO_SIMD /* unrolled, they take minutes to compile */
+#define FACTOR_ROWS 1
+#else
+#define FACTOR_ROWS 4 /* whose factors lie together, where they are copies */
+#endif
 
 /* A specialization for each number of rows, with loops over rows unrolled into registers. More rows
    than pay off go in several passes, with the weights in the cache. The order of a row's sums does
@@ -22,10 +27,14 @@
         CASE(5, call) CASE(6, call) CASE(7, call) default : call(8);                                 \
     }
 
-/* A layer's weights (n, k): elements, row-major, or in 8 or 4 bits, packed as in packed_matmul.c. */
+/* A layer's weights (n, k): elements, row-major; in 8 or 4 bits, packed as in packed_matmul.c; or
+   bfloat16 in 12 bits, as in bf12_matmul.c. */
 typedef struct {
     const void *data;
-    const _Float16 *scales; /* of packed weights, else NULL */
+    const _Float16 *scales;           /* of 8 and 4 bits, else NULL */
+    const uint8_t *tables;            /* these three of 12 bits, else NULL */
+    const int32_t *starts;
+    const uint32_t *escapes;
     int64_t n, k, bits;
     int64_t partial_sums; /* of equal length, that packed sums over k consist of: a power of two */
 } matrix;
@@ -33,14 +42,14 @@ typedef struct {
 /* Rows to multiply, (rows, k), and the buffers that `prepare` fills. */
 typedef struct {
     const element *x;
-    factor *factors; /* for weights that are not packed, in the order of matmul.c */
-    int8_t *q;       /* for packed weights: (k / GROUP, rows, GROUP) */
+    factor *factors; /* for weights that are not rounded, in the order of matmul.c */
+    int8_t *q;       /* for int8 and int4: (k / GROUP, rows, GROUP) */
     float *scales;   /* (k / GROUP, rows) */
     int32_t *bias;   /* (k / GROUP, rows): the sum of q, times -8 */
     int64_t rows, k;
 } inputs;
 
-/* The number of tiles, and of outputs in a tile: the last one may be short, unless it is packed. */
+/* The number of tiles, and of outputs in a tile: the last one may be short, but not of int8 and int4. */
 INLINE int64_t tiles_of(const matrix *m) { return (m->n + TILE - 1) / TILE; }
 
 INLINE int64_t outputs_of(const matrix *m, int64_t tile) {
@@ -71,6 +80,9 @@ void output_tile(const matrix *m, const inputs *in, int64_t tile, const element 
 /* `prepare` and `multiply_tile` for packed weights, which take inputs in bfloat16. */
 void prepare_packed(const inputs *in);
 void multiply_packed_tile(const matrix *m, const inputs *in, int64_t tile, float *y, int64_t stride);
+
+/* `multiply_tile` for bfloat16 in 12 bits, which takes the factors of bfloat16. */
+void multiply_bf12_tile(const matrix *m, const inputs *in, int64_t tile, float *y, int64_t stride);
 
 /* Rounds `count` numbers to int8: returns the scale, and in `sum` that of the integers. A number that
    is not finite makes the scale NaN, and the integers 0. */

@@ -3,6 +3,8 @@
 
    `lanes` is a register of LANES float32. SUMS of them can be accumulators at a time, which leaves
    registers for the factors. `int_lanes` has as many int32, `byte_lanes` 4 bytes for each of them.
+   Each 16 bytes of a `byte_lanes` are a unit: a table fills one and is repeated in all, and `look_up`
+   takes indices of 0 to 15; two registers are interleaved unit by unit, their first or last 8 bytes.
 
    `floats`, `ints` and `bytes` are REGISTERS of these, 16 lanes. An integer product begins with
    `init_sums`, goes on with `add_products` and ends with `finish_sums`; the two take the bias, -8
@@ -56,6 +58,16 @@ INLINE byte_lanes low_nibbles_of(byte_lanes x) {
     return _mm512_and_si512(x, _mm512_set1_epi8(15));
 }
 INLINE byte_lanes high_nibbles_of(byte_lanes x) { return low_nibbles_of(_mm512_srli_epi16(x, 4)); }
+INLINE byte_lanes broadcast_table(const uint8_t *p) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p));
+}
+INLINE byte_lanes look_up(byte_lanes table, byte_lanes index) {
+    return _mm512_shuffle_epi8(table, index);
+}
+INLINE byte_lanes interleave_first(byte_lanes a, byte_lanes b) {
+    return _mm512_unpacklo_epi8(a, b);
+}
+INLINE byte_lanes interleave_last(byte_lanes a, byte_lanes b) { return _mm512_unpackhi_epi8(a, b); }
 INLINE int_lanes dot(int_lanes sums, byte_lanes w, int32_t q, int bits) {
     (void)bits;
     return _mm512_dpbusd_epi32(sums, w, _mm512_set1_epi32(q));
@@ -90,6 +102,16 @@ INLINE byte_lanes low_nibbles_of(byte_lanes x) {
     return _mm256_and_si256(x, _mm256_set1_epi8(15));
 }
 INLINE byte_lanes high_nibbles_of(byte_lanes x) { return low_nibbles_of(_mm256_srli_epi16(x, 4)); }
+INLINE byte_lanes broadcast_table(const uint8_t *p) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p));
+}
+INLINE byte_lanes look_up(byte_lanes table, byte_lanes index) {
+    return _mm256_shuffle_epi8(table, index);
+}
+INLINE byte_lanes interleave_first(byte_lanes a, byte_lanes b) {
+    return _mm256_unpacklo_epi8(a, b);
+}
+INLINE byte_lanes interleave_last(byte_lanes a, byte_lanes b) { return _mm256_unpackhi_epi8(a, b); }
 /* maddubs adds two products in 16 bits, saturated, of an unsigned and a signed factor: for int8 these
    are |w| and sign(w) q. The 16 products of an int4 group in a lane fit into 16 bits together. */
 INLINE int_lanes dot(int_lanes sums, byte_lanes w, int32_t four, int bits) {
@@ -128,6 +150,12 @@ INLINE byte_lanes low_nibbles_of(byte_lanes x) { return vandq_s8(x, vdupq_n_s8(1
 INLINE byte_lanes high_nibbles_of(byte_lanes x) {
     return vreinterpretq_s8_u8(vshrq_n_u8(vreinterpretq_u8_s8(x), 4));
 }
+INLINE byte_lanes broadcast_table(const uint8_t *p) { return vreinterpretq_s8_u8(vld1q_u8(p)); }
+INLINE byte_lanes look_up(byte_lanes table, byte_lanes index) {
+    return vqtbl1q_s8(table, vreinterpretq_u8_s8(index));
+}
+INLINE byte_lanes interleave_first(byte_lanes a, byte_lanes b) { return vzip1q_s8(a, b); }
+INLINE byte_lanes interleave_last(byte_lanes a, byte_lanes b) { return vzip2q_s8(a, b); }
 INLINE int_lanes dot(int_lanes sums, byte_lanes w, int32_t q, int bits) {
     int8x16_t four = vreinterpretq_s8_s32(vdupq_n_s32(q)), sign = vdupq_n_s8(bits == 8 ? -128 : 0);
     return vdotq_s32(sums, veorq_s8(w, sign), four);
@@ -175,6 +203,15 @@ INLINE byte_lanes high_nibbles_of(byte_lanes x) {
     for (int i = 0; i < 64; i++) x.lane[i] >>= 4;
     return x;
 }
+INLINE byte_lanes broadcast_table(const uint8_t *p) { RETURN_EACH(byte_lanes, 64, p[i % 16]) }
+INLINE byte_lanes look_up(byte_lanes table, byte_lanes index) {
+    RETURN_EACH(byte_lanes, 64, table.lane[index.lane[i]])
+}
+INLINE byte_lanes interleave(byte_lanes a, byte_lanes b, int first) {
+    RETURN_EACH(byte_lanes, 64, (i % 2 ? &b : &a)->lane[i / 16 * 16 + first + i % 16 / 2])
+}
+INLINE byte_lanes interleave_first(byte_lanes a, byte_lanes b) { return interleave(a, b, 0); }
+INLINE byte_lanes interleave_last(byte_lanes a, byte_lanes b) { return interleave(a, b, 8); }
 INLINE int_lanes dot(int_lanes sums, byte_lanes w, int32_t q, int bits) {
     int8_t four[4];
     (void)bits;
@@ -197,6 +234,7 @@ INLINE byte_lanes load_byte_lanes(const uint8_t *p) {
 }
 INLINE void store_lanes(float *p, lanes x) { memcpy(p, &x, sizeof x); }
 
+#define BYTES_OF_LANES (4 * LANES)
 #define REGISTERS (16 / LANES)
 typedef struct {
     lanes of[REGISTERS];
