@@ -21,7 +21,7 @@ import functools
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -268,13 +268,12 @@ def _hint(name: str) -> str:
 
 def unknown(name: str) -> MissingFileError:
     """The error for a name that no pulled model has."""
-    return MissingFileError(
-        f"no model {name:.200} was pulled{did_you_mean(name)}; see `llama list`"
-    )
+    also = did_you_mean(name, ())
+    return MissingFileError(f"no model {name:.99} was pulled{also}; see `llama list`")
 
 
-def did_you_mean(name: str) -> str:
-    """The end of a message about an unknown name: similar ones that are known, if any."""
-    known = [*(model.name for model in pulled_models()), *unfinished_pulls(), *RELEASED]
-    near: list[Any] = difflib.get_close_matches(name, known, n=3)
+def did_you_mean(name: str, others: Iterable[str] = RELEASED) -> str:
+    """The end of a message about an unknown name: similar ones that are here, or of `others`."""
+    known = [*(model.name for model in pulled_models()), *unfinished_pulls(), *others]
+    near: list[Any] = difflib.get_close_matches(name, dict.fromkeys(known), n=3)
     return f" (did you mean {' or '.join(near)}?)" if near else ""

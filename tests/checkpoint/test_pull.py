@@ -853,12 +853,12 @@ def test_list_show_and_rm(hub: HubServer, run_command: Command) -> None:
         assert part in out
     code, out, _ = run_command("show", "tiny", "--json")
     assert json.loads(out)["kind"] == "chat"
-    code, out, err = run_command("rm", "llama3.2:1b", "hf:a/other")
-    assert (code, err) == (0, "")
-    assert re.match(r"removed llama3.2:1b: 0.\d MB are free again\n", out)
     code, _, err = run_command("rm", "llama3.2:1")
     assert code == 1
     assert "no model llama3.2:1 was pulled (did you mean llama3.2:1b" in err
+    code, out, err = run_command("rm", "llama3.2:1b", "hf:a/other")
+    assert (code, err) == (0, "")
+    assert re.match(r"removed llama3.2:1b: 0.\d MB are free again\n", out)
     assert run_command("rm")[0] == 1
 
 

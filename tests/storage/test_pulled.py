@@ -144,6 +144,8 @@ def test_list_and_remove(models: Path) -> None:
     with pytest.raises(MissingFileError, match=r"no model hf:owner/nam was pulled \(did you mean"):
         pulled.remove("hf:owner/nam")
     assert pulled.remove("hf:owner/name") >= model.size
+    with pytest.raises(MissingFileError, match=r"no model llama3.2:1b was pulled; see"):
+        pulled.remove("llama3.2:1b")
     assert pulled.find("hf:owner/name") is None
     assert not model.folder.exists()
 
