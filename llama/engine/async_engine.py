@@ -34,7 +34,8 @@ class AsyncEngine:
         self.engine = engine
         self.error: BaseException | None = None  # that a step has raised: nothing runs any more
         self._work = threading.Event()
-        self._lock = threading.Lock()  # of what follows
+        self._changing = threading.Condition()  # the lock of what follows
+        self._num_adding = 0  # calls of `engine.add`
         self._closed = False
         self._streams: set[Callable[[None], None]] = set()  # each ends a stream after an error
         self._thread = threading.Thread(target=self._run, name="llama engine", daemon=True)
@@ -57,14 +58,9 @@ class AsyncEngine:
             if sequence.grammar is not None:  # the loop goes on meanwhile
                 await asyncio.to_thread(sequence.compile_grammar, self.engine.tokenizer)
             sequence.on_change = on_change
+        adding = loop.run_in_executor(None, self._add, sequences, on_change)
         try:
-            with self._lock:
-                self._raise_error()
-                if self._closed:
-                    raise RuntimeError("this AsyncEngine is closed")
-                self.engine.add(*sequences)
-                self._streams.add(on_change)
-            self._work.set()
+            await asyncio.shield(adding)
             unfinished = set(sequences)
             while unfinished:
                 changed_one = await changed.get()
@@ -75,19 +71,45 @@ class AsyncEngine:
                         unfinished.discard(changed_one)
                     yield changed_one
         finally:
+            if adding.done():
+                self._end(sequences, on_change)
+            else:  # the consumer was cancelled
+                adding.add_done_callback(lambda _: self._end(sequences, on_change))
+
+    def _add(self, sequences: tuple[Sequence, ...], on_change: Callable[[None], None]) -> None:
+        """Submits requests. A large grammar takes long to compile: no thread for an event loop."""
+        with self._changing:
+            self._raise_error()
+            if self._closed:
+                raise RuntimeError("this AsyncEngine is closed")
+            self._streams.add(on_change)
+            self._num_adding += 1
+        try:
+            self.engine.add(*sequences)
+        finally:
+            with self._changing:
+                self._num_adding -= 1
+                self._changing.notify_all()
+        self._work.set()
+
+    def _end(self, sequences: tuple[Sequence, ...], on_change: Callable[[None], None]) -> None:
+        """Cancels what is not finished."""
+        with self._changing:
             self._streams.discard(on_change)
-            for sequence in sequences:
-                sequence.on_change = None
-                if sequence.finish_reason is None and self.error is None:
-                    self.engine.cancel(sequence)
-            self._work.set()
+        for sequence in sequences:
+            sequence.on_change = None
+            if sequence.finish_reason is None and self.error is None:
+                self.engine.cancel(sequence)
+        self._work.set()
 
     def close(self) -> None:
         """Ends the thread after its step. Requests that run are cancelled, ranks stop to follow."""
-        with self._lock:
+        with self._changing:
             was_closed, self._closed = self._closed, True
         self._work.set()
         self._thread.join()
+        with self._changing:  # what is being added has to end too
+            self._changing.wait_for(lambda: not self._num_adding)
         if was_closed or self.error is not None:
             return
         for sequence in self.engine.unfinished:
@@ -107,7 +129,7 @@ class AsyncEngine:
                 while not self.engine.idle and not self._closed:
                     self.engine.step()
         except BaseException as error:
-            with self._lock:
+            with self._changing:
                 self.error, self._traceback = error, error.__traceback__
                 streams = list(self._streams)
             for end in streams:

@@ -1,6 +1,7 @@
 """Engines behind asyncio: several at once, closed, and with a defect."""
 
 import asyncio
+import contextlib
 import gc
 import threading
 import weakref
@@ -91,7 +92,8 @@ def test_what_is_submitted_while_it_closes_ends_too(
         first = asyncio.ensure_future(consume(service, Sequence([1, 2], 60, **OPEN)))
         await asyncio.to_thread(in_step.wait, 60)
         second = asyncio.ensure_future(consume(service, sequence))
-        await asyncio.sleep(0)
+        while sequence not in engine.unfinished:
+            await asyncio.sleep(0)
         closing = asyncio.ensure_future(asyncio.to_thread(service.close))
         while not service._closed:
             await asyncio.sleep(0)
@@ -244,3 +246,49 @@ def test_a_model_that_is_closed_and_dropped_is_freed_at_once(checkpoint: Path) -
         assert (model(), draft(), tokenizer()) == (None, None, None)
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_request_that_takes_long_to_prepare_does_not_stop_the_loop(
+    llama: Llama, monkeypatch: pytest.MonkeyPatch, is_cancelled: bool
+) -> None:
+    """Nor does it run, if its consumer is gone by then, or the engine is closed."""
+    engine = engine_of(llama)
+    service = AsyncEngine(engine)
+    start = Sequence.start
+    in_start, go_on = threading.Event(), threading.Event()
+
+    def slow(self: Sequence, *args: Any) -> None:
+        if self.grammar is not None:
+            in_start.set()
+            assert go_on.wait(60)
+        start(self, *args)
+
+    monkeypatch.setattr(Sequence, "start", slow)
+    late = Sequence([5, 6], 60, grammar=Grammar(regex="(a|b)*"))
+
+    async def main() -> None:
+        preparing = asyncio.ensure_future(consume(service, late))
+        await asyncio.to_thread(in_start.wait, 60)
+        (*_, other) = await consume(service, Sequence([1, 2], 5, **OPEN))
+        assert other.finish_reason == "length"
+        closing = None
+        if is_cancelled:
+            preparing.cancel()
+            await asyncio.gather(preparing, return_exceptions=True)
+        else:
+            closing = asyncio.ensure_future(asyncio.to_thread(service.close))
+            while not service._closed:
+                await asyncio.sleep(0)
+        # Nothing runs before it is cancelled.
+        with engine._stepping if is_cancelled else contextlib.nullcontext():
+            go_on.set()
+            while late.finish_reason is None:
+                await asyncio.sleep(0)
+        if closing is not None:
+            await asyncio.wait_for(asyncio.gather(preparing, closing), 60)
+
+    asyncio.run(main())
+    assert late.finish_reason == "cancelled"
+    service.close()
+    assert engine.idle
