@@ -76,7 +76,8 @@ def _too_late(served: ServedModel, sequences: list[Sequence]) -> HttpError:
         text = f"the request waited {seconds} for other requests"
         return HttpError(503, text, code="timeout", headers=_RETRY)
     count = sum(len(s.tokens) for s in sequences)
-    text = f"the answer was not finished after {seconds}, with {count} tokens; ask for fewer"
+    done = f"the answer had {count} tokens; ask for fewer" if count else "the prompt was being read"
+    text = f"the request was not finished after {seconds}: {done}"
     return HttpError(400, text, param="max_tokens", code="timeout")
 
 
