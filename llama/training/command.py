@@ -24,6 +24,7 @@ from llama import console, distributed
 from llama.args import ModelArgs
 from llama.checkpoint.meta_layout import read_params
 from llama.checkpoint.opening import Checkpoint, open_checkpoint
+from llama.dialog import default_tool_format
 from llama.errors import InputError, MissingFileError
 from llama.lora.adapter_layers import LoraConfig
 from llama.storage.files import expand
@@ -133,7 +134,12 @@ def train_command(
         if tokenizer is None:
             tokenizer = _new_tokenizer(data_path, folder, n_words, skip_bad_lines)
             args = dataclasses.replace(args, vocab_size=tokenizer.n_words)
-        read = functools.partial(tokenize, tokenizer=tokenizer, skip_bad_lines=skip_bad_lines)
+        read = functools.partial(
+            tokenize,
+            tokenizer=tokenizer,
+            skip_bad_lines=skip_bad_lines,
+            tool_format=default_tool_format(args),
+        )
         train(
             folder,
             tokenizer,

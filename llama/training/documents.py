@@ -8,7 +8,8 @@
 
 A `.txt` holds texts, with a line `<|endoftext|>` between one and the next. A `.jsonl` holds on each
 line one of `{"text": ...}`, `{"prompt": ..., "response": ...}` and `{"messages": [{"role": ...,
-"content": ...}, ...]}`; other keys are ignored. Both are UTF-8.
+"content": ...}, ...]}`, the last with or without the `tools` that are offered; other keys are
+ignored. Both are UTF-8.
 
     sources = find_sources("data/")                   # [data/dialogs.jsonl, data/stories.txt]
     for text in read_texts(sources): ...              # to train a tokenizer on
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor
 
 from llama import console
-from llama.dialog import Dialog, Message, Role, checked_dialog
+from llama.dialog import Dialog, Message, Role, Tool, ToolFormat, checked_dialog, checked_tools
 from llama.errors import InputError, MissingFileError
 from llama.storage import files
 from llama.tokenizer import ChatFormat, Tokenizer
@@ -50,6 +51,13 @@ class Document:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+class Conversation(NamedTuple):
+    """A dialog, and the functions that it offers."""
+
+    messages: list[Message]
+    tools: list[Tool]
 
 
 def _document(tokens: list[int], loss_mask: list[bool]) -> Document:
@@ -73,21 +81,26 @@ def dialog_document(
     tokenizer: Tokenizer,
     dialog: Dialog,
     loss_roles: Collection[Role] = frozenset[Role](["assistant"]),
+    tools: Iterable[Tool] | None = None,
+    tool_format: ToolFormat = "json",
 ) -> Document:
     """A whole dialog in the tokenizer's chat format, Llama 3's or Llama 2's.
 
-    The content of messages of `loss_roles` counts in the loss, with the token that ends each; in
-    Llama 2's format that can only be the assistant. Raises ValueError where those messages are
-    empty, and what the chat format raises.
+    The content of messages of `loss_roles` counts in the loss, with their calls and the token that
+    ends each; in Llama 2's format that can only be the assistant. `tools` are functions that the
+    dialog offers, in the model's `tool_format` (see `ChatFormat`). Raises ValueError where those
+    messages are empty, and what the chat format raises.
     """
     if tokenizer.is_sentencepiece and (others := set(loss_roles) - {"assistant"}):
         raise InputError(f"Llama 2's format has no turn of {others.pop()!r} to train on")
     messages = checked_dialog(dialog)
-    if not any(m["role"] in loss_roles and m["content"].strip() for m in messages):
+    answers = [m for m in messages if m["role"] in loss_roles]
+    if not any(m["content"].strip() or m.get("tool_calls") for m in answers):
         raise InputError("the dialog has no answer to train on")
+    chat = ChatFormat(tokenizer, tool_format)
     tokens: list[int] = []
     loss_mask: list[bool] = []
-    for role, prompt, completion in ChatFormat(tokenizer).encode_turns(messages):
+    for role, prompt, completion in chat.encode_turns(messages, tools):
         tokens += prompt + completion
         loss_mask += [False] * len(prompt) + [role in loss_roles] * len(completion)
     return _document(tokens, loss_mask)
@@ -262,7 +275,7 @@ def _decoded(data: bytes) -> str:
         ) from None
 
 
-def parse_line(line: bytes) -> str | list[Message]:
+def parse_line(line: bytes) -> str | Conversation:
     """The text or the dialog on a line of a `.jsonl`. Raises ValueError, saying what is wrong."""
     text = _decoded(line)
     try:
@@ -288,24 +301,28 @@ def parse_line(line: bytes) -> str | list[Message]:
         return value["text"]
     if "prompt" in form:
         prompt, response = value["prompt"], value["response"]
-        return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        question: Message = {"role": "user", "content": prompt}
+        return Conversation([question, {"role": "assistant", "content": response}], [])
     if not isinstance(value["messages"], list):
         raise InputError(f"messages should be a list: {value['messages']!r:.60}")
-    return checked_dialog(value["messages"])
+    return Conversation(checked_dialog(value["messages"]), checked_tools(value.get("tools")))
 
 
-def _parsed(raw: Raw) -> str | list[Message]:
+def _parsed(raw: Raw) -> str | Conversation:
     return parse_line(raw.content) if isinstance(raw.content, bytes) else raw.content
 
 
-def raw_document(tokenizer: Tokenizer, raw: Raw) -> Document | None:
+def raw_document(
+    tokenizer: Tokenizer, raw: Raw, tool_format: ToolFormat = "json"
+) -> Document | None:
     """The document of a text, a block of one, or a line; None for a blank text.
 
     Raises ValueError for a bad line.
     """
     content = _parsed(raw)
     if not isinstance(content, str):
-        return dialog_document(tokenizer, content)
+        dialog, tools = content
+        return dialog_document(tokenizer, dialog, tools=tools, tool_format=tool_format)
     if raw.begins and raw.ends and not content.strip():
         return None
     return text_document(tokenizer, content, raw.begins, raw.ends)
@@ -325,5 +342,8 @@ def read_texts(sources: Iterable[Path], skip_bad_lines: bool = False) -> Iterato
             except InputError as error:
                 bad.add(raw.line, error)
                 continue
-            yield from [content] if isinstance(content, str) else [m["content"] for m in content]
+            if isinstance(content, str):
+                yield content
+            else:
+                yield from (message["content"] for message in content.messages)
         bad.report()

@@ -35,6 +35,7 @@ import numpy as np
 import torch
 
 from llama import console
+from llama.dialog import ToolFormat
 from llama.errors import InputError
 from llama.storage.files import atomic_write, cache_root, read_bytes
 from llama.tokenizer import Tokenizer
@@ -122,8 +123,11 @@ def tokenize(
     *,
     skip_bad_lines: bool = False,
     workers: int | None = None,
+    tool_format: ToolFormat = "json",
 ) -> Documents:
     """The documents of all `find_sources(data_path)`, in order.
+
+    `tool_format` is how the model's dialogs offer functions and call them (see `ChatFormat`).
 
     New text is tokenized by `workers` processes; by default in this one if it is little, else by
     one process per core. Of several callers at the same time one works and the others wait. Workers
@@ -136,7 +140,7 @@ def tokenize(
     if workers is not None and workers < 1:
         raise InputError(f"workers={workers} should be 1 or more")
     digest = hashlib.sha256(read_bytes(tokenizer.model_path)).hexdigest()
-    sources = [_Source.of(path, digest) for path in find_sources(data_path)]
+    sources = [_Source.of(path, digest, tool_format) for path in find_sources(data_path)]
     stale = [source for source in sources if source.opened() is None]
     if stale:
         stale.sort(key=lambda source: source.target.parent)
@@ -144,7 +148,7 @@ def tokenize(
         if workers is None:
             workers = max(1, min(cpu_cores(), size // _WORKER_BYTES, _MAX_WORKERS))
         bar = console.progress(size, "Tokenizing", any_rank=True)
-        with bar, worker_map(functools.partial(_encode, tokenizer), workers) as encode:
+        with bar, worker_map(functools.partial(_encode, tokenizer, tool_format), workers) as encode:
             for folder, group in itertools.groupby(stale, key=lambda s: s.target.parent):
                 with _locked(folder):
                     missing = [source for source in group if source.opened() is None]
@@ -176,13 +180,15 @@ class _Source:
     size: int
     mtime_ns: int
     tokenizer: str  # SHA-256 of its file
+    tool_format: ToolFormat
     target: Path
 
     @classmethod
-    def of(cls, path: Path, tokenizer: str) -> "_Source":
+    def of(cls, path: Path, tokenizer: str, tool_format: ToolFormat) -> "_Source":
         found = path.stat()
         name = f"{path.name}.{tokenizer[:8]}.tokens"
-        beside = cls(path, found.st_size, found.st_mtime_ns, tokenizer, path.with_name(name))
+        at = path.with_name(name)
+        beside = cls(path, found.st_size, found.st_mtime_ns, tokenizer, tool_format, at)
         if beside.opened() or _is_writable(path.parent):
             return beside
         where = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]
@@ -193,6 +199,7 @@ class _Source:
         return {
             "format": _FORMAT,
             "tokenizer": self.tokenizer,
+            "tool_format": self.tool_format,
             "size": self.size,
             "mtime_ns": self.mtime_ns,
         }
@@ -304,11 +311,11 @@ def _batches(source: int, raw: Iterable[Raw]) -> Iterator[_Batch]:
     yield _Batch(source, some, nbytes)
 
 
-def _encode(tokenizer: Tokenizer, batch: _Batch) -> _Encoded:
+def _encode(tokenizer: Tokenizer, tool_format: ToolFormat, batch: _Batch) -> _Encoded:
     packed, segments, bad = [np.zeros(0, np.uint32)], [], []
     for raw in batch.raw:
         try:
-            document = raw_document(tokenizer, raw)
+            document = raw_document(tokenizer, raw, tool_format)
         except InputError as error:
             bad.append((raw.line, str(error)))
             continue

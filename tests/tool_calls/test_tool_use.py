@@ -312,6 +312,25 @@ def test_an_answer_that_is_cut_off_in_a_call_is_text(llama):
     assert "tool_calls" not in result["generation"]
 
 
+def test_a_call_that_ends_as_a_message_ends_the_answer(llama):
+    """By `<|eom_id|>`, which Llama 3.1 writes behind a call where the prompt says ipython."""
+    ends = {name: llama.tokenizer.special_tokens[name] for name in ("<|eom_id|>", "<|eot_id|>")}
+    options = {"temperature": 0, "seed": 1, "max_gen_len": 60, "tools": [CALCULATOR]}
+    (expected,) = llama.chat_completion([[QUESTION]], **options)
+    biased = {**options, "logit_bias": {ends["<|eot_id|>"]: -100.0, ends["<|eom_id|>"]: 20.0}}
+    (result,) = llama.chat_completion([[QUESTION]], tool_choice="required", **biased)
+    assert result == expected
+    prompt = llama.formatter.encode_dialog_prompt([QUESTION], [CALCULATOR])
+    rules = ToolUse([CALCULATOR], "required").grammar_rules(llama.formatter)
+    settings = {"temperature": 0, "logit_bias": biased["logit_bias"]}
+    settings["grammar"] = Grammar(lark=rules)
+    (request,) = llama.requests("prompts", [prompt], settings, 60)
+    llama.engine.add(request)
+    for _ in llama.engine.run([request]):
+        pass
+    assert (request.finish_reason, request.stopped_by) == ("stop", ends["<|eom_id|>"])
+
+
 def test_a_prefix_may_begin_a_call(llama):
     answer = ask(llama, [QUESTION], tools=[CALCULATOR], prefix='{"name": "')
     assert [c["function"]["name"] for c in answer["tool_calls"]] == ["calculator"]

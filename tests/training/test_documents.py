@@ -1,12 +1,14 @@
 import codecs
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from fixtures import write_sentencepiece
 
 from llama import Tokenizer
+from llama.dialog import ToolFormat
 from llama.tokenizer import ChatFormat
 from llama.training.documents import (
     BadLines,
@@ -216,6 +218,18 @@ def test_a_long_text_is_not_held_in_memory(tmp_path: Path) -> None:
 
 # Lines
 
+ADD = {"type": "function", "function": {"name": "add", "description": "Adds"}}
+CALLING = [
+    {"role": "user", "content": "the"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}],
+    },
+    {"role": "tool", "content": "1"},
+    {"role": "assistant", "content": "one"},
+]
+
 
 @pytest.mark.parametrize(
     ("line", "content"),
@@ -224,9 +238,11 @@ def test_a_long_text_is_not_held_in_memory(tmp_path: Path) -> None:
         ({"text": "a", "id": 3, "meta": {"messages": 1}}, "a"),
         (
             {"prompt": "p", "response": "r", "cat": "x"},
-            [{"role": "user", "content": "p"}, {"role": "assistant", "content": "r"}],
+            ([{"role": "user", "content": "p"}, {"role": "assistant", "content": "r"}], []),
         ),
-        ({"messages": DIALOG}, DIALOG),
+        ({"messages": DIALOG}, (DIALOG, [])),
+        ({"messages": DIALOG, "tools": None, "id": 3}, (DIALOG, [])),
+        ({"messages": CALLING, "tools": [ADD]}, (CALLING, [ADD])),
     ],
 )
 def test_lines(line: dict, content: object) -> None:
@@ -252,11 +268,33 @@ def test_lines(line: dict, content: object) -> None:
         ('{"messages": ["a"]}', "message 0 must be a dict .* got 'a'"),
         ('{"messages": [{"role": "me", "content": "a"}]}', "message 0 has the unknown role 'me'"),
         ('{"messages": [{"role": "user", "content": 1}]}', "message 0: content must be a str"),
+        ('{"messages": [{"role": "user", "content": "a"}], "tools": "a"}', "tools must be a list"),
     ],
 )
 def test_bad_lines(line: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_line(line.encode())
+
+
+def test_calls_count_in_the_loss_and_definitions_do_not(tokenizer: Tokenizer) -> None:
+    for tool_format in get_args(ToolFormat):
+        line = json.dumps({"messages": CALLING, "tools": [ADD]}).encode()
+        document = raw_document(tokenizer, Raw(1, line), tool_format)
+        assert document is not None
+        chat = ChatFormat(tokenizer, tool_format)
+        prompts = [chat.encode_dialog_prompt(CALLING[:end], [ADD]) for end in (1, 3)]
+        tokens, in_loss = document.tokens.tolist(), document.loss_mask.tolist()
+        for prompt in prompts:
+            assert tokens[: len(prompt)] == prompt
+            assert not in_loss[len(prompt) - 1]
+            assert in_loss[len(prompt)]
+        learned = [t for t, counts in zip(tokens, in_loss, strict=True) if counts]
+        call = {"json": '{"name": "add", "parameters": {"a": 1}}', "pythonic": "[add(a=1)]"}
+        assert tokenizer.decode(learned) == f"{call[tool_format]}<|eot_id|>one<|eot_id|>"
+
+
+def test_an_answer_may_be_only_a_call(tokenizer: Tokenizer) -> None:
+    assert dialog_document(tokenizer, CALLING[:2]).loss_mask.any()
 
 
 def test_what_is_made_of_a_line(tokenizer: Tokenizer, llama2: Tokenizer) -> None:

@@ -183,9 +183,11 @@ def test_another_format_is_read_again(
     tokenizer: Tokenizer, stories: Path, built: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenize(stories, tokenizer)
-    monkeypatch.setattr(tokenized, "_FORMAT", tokenized._FORMAT + 1)
-    tokenize(stories, tokenizer)
+    tokenize(stories, tokenizer, tool_format="pythonic")
     assert built == ["stories.txt"] * 2
+    monkeypatch.setattr(tokenized, "_FORMAT", tokenized._FORMAT + 1)
+    tokenize(stories, tokenizer, tool_format="pythonic")
+    assert built == ["stories.txt"] * 3
 
 
 def test_each_tokenizer_has_tokens_of_its_own(
