@@ -9,7 +9,9 @@ The calls are those of Meta's package and return what those return, with why eac
 Any number of prompts may be given at once: `max_batch_size` is how many run at a time.
 """
 
+import contextlib
 import difflib
+import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -553,17 +555,25 @@ def with_call_grammar(
 ) -> dict[str, Any]:
     """The settings of a chat, with the grammar that its answers follow where they may call.
 
-    A grammar that the settings have stays: calls are what it allows. Raises InputError where it
-    stands beside a call that is required.
+    Beside a JSON schema that they have, an answer is one call or matches that schema; any other
+    grammar stays as it is, and calls are what it allows. Raises InputError where a grammar stands
+    beside a call that is required.
     """
     rules = use.grammar_rules(formatter)
+    grammar = settings.get("grammar")
     if rules is None:
         return dict(settings)
-    if settings.get("grammar") is not None:
-        if use.is_required:
-            raise InputError("a grammar and a required call exclude each other: leave one out")
+    if not isinstance(grammar, Grammar):
+        return {**settings, "grammar": Grammar(lark=rules) if grammar is None else grammar}
+    if use.is_required:
+        raise InputError("a grammar and a required call exclude each other: leave one out")
+    schema = grammar.json_schema
+    if isinstance(schema, str):
+        with contextlib.suppress(ValueError):  # the engine says what is wrong with it
+            schema = json.loads(schema)
+    if not isinstance(schema, dict):
         return dict(settings)
-    return {**settings, "grammar": Grammar(lark=rules)}
+    return {**settings, "grammar": Grammar(json_schema=use.call_or_answer_schema(schema))}
 
 
 def _as_list(name: str, items: Any, element: type | tuple[()], single: str) -> list[Any]:

@@ -13,7 +13,9 @@ import sentencepiece
 import tiktoken
 from fixtures import MERGES, write_sentencepiece, write_tiktoken
 
+from llama.args import ModelArgs
 from llama.chat_template import chat_template
+from llama.dialog import default_tool_format
 from llama.tokenization import vocabulary
 from llama.tokenization.tokenizer_json import write_tokenizer_json
 from llama.tokenization.vocabulary import _split_long
@@ -528,6 +530,13 @@ def test_llama3_functions_in_pythonic_form(llama3):
         "[add(a=1, b=[True, None, 'é\\n']), brave_search(query='\"gold\"')]<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
     )
+
+
+def test_each_released_model_has_the_form_that_it_was_trained_with():
+    folders = sorted((Path(__file__).parents[1] / "params").glob("*"))
+    known = {f.name: json.loads((f / "params.json").read_text()) for f in folders if f.is_dir()}
+    pythonic = {n for n, a in known.items() if default_tool_format(ModelArgs(**a)) == "pythonic"}
+    assert pythonic == {name for name in known if "3.2" in name} != set()
 
 
 def test_llama3_built_in_tools(llama3):

@@ -98,6 +98,34 @@ def call_grammar(
     return "\n".join([f"start: {' | '.join(answers)}", *rules])
 
 
+def call_or_answer_schema(tools: Sequence[Tool], answer: dict[str, Any]) -> dict[str, Any]:
+    """A JSON schema for an answer that is one call in JSON form, or matches the schema `answer`."""
+    schemas: list[dict[str, Any]] = []
+    for i, tool in enumerate(tools):
+        parameters = _moved(_schema(tool), f"#/anyOf/{i}/properties/parameters")
+        parameters.pop("x-guidance")
+        properties = {"name": {"const": tool["function"]["name"]}, "parameters": parameters}
+        call = {"type": "object", "properties": properties, "required": [*properties]}
+        schemas.append({**call, "additionalProperties": False})
+    answer = _moved(answer, f"#/anyOf/{len(schemas)}")
+    options: dict[str, Any] = {
+        key: answer.pop(key) for key in ("$schema", "x-guidance") if key in answer
+    }
+    return {**options, "anyOf": [*schemas, answer]}
+
+
+def _moved(schema: Any, root: str) -> Any:
+    """A copy of a schema, its references to itself for where it stands now."""
+    if isinstance(schema, list):
+        return [_moved(item, root) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    copy = {key: _moved(value, root) for key, value in schema.items()}
+    if isinstance(reference := schema.get("$ref"), str) and reference.startswith("#"):
+        copy["$ref"] = root + reference[1:]
+    return copy
+
+
 def _terminal(pattern: str) -> str:
     return f"/{pattern.replace('/', chr(92) + '/')}/"
 

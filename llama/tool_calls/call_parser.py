@@ -133,6 +133,7 @@ class ToolCallParser:
         self._names |= set(checked_builtin_tools(builtin_tools))
         self._id_prefix = id_prefix
         self._events: list[Event] = []
+        self._is_text = False  # up to the next tag
         self._char = ""  # the current one
         self._source: list[str] = []  # what was read before it and is neither text nor call yet
         self._arguments: list[str] | None = None  # of the call that is being read
@@ -149,13 +150,13 @@ class ToolCallParser:
 
         A piece without a token id is text.
         """
-        if token_id is not None and token_id == self._tag_id:
-            for char in text.removesuffix(PYTHON_TAG):
-                self._steps.send(char)
+        is_tag = token_id is not None and token_id == self._tag_id
+        if self._is_text and not is_tag and not self._events:
+            return [TextDelta(text)] if text else []
+        for char in text.removesuffix(PYTHON_TAG) if is_tag else text:
+            self._steps.send(char)
+        if is_tag:
             self._steps.send(PYTHON_TAG)
-        else:
-            for char in text:
-                self._steps.send(char)
         events, self._events = self._events, []
         return events
 
@@ -179,7 +180,9 @@ class ToolCallParser:
             self._source.clear()
             while self._char not in (PYTHON_TAG, _END):
                 self._add(TextDelta(self._char))
+                self._is_text = True
                 self._char = yield
+            self._is_text = False
             if self._char == _END:
                 yield
             yield from self._take()

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict
 from llama.dialog import PYTHON_TAG, Tool, checked_builtin_tools, checked_tools
 from llama.errors import InputError
 from llama.tokenizer import ChatFormat
-from llama.tool_calls.call_grammar import call_grammar
+from llama.tool_calls.call_grammar import call_grammar, call_or_answer_schema
 from llama.tool_calls.call_parser import ToolCallParser, call_id_prefix
 
 
@@ -79,6 +79,15 @@ class ToolUse:
             parallel=self.parallel,
             has_tag=PYTHON_TAG in formatter.tokenizer.special_tokens,
         )
+
+    def call_or_answer_schema(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """A JSON schema for an answer that is one call, or matches the schema `answer`.
+
+        Raises InputError with built-in tools, whose calls are no JSON.
+        """
+        if self.builtin_tools:
+            raise InputError("built-in tools and a JSON schema exclude each other: leave one out")
+        return call_or_answer_schema(self.tools, answer)
 
     def parser(
         self, formatter: ChatFormat, prompt: Iterable[int], sample_index: int = 0, start: str = ""

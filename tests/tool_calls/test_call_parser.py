@@ -254,6 +254,14 @@ def test_plain_text_is_not_held_back(tokenizer):
     assert parser.finish() == []
 
 
+@pytest.mark.parametrize("answer", [ADD, f"Let me see. {ADD}", f"{ADD} and more"])
+def test_an_answer_may_have_begun(tokenizer, answer):
+    for size in range(len(answer) + 1):
+        parser = ToolCallParser(tokenizer, TOOLS, "call_x", start=answer[:size])
+        events = parser.feed(65, answer[size:]) + parser.finish()
+        assert merged(events) == merged(events_of(answer, tokenizer))
+
+
 def test_calls_in_a_single_piece_and_across_all_cuts(tokenizer):
     """All places of one and of two cuts, every character alone, and random ones."""
     rng = random.Random(1)

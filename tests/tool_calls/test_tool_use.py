@@ -218,9 +218,9 @@ def test_schemas_that_are_not_supported(tokenizer):
 def test_text_in_definitions_is_no_rule(tokenizer):
     key = 'a" /.*/ // # \\ \n%json'
     use = ToolUse([function("x/y.z-1:b", {key: {"type": "string"}}, [key])], "required")
-    call = {"name": "x/y.z-1:b", "parameters": {key: "é"}}
-    assert is_allowed(tokenizer, use, json.dumps(call, ensure_ascii=False))
-    assert not is_allowed(tokenizer, use, json.dumps(call).replace("y.z", "yxz"))
+    call = json.dumps({"name": "x/y.z-1:b", "parameters": {key: "é"}}, ensure_ascii=False)
+    assert is_allowed(tokenizer, use, call)
+    assert not is_allowed(tokenizer, use, call.replace("y.z", "yxz"))
 
 
 @pytest.mark.parametrize(
@@ -350,6 +350,40 @@ def test_a_grammar_beside_tools(llama):
     assert ask(llama, [QUESTION], tools=[CALCULATOR], grammar=grammar)["content"] in ("yes", "no")
     with pytest.raises(InputError, match="a grammar and a required call exclude each other"):
         ask(llama, [QUESTION], tools=[CALCULATOR], tool_choice="required", grammar=grammar)
+    with pytest.raises(InputTypeError, match="grammar must be a Grammar, got 'yes'"):
+        ask(llama, [QUESTION], tools=[CALCULATOR], grammar="yes")
+
+
+def test_a_call_or_an_answer_that_matches_a_schema(llama):
+    properties = {"name": {"type": "string"}, "age": {"$ref": "#/$defs/age"}}
+    schema = {"type": "object", "properties": properties, "required": ["name", "age"]}
+    schema |= {"$defs": {"age": {"type": "integer"}}, "additionalProperties": False}
+    for grammar in (Grammar(json_schema=schema), Grammar(json_schema=json.dumps(schema))):
+        answer = ask(llama, [QUESTION], tools=[CALCULATOR, ADD], grammar=grammar)
+        assert [c["function"]["name"] for c in answer["tool_calls"]] == ["calculator"]
+    both = ToolUse([CALCULATOR, ADD]).call_or_answer_schema(schema)
+
+    def is_allowed(answer):
+        state = GrammarState(Grammar(json_schema=both), llama.tokenizer)
+        for token in llama.tokenizer.encode(answer):
+            if not state.allowed()[token]:
+                return False
+            state.advance(token)
+        return bool(state.allowed()[llama.tokenizer.eos_id])
+
+    assert is_allowed(ADD_CALL)
+    assert is_allowed('{"name": "add", "age": 3}')
+    for answer in (
+        "Hello",
+        '{"name": "Tom", "parameters": {}}',
+        '{"name": "add", "parameters": {"a": 1, "b": "2"}}',
+        '{"name": "Tom", "age": "old"}',
+    ):
+        assert not is_allowed(answer)
+    with pytest.raises(InputError, match="built-in tools and a JSON schema exclude each other"):
+        ask(llama, [QUESTION], builtin_tools=["brave_search"], grammar=Grammar(json_schema=schema))
+    with pytest.raises(InputError, match="json_schema is not a JSON object"):
+        ask(llama, [QUESTION], tools=[CALCULATOR], grammar=Grammar(json_schema="{"))
 
 
 def test_unknown_options_of_a_chat(llama):
