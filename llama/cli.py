@@ -30,8 +30,13 @@ _COMMANDS = {
     ),
     "serve": ("llama.serving.serve:serve", "To OpenAI, Anthropic and Ollama clients."),
     "eval": ("llama.evaluation.evaluate:evaluate", "Perplexity, multiple choice, lm-eval's tasks."),
+    "chat": ("llama.serving.terminal_chat:chat", "A conversation with a model at the terminal."),
+    "run": ("llama.serving.terminal_chat:run", "One question, in an argument or a pipe."),
+    "next": ("llama.inspection.next_tokens:next_tokens", "What may come next after a text."),
     "bench": ("llama.evaluation.speed:bench", "How fast a model is on this machine."),
 }
+# Libraries that the package installs only with an extra.
+_EXTRA_OF = dict.fromkeys(("fastapi", "prompt_toolkit", "rich", "uvicorn"), "serve")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -98,7 +103,8 @@ def one_line_errors() -> Iterator[None]:
     """Turns input errors into one message on standard error and exit status 1.
 
     The same for errors of the system (a file, the network, memory). LLAMA_TRACEBACK=1 keeps their
-    traceback. Any other exception is a defect and always keeps it. Ctrl-C ends the process with
+    traceback. A library of an extra that is not installed is named with the extra.
+    Any other exception is a defect and always keeps it. Ctrl-C ends the process with
     status 130, a closed pipe (`| head`) with 141 and no message.
     """
     try:
@@ -109,6 +115,12 @@ def one_line_errors() -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         sys.exit(141)
+    except ModuleNotFoundError as error:
+        extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
+        if extra is None or os.environ.get("LLAMA_TRACEBACK"):
+            raise
+        print(f"error: {error.name} is missing: pip install '.[{extra}]'", file=sys.stderr)
+        sys.exit(1)
     except Exception as error:
         from llama.errors import InputError, message
 

@@ -184,6 +184,21 @@ def test_a_defect_keeps_its_traceback(
         run_command("verify")
 
 
+@pytest.mark.parametrize("name", ["prompt_toolkit", "rich.console", "uvicorn"])
+def test_a_missing_library_of_an_extra(
+    name: str, run_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command() -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    command_that(monkeypatch, command)
+    expected = f"error: {name} is missing: pip install '.[serve]'\n"
+    assert run_command("verify") == (1, "", expected)
+    monkeypatch.setenv("LLAMA_TRACEBACK", "1")
+    with pytest.raises(ModuleNotFoundError):
+        run_command("verify")
+
+
 def test_ctrl_c_in_a_command(run_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def command() -> None:
         raise KeyboardInterrupt

@@ -42,6 +42,7 @@ def test_importing_changes_nothing() -> None:
     script = """
 import importlib, os, pkgutil, random, signal, sys, warnings
 import numpy, torch
+import rich.style  # which draws a random number
 def state():
     return (torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads(),
             torch.is_grad_enabled(), torch.distributed.is_initialized(), torch.initial_seed(),
