@@ -10,17 +10,18 @@ the tokens and log-probabilities that it has in Python.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from llama.dialog import DEFAULT_DATE, Message, Tool, ToolCall
 from llama.engine.embedding import embedding_sequences
 from llama.engine.request import FinishReason, Sequence, Token
 from llama.generation import with_call_grammar
-from llama.serving.registry import ServedModel
+from llama.serving.registry import ModelRegistry, ServedModel
 from llama.serving.running import changes
+from llama.tokenizer import Tokenizer
 from llama.tool_calls import (
     CallStart,
     Event,
@@ -200,6 +201,38 @@ class ChatMessage:
     finish_reason: ChatFinishReason
 
 
+class Answer(Protocol):
+    """The answers to a `ChatRequest`, of a model or of what has a model's name.
+
+    `tokenizer` is that of the tokens in them; None if they have no tokens.
+    """
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    @property
+    def usage(self) -> Usage: ...
+
+    def deltas(self) -> AsyncGenerator[ChatDelta, None]: ...
+
+    async def messages(self) -> list[ChatMessage]: ...
+
+
+@asynccontextmanager
+async def chat_answer(
+    models: ModelRegistry, name: str, request: ChatRequest
+) -> AsyncIterator[Answer]:
+    """What the model `name` answers, or what `models.chats` has of that name.
+
+    Raises as `ModelRegistry.use` and `ChatAnswer` do.
+    """
+    if name in models.chats:
+        yield models.chats[name](request)
+        return
+    async with models.use(name) as served:
+        yield await asyncio.to_thread(ChatAnswer, served, request)
+
+
 class ChatAnswer:
     """The answers to a `ChatRequest`, `n` of them. The constructor may take long: it encodes.
 
@@ -213,6 +246,11 @@ class ChatAnswer:
         self.sequences = sequences(
             served, "the dialog", [request.prompt(served)], settings, request.max_tokens
         )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's."""
+        return self.served.llama.tokenizer
 
     @property
     def usage(self) -> Usage:
@@ -232,7 +270,7 @@ class ChatAnswer:
         async with aclosing(self.deltas()) as deltas:
             async for delta in deltas:
                 parts[delta.index].append(delta)
-        return [_message(deltas) for deltas in parts]
+        return [whole_message(deltas) for deltas in parts]
 
 
 class _Reader:
@@ -263,7 +301,8 @@ class _Reader:
         return ChatDelta(delta.index, events, delta.tokens, reason)
 
 
-def _message(deltas: list[ChatDelta]) -> ChatMessage:
+def whole_message(deltas: list[ChatDelta]) -> ChatMessage:
+    """The message that all deltas of an answer are."""
     text, calls = whole_answer(event for delta in deltas for event in delta.events)
     reason = deltas[-1].finish_reason
     assert reason is not None

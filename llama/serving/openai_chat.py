@@ -4,10 +4,9 @@ https://platform.openai.com/docs/api-reference/chat, and the fields that local s
 (`openai_fields`, `continue_final_message`, ...).
 """
 
-import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, Literal
 
@@ -15,7 +14,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from llama.dialog import DEFAULT_DATE, Message, Role
-from llama.serving.answers import ChatAnswer, ChatRequest
+from llama.engine.request import Token
+from llama.serving.answers import Answer, ChatRequest, chat_answer
 from llama.serving.json_output import JSONResponse
 from llama.serving.openai_chat_answers import (
     ChatCompletion,
@@ -166,23 +166,34 @@ def routes(models: ModelRegistry) -> APIRouter:
 
 async def _completion(models: ModelRegistry, body: ChatCompletionRequest) -> dict[str, Any]:
     chat = body.chat_request()
-    async with models.use(body.model) as served:
-        answer = await asyncio.to_thread(ChatAnswer, served, chat)
+    async with chat_answer(models, body.model, chat) as answer:
+        logprobs = _logprobs(body, answer)
         messages = await answer.messages()
-        tokenizer = served.llama.tokenizer
     return {
         **_head(body, "chat.completion"),
         "choices": [
             {
                 "index": i,
                 "message": answer_message(message),
-                "logprobs": chat_logprobs(message.tokens, tokenizer) if body.logprobs else None,
+                "logprobs": logprobs(message.tokens),
                 "finish_reason": message.finish_reason,
             }
             for i, message in enumerate(messages)
         ],
         "usage": openai_usage(answer.usage),
     }
+
+
+def _logprobs(
+    body: ChatCompletionRequest, answer: Answer
+) -> Callable[[list[Token]], dict[str, Any] | None]:
+    """From tokens to the `logprobs` of a choice, which are null if nobody asked for them."""
+    if not body.logprobs:
+        return lambda tokens: None
+    tokenizer = answer.tokenizer
+    if tokenizer is None:
+        raise wrong("logprobs", f"the answers of {body.model} have none")
+    return lambda tokens: chat_logprobs(tokens, tokenizer)
 
 
 def _head(body: ChatCompletionRequest, kind: str) -> dict[str, Any]:
@@ -199,16 +210,15 @@ async def _events(models: ModelRegistry, body: ChatCompletionRequest) -> AsyncGe
         return server_sent_event({**head, "choices": [choice]})
 
     chat = body.chat_request()
-    async with models.use(body.model) as served:
-        answer = await asyncio.to_thread(ChatAnswer, served, chat)
-        tokenizer = served.llama.tokenizer
+    async with chat_answer(models, body.model, chat) as answer:
+        logprobs_of = _logprobs(body, answer)
         seen: set[int] = set()
         async with aclosing(answer.deltas()) as deltas:
             async for delta in deltas:
                 if delta.index not in seen:
                     seen.add(delta.index)
                     yield chunk(delta.index, {"role": "assistant", "content": ""})
-                logprobs = chat_logprobs(delta.tokens, tokenizer) if body.logprobs else None
+                logprobs = logprobs_of(delta.tokens)
                 for fields in delta_fields(delta, needs_one=logprobs is not None):
                     yield chunk(delta.index, fields, logprobs=logprobs)
                     logprobs = None

@@ -3,6 +3,7 @@
 Adapters are models of their own. A model that is loaded says how many tokens fit into its context.
 """
 
+import time
 from typing import Any, Literal
 
 from fastapi import APIRouter
@@ -33,7 +34,11 @@ def routes(models: ModelRegistry) -> APIRouter:
     """The routes of models."""
     router = APIRouter(tags=["OpenAI"])
 
+    started = int(time.time())
+
     def card(name: str) -> dict[str, Any]:
+        if name in models.chats:
+            return {"id": name, "object": "model", "created": started, "owned_by": "llama"}
         length = models.max_model_len(name)  # an error for a name that nothing has
         created = models.names.get(name) or models.names[name.removesuffix(":latest")]
         fields = {"id": name, "object": "model", "created": created, "owned_by": "llama"}
@@ -42,7 +47,8 @@ def routes(models: ModelRegistry) -> APIRouter:
     @router.get("/models", response_model=ModelList)
     async def list_models() -> JSONResponse:
         """Every model that this server has."""
-        return JSONResponse({"object": "list", "data": [card(name) for name in models.names]})
+        names = [*models.names, *models.chats]
+        return JSONResponse({"object": "list", "data": [card(name) for name in names]})
 
     @router.get("/models/{name:path}", response_model=ModelCard)
     async def show_model(name: str) -> JSONResponse:

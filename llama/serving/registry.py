@@ -121,6 +121,8 @@ class ModelRegistry:
     max_loaded_models: how many may be in memory; as many as fit if None.
     options: arguments of `Llama.build`.
 
+    `chats` are names that more than a model answers, each with a function from a `ChatRequest` to
+    an `Answer` (see `llama.serving.answers`); OpenAI's chat completions have them as models.
     `may_change` says whether there may be other models at another time.
     """
 
@@ -137,6 +139,7 @@ class ModelRegistry:
         self.may_change = callable(models)
         self._keep_alive, self._max_loaded = keep_alive, max_loaded_models
         self._limits, self._options = limits or Limits(), options
+        self.chats: dict[str, Callable[[Any], Any]] = {}
         self._entries: dict[str, _Entry] = {}  # by folder: several names may be one model's
         self._adapters = {name: str(folder) for name, folder in (adapters or {}).items()}
         self._changing = asyncio.Lock()
@@ -254,8 +257,11 @@ class ModelRegistry:
         folders = self._folders()
         spellings = (name, name.removesuffix(":latest"), model_name(name))
         known = next((spelling for spelling in spellings if spelling in folders), None)
+        if known is None and name in self.chats:
+            text = f"{name!r} is no model; it answers POST /v1/chat/completions"
+            raise HttpError(400, text, param="model", code="invalid_value")
         if known is None:
-            names = ", ".join(folders) or "none: llama pull fetches one"
+            names = ", ".join([*folders, *self.chats]) or "none: llama pull fetches one"
             raise HttpError(
                 404,
                 f"there is no model {name[:200]!r}; there are {names}",
