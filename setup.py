@@ -45,6 +45,8 @@ setup(
             "prompt_toolkit>=3.0",
             "rich>=13.0",
         ],
+        # PDF files in `llama rag`.
+        "rag": ["pypdf>=5.0"],
         "train": ["tokenizers>=0.20", "tensorboard>=2.16", "matplotlib>=3.9"],
         "eval": ["lm-eval>=0.4.10,<0.5"],
         # For benchmarks/: the other programs, their files, and the plots.

@@ -35,6 +35,14 @@ _COMMANDS = {
     "next": ("llama.inspection.next_tokens:next_tokens", "What may come next after a text."),
     "bench": ("llama.evaluation.speed:bench", "How fast a model is on this machine."),
 }
+_RAG_COMMANDS = {
+    "add": ("rag_commands:add", "Files and folders into an index."),
+    "list": ("rag_commands:list_documents", "The documents of an index."),
+    "rm": ("rag_commands:rm", "Removes documents from an index."),
+    "search": ("rag_commands:search", "Passages that fit a question."),
+    "ask": ("rag_commands:ask", "An answer, with what supports each sentence."),
+    "explain": ("rag_commands:explain", "How a question is answered."),
+}
 # Libraries that the package installs only with an extra.
 _EXTRA_OF = dict.fromkeys(("fastapi", "prompt_toolkit", "rich", "uvicorn"), "serve")
 
@@ -59,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "llama.training.command:tokenizer_command", name="train", help="Trains one on text."
         )
         app.command(tokenizer)
+        rag = cyclopts.App("rag", "Search and answers from your documents.")
+        for name, (function, summary) in _RAG_COMMANDS.items():
+            rag.command(f"llama.retrieval.{function}", name=name, help=summary)
+        app.command(rag)
         app(arguments, result_action="return_none")
         sys.stdout.flush()
 

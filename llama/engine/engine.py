@@ -252,6 +252,12 @@ class Engine:
                         self._stepped.wait(timeout=0.05)
             new = list(dict.fromkeys(changed.popleft() for _ in range(len(changed))))
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """No step runs meanwhile: for a caller that uses the model itself."""
+        with self._stepping:
+            yield
+
     def _take_inbox_if_idle(self) -> None:
         """Acts at once where no thread steps, so that one thread sees what it asked for."""
         if distributed.model_parallel_size() == 1 and self._stepping.acquire(blocking=False):
