@@ -55,7 +55,12 @@ from llama.evaluation.speed import (
 
 ROOT = Path(__file__).parents[1]
 TRANSFORMERS = "transformers"
-LLAMA_CPP = {"bfloat16": "llama.cpp BF16", "int8": "llama.cpp Q8_0", "int4": "llama.cpp Q4_0"}
+LLAMA_CPP = {
+    "bfloat16": "llama.cpp BF16",
+    "bf12": "llama.cpp BF16",  # of the same values
+    "int8": "llama.cpp Q8_0",
+    "int4": "llama.cpp Q4_0",
+}
 MODULES = {TRANSFORMERS: ("transformers",), "llama.cpp": ("llama_cpp", "gguf")}
 DISTRIBUTIONS = {TRANSFORMERS: "transformers", "llama.cpp": "llama-cpp-python"}
 Times = dict[Request, list[tuple[float, float]]]  # seconds to the first token, and of the others
@@ -254,6 +259,7 @@ def summary(
         for label, base in {
             "x transformers": (TRANSFORMERS, metric.name),
             "x llama.cpp": (LLAMA_CPP.get(name, ""), metric.name),
+            "x bfloat16": ("bfloat16" if name in LLAMA_CPP else "", metric.name),
             "x greedy": (name, "decode batch 1" * metric.request.sampled),
         }.items():
             if base in rates:
@@ -275,6 +281,7 @@ def readable(results: dict[str, dict[str, Any]]) -> str:
         ("share", "of the peak", ".0%"),
         ("x transformers", "x transformers", ".2f"),
         ("x llama.cpp", "x llama.cpp, same format", ".2f"),
+        ("x bfloat16", "x our bfloat16", ".2f"),
         ("x greedy", "sampled x greedy", ".2f"),
     ):
         found = {

@@ -30,6 +30,8 @@ def test_each_backend_is_compared_with_its_counterpart_round_by_round() -> None:
     metrics = [m for m in metrics_of(8, 24, 4, [1, 2]) if m.name in ("prefill 24", "decode at 24")]
     request = metrics[0].request
     seconds = {
+        "bfloat16": [(0.2, 0.4)] * 3,
+        "bf12": [(0.2, 0.3)] * 3,
         "int4": [(0.1, 0.4), (0.2, 0.1), (0.1, 0.1)],
         "transformers": [(0.4, 0.4), (0.4, 0.8), (0.4, 0.2)],
         "llama.cpp BF16": [(9.0, 9.0)] * 3,
@@ -47,6 +49,10 @@ def test_each_backend_is_compared_with_its_counterpart_round_by_round() -> None:
     assert (prefill["x transformers"], decode["x transformers"]) == pytest.approx((4, 2))
     assert (prefill["x llama.cpp"], decode["x llama.cpp"]) == pytest.approx((0.5, 2))
     assert found["transformers"]["decode at 24"]["x transformers"] == 1
+    assert prefill["x bfloat16"] == pytest.approx(2)
+    bf12 = found["bf12"]["prefill 24"]
+    assert (bf12["x bfloat16"], bf12["x llama.cpp"]) == pytest.approx((1, 45))
+    assert "x bfloat16" not in found["transformers"]["decode at 24"]
     assert "x llama.cpp" not in found["transformers"]["decode at 24"]
 
 

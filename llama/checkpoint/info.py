@@ -96,6 +96,7 @@ def info(
         return
     beyond = " (beyond the model's context)" * (context > facts.args.max_seq_len)
     who = f"each of {ranks} ranks" if ranks else "one process"
+    default = facts.default_format(devices[0].is_cpu, devices[0].dtype)
     table: list[list[Any]] = [["", "weights", "KV cache", "total"]]
     table[0] += [f"{device.name} {short_size(device.memory)}" for device in devices]
     for row in rows:
@@ -108,7 +109,7 @@ def info(
         f"{console.table(table)}\n\n"
         f"KV cache of one token: {token['bfloat16']:,} bytes; {token['int8']:,} with "
         "kv_cache_dtype=int8.\n"
-        f"Llama.build takes {facts.default_format(devices[0])} here by default.\n"
+        f"Llama.build takes {default} here by default.\n"
         f"Ranks that can share it: {', '.join(map(str, possible))} (see --ranks)."
     )
 
@@ -133,10 +134,14 @@ class Facts:
     checkpoint: Checkpoint | None = None
     quantize: str | None = None
 
-    def default_format(self, device: "Device") -> str:
-        """The format that Llama.build takes on a device."""
-        is_bf12 = self.checkpoint is not None and self.checkpoint.is_bf12
-        return self.quantize or ("bf12" if is_bf12 and device.is_cpu else device.dtype)
+    @property
+    def is_bf12(self) -> bool:
+        """Whether matrices are stored in bf12."""
+        return self.checkpoint is not None and self.checkpoint.is_bf12
+
+    def default_format(self, is_cpu: bool, dtype: str) -> str:
+        """The format that Llama.build takes on a device whose default dtype is that."""
+        return self.quantize or ("bf12" if self.is_bf12 and is_cpu else dtype)
 
     def parameters(self, ranks: int = 1) -> int:
         """How many each of `ranks` holds. A tied output layer counts once."""
@@ -236,12 +241,12 @@ def _weights(facts: Facts) -> str:
     files, weights = facts.checkpoint.files, facts.checkpoint.weights.values()
     dtypes = dict.fromkeys(str(weight.dtype).removeprefix("torch.") for weight in weights)
     formats = facts.quantize or " and ".join(dtypes)
-    if facts.checkpoint.is_bf12:
+    if facts.is_bf12:
         formats = "bf12"
     layout = "Meta's" if facts.checkpoint.layout == "meta" else "Hugging Face's"
     size = short_size(sum(file.size for file in files))
     text = f"{formats}, {size} in {len(files)} file{'s' * (len(files) > 1)}, {layout} layout"
-    if facts.checkpoint.is_bf12:
+    if facts.is_bf12:
         text += f"\n{'':14}{bf12_files.summary(files)}"
     return text
 

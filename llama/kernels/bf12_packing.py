@@ -20,7 +20,7 @@ from llama.kernels import bindings
 
 BLOCK, _BLOCK_BYTES, _TABLE = 128, 192, 16  # inputs of a block; as in csrc/bf12_matmul.c
 # A matrix of more escapes a weight, or with less than an eighth of its bytes saved, gains nothing.
-MAX_ESCAPES = 1 / 500
+MAX_ESCAPES = 1 / 1000
 _MAX_BYTES = 7 / 8
 _MAX_COLUMNS = 2**23  # that the words of escapes can say
 

@@ -208,6 +208,8 @@ def _details(model: KnownModel, facts: Facts | None) -> dict[str, Any]:
     stored = facts.checkpoint
     dtypes = {str(weight.dtype) for weight in stored.weights.values()} if stored else set()
     form = {"torch.bfloat16": "BF16", "torch.float16": "F16"}.get("".join(dtypes), "F32")
+    if facts.is_bf12:
+        form = "BF12"
     return {
         "parent_model": model.parent or "",
         "format": "safetensors" if stored and stored.layout != "meta" else "pth",

@@ -343,7 +343,9 @@ class ModelRegistry:
         device = distributed.select_device(options.get("device"))
         facts = read_facts(folder)
         dtype = distributed.select_dtype(device, options.get("dtype"), facts.parameters())
-        form = facts.quantize or options.get("quantize") or str(dtype).removeprefix("torch.")
+        keeps_format = device.type == "cpu" and options.get("dtype") in (None, "bfloat16")
+        default = facts.default_format(keeps_format, str(dtype).removeprefix("torch."))
+        form = facts.quantize or options.get("quantize") or default
         needed = need(facts, form, 1, 1, 1, device.type == "cuda").weights
         free = distributed.free_memory(device)
         if needed <= free:

@@ -76,7 +76,7 @@ def serve(
         max_loaded_models: Models in memory at a time; default: as many as fit.
         device: cuda, mps or cpu; default: the best there is.
         dtype: bfloat16, float16 or float32; default: by device and size.
-        quantize: int8 or int4.
+        quantize: bf12, which rounds nothing, int8 or int4.
         max_seq_len: Tokens of a prompt and its answer; default: the model's context.
         max_batch_size: Requests that run at a time; default: 8.
         kv_cache_dtype: int8 for a KV cache of half the size.
