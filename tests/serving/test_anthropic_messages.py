@@ -320,6 +320,17 @@ def test_turns_of_one_role_are_one() -> None:
     assert request.continue_final_message
 
 
+def test_text_in_front_of_a_result_is_a_turn_of_its_own() -> None:
+    result = {"type": "tool_result", "tool_use_id": "a", "content": "1"}
+    text = {"type": "text", "text": "Here."}
+    messages = [{"role": "user", "content": [text, result]}]
+    request = chat_request(PromptFields.model_validate({"model": "tiny", "messages": messages}))
+    assert [(m["role"], m["content"]) for m in request.messages] == [
+        ("user", "Here."),
+        ("tool", "1"),
+    ]
+
+
 def test_every_setting_reaches_the_model() -> None:
     body = {
         "model": "tiny",

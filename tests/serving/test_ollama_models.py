@@ -1,5 +1,6 @@
 """What Ollama's client learns of the models, and embeddings."""
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,8 +115,9 @@ def test_loading_and_unloading(idle_url: str) -> None:
     assert client.generate("tiny", keep_alive=-1).done_reason == "load"
     assert client.ps().models[0].expires_at.year == 9999
     assert client.chat("tiny", [], keep_alive=0).done_reason == "unload"
+    deadline = time.monotonic() + 60
     while client.ps().models:  # at once, in a thread
-        pass
+        assert time.monotonic() < deadline
     answer = client.chat("tiny", [{"role": "user", "content": "Hi!"}], options={"num_predict": 1})
     assert answer.load_duration > 10**6
 
@@ -131,6 +133,35 @@ def test_a_damaged_model_is_in_the_list(tmp_path: Path) -> None:
         with pytest.raises(ollama.ResponseError, match=r"params\.json") as info:
             client.show("broken")
         assert info.value.status_code == 400
+
+
+def test_unloading_loads_nothing(tmp_path: Path) -> None:
+    with running(create_app(ModelRegistry({"broken": tmp_path}, device="cpu"))) as url:
+        client = ollama.Client(url)
+        assert client.generate("broken", keep_alive=0).done_reason == "unload"
+        with pytest.raises(ollama.ResponseError):
+            client.generate("broken")
+
+
+def test_adapters_are_models(tmp_path: Path) -> None:
+    registry = ModelRegistry({"base": TINY}, {"pirate": tmp_path}, device="cpu")
+    with running(create_app(registry)) as url:
+        client = ollama.Client(url)
+        base, pirate = client.list().models
+        assert (base.details.parent_model, pirate.details.parent_model) == ("", "base")
+        assert base.digest != pirate.digest
+        assert client.show("pirate").modelinfo["general.basename"] == "pirate"
+
+
+def test_a_model_has_several_spellings_and_a_context(tmp_path: Path) -> None:
+    registry = ModelRegistry({"llama3.2:3b": TINY}, device="cpu", max_seq_len=64)
+    with running(create_app(registry)) as url:
+        client = ollama.Client(url)
+        assert client.list().models[0].model == "llama3.2:3b"
+        assert client.show("llama3.2").modelinfo["llama.context_length"] == 1024
+        client.generate("llama3.2:latest")
+        assert client.show("llama3.2").modelinfo["llama.context_length"] == 64
+    registry.close()
 
 
 TEXTS = ["A dog ran in the park.", "12 + 30 = 42."]

@@ -1,6 +1,7 @@
 """Ollama's client pulls, copies and deletes models, from a stand-in for a hub."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,21 +46,30 @@ def hub(
 
 
 @pytest.fixture
-def client(hub: HubServer) -> Iterator[ollama.Client]:
-    """Of a server for all models that were pulled."""
+def registry(hub: HubServer) -> Iterator[ModelRegistry]:
+    """All models that were pulled."""
     registry = ModelRegistry(
-        lambda: {model.name: model.folder for model in pulled.pulled_models()}, device="cpu"
+        lambda: {model.name: model.folder for model in pulled.pulled_models()},
+        keep_alive=-1,
+        device="cpu",
     )
+    yield registry
+    registry.close()
+
+
+@pytest.fixture
+def client(registry: ModelRegistry) -> Iterator[ollama.Client]:
     with running(create_app(registry)) as url:
         yield ollama.Client(url)
-    registry.close()
 
 
 def names(client: ollama.Client) -> list[str | None]:
     return [model.model for model in client.list().models]
 
 
-def test_the_life_of_a_model(client: ollama.Client, files: dict[str, bytes]) -> None:
+def test_the_life_of_a_model(
+    client: ollama.Client, registry: ModelRegistry, files: dict[str, bytes]
+) -> None:
     assert names(client) == ["tiny:latest"]
     events = list(client.pull(NAME, stream=True))
     assert events[0].status == "pulling manifest"
@@ -88,8 +98,9 @@ def test_the_life_of_a_model(client: ollama.Client, files: dict[str, bytes]) -> 
     assert names(client) == ["mine:latest", "tiny:latest"]
     assert client.chat("mine:latest", QUESTION, options={"temperature": 0}) is not None
     assert client.delete("mine").status == "success"
-    while client.ps().models:  # in a thread
-        pass
+    deadline = time.monotonic() + 60
+    while registry.loaded:  # it leaves memory too, in a thread
+        assert time.monotonic() < deadline
     assert names(client) == ["tiny:latest"]
 
 
