@@ -116,7 +116,7 @@ class ChatCompletionRequest(GenerationFields):
     def chat_request(self) -> ChatRequest:
         """The request in the form of all dialects. Raises HttpError for fields that conflict."""
         settings = self.settings()
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise wrong("top_logprobs", "it needs logprobs: true")
         if self.top_logprobs:
             settings["top_logprobs"] = self.top_logprobs
