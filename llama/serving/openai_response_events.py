@@ -139,6 +139,7 @@ class ResponseWriter:
                     yield from self._begin_message()
                 yield from self._add_text(event.text)
             elif isinstance(event, CallStart):
+                self._logprobs = []  # the call's own
                 yield from self._end_item("completed")
                 yield from self._begin_item(
                     type="function_call",
@@ -209,8 +210,6 @@ class ResponseWriter:
 
     def _begin_item(self, **item: Any) -> Iterator[str]:
         self._item = {**item, "status": "in_progress"}
-        if item["type"] == "function_call":
-            self._logprobs = []
         self.response["output"].append(self._item)
         yield self._output_event("response.output_item.added")
 
@@ -226,6 +225,7 @@ class ResponseWriter:
             yield self._item_event("response.output_text.done", content_index=0, **fields)
             yield self._item_event("response.content_part.done", content_index=0, part=part)
         else:
+            self._logprobs = []
             fields = {"name": item["name"], "arguments": item["arguments"]}
             yield self._item_event("response.function_call_arguments.done", **fields)
         item["status"] = status

@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from llama.generation import Llama
+from llama.serving.openai_fields import SamplingFields
 
 STORY = "Once upon a time"
 
@@ -134,6 +135,11 @@ def test_the_best_of_several(client: openai.OpenAI) -> None:
     best = complete(client, **settings, n=2, best_of=5)
     assert [choice.text for choice in best.choices] == [choice.text for choice in ranked[:2]]
     assert best.usage.completion_tokens == several.usage.completion_tokens
+
+
+def test_vllms_meanings_of_top_k_and_priority() -> None:
+    fields = SamplingFields(top_k=-1, priority=3, seed=None)
+    assert fields.sampling() == {"top_k": 0, "priority": -3}  # off; the lowest is first
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,13 @@ import pytest
 from pydantic import BaseModel
 from serving.conftest import running
 
+from llama.engine.request import Token
 from llama.generation import Llama
+from llama.serving.answers import ChatDelta, Usage
 from llama.serving.app import create_app
+from llama.serving.openai_response_events import ResponseWriter
 from llama.serving.registry import ModelRegistry
+from llama.tool_calls import CallArguments, CallEnd, CallStart, TextDelta
 
 QUESTION = "What is 12 + 30?"
 CALCULATOR: Any = {
@@ -153,6 +157,31 @@ def test_the_events_of_a_call(url: str, client: openai.OpenAI) -> None:
     ) as stream:
         (call,) = stream.get_final_response().output
     assert call.arguments == arguments
+
+
+def test_a_text_after_a_call_has_log_probabilities_of_its_own(llama: Llama) -> None:
+    def token(text: str) -> Token:
+        return Token(llama.tokenizer.encode(text)[0], text, -1.0)
+
+    call: Any = {"id": "a", "function": {"name": "f", "arguments": "{}"}}
+    deltas = [
+        ChatDelta(0, [], [token("{")], None),
+        ChatDelta(0, [CallStart(0, "a", "f"), CallArguments(0, "{}")], [token("}")], None),
+        ChatDelta(0, [CallEnd(0, call, "")], [token(" ")], None),
+        ChatDelta(0, [TextDelta("So")], [token("So")], None),
+    ]
+    writer = ResponseWriter({"output": []}, has_logprobs=True)
+    for delta in deltas:
+        list(writer.add(delta, llama.tokenizer))
+    list(writer.end(True, Usage(1, 4, 0), 0))
+    first, second = writer.response["output"]
+    assert (first["type"], first["arguments"], first["status"]) == (
+        "function_call",
+        "{}",
+        "completed",
+    )
+    (part,) = second["content"]
+    assert [entry["token"] for entry in part["logprobs"]] == ["So"]
 
 
 def test_a_dialog_of_items_is_that_of_chat_completions(client: openai.OpenAI) -> None:
