@@ -49,6 +49,7 @@ class InputMessage(StrictModel):
     audio: None = None
     function_call: None = None
     annotations: list[None] | None = Field(None, max_length=0)
+    parsed: Any = None  # which OpenAI's client adds; it says nothing new
 
     def message(self, index: int) -> Message:
         """In the form of all dialects. Raises HttpError where a field belongs to another role."""

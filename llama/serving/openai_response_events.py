@@ -118,21 +118,23 @@ class ResponseObject(BaseModel):
 class ResponseWriter:
     """Makes a response of an answer's deltas, and the server-sent event of each change."""
 
-    def __init__(self, response: dict[str, Any], has_logprobs: bool) -> None:
-        self.response, self._has_logprobs = response, has_logprobs
+    def __init__(self, response: dict[str, Any]) -> None:
+        self.response = response
+        self._tokenizer: Tokenizer | None = None
         self._num_events = 0
         self._item: dict[str, Any] | None = None  # the last of the output, if it still grows
         self._logprobs: list[dict[str, Any]] = []  # of tokens whose text is still to come
 
-    def begin(self) -> Iterator[str]:
-        """The first events."""
+    def begin(self, tokenizer: Tokenizer | None = None) -> Iterator[str]:
+        """The first events; with a tokenizer later ones have log-probabilities."""
+        self._tokenizer = tokenizer
         yield self._event("response.created", response=self.response)
         yield self._event("response.in_progress", response=self.response)
 
-    def add(self, delta: ChatDelta, tokenizer: Tokenizer) -> Iterator[str]:
+    def add(self, delta: ChatDelta) -> Iterator[str]:
         """What a delta adds."""
-        if self._has_logprobs:
-            self._logprobs += token_logprobs(delta.tokens, tokenizer)
+        if self._tokenizer is not None:
+            self._logprobs += token_logprobs(delta.tokens, self._tokenizer)
         for event in delta.events:
             if isinstance(event, TextDelta):
                 if self._item is None or self._item["type"] != "message":

@@ -26,6 +26,7 @@ class OutputText(StrictModel):
     text: str
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
+    parsed: Any = None  # which OpenAI's client adds; it says nothing new
 
 
 Text = Annotated[InputText | OutputText, Field(discriminator="type")]
@@ -53,6 +54,7 @@ class FunctionCallItem(StrictModel):
     status: Status | None = None
     namespace: None = None
     caller: None = None
+    parsed_arguments: Any = None  # as `parsed`
 
 
 class FunctionCallOutputItem(StrictModel):

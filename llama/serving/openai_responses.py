@@ -5,7 +5,6 @@ its whole dialog, and what refers to a stored one is refused. Tools of kinds tha
 have to run itself are skipped, as the model can do without them.
 """
 
-import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -16,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from llama.engine.grammar import Grammar
-from llama.serving.answers import DEFAULT_SETTINGS, ChatAnswer, ChatRequest
+from llama.serving.answers import DEFAULT_SETTINGS, ChatRequest, chat_answer
 from llama.serving.json_output import JSONResponse
 from llama.serving.openai_fields import (
     JsonObjectFormat,
@@ -217,21 +216,23 @@ class _Run:
 
     def __init__(self, models: ModelRegistry, body: ResponsesRequest) -> None:
         self._models, self._body = models, body
-        self.writer = ResponseWriter(body.response(), body.has_logprobs)
+        self.writer = ResponseWriter(body.response())
 
     async def events(self) -> AsyncGenerator[str, None]:
         """The events, from the first token on: an error before it has a real status."""
-        chat, writer = self._body.chat_request(), self.writer
-        async with self._models.use(self._body.model) as served:
-            answer = await asyncio.to_thread(ChatAnswer, served, chat)
+        body, writer = self._body, self.writer
+        async with chat_answer(self._models, body.model, body.chat_request()) as answer:
+            tokenizer = answer.tokenizer
+            if body.has_logprobs and tokenizer is None:
+                raise wrong("include", f"the answers of {body.model} have no log-probabilities")
             has_begun = False
             async with aclosing(answer.deltas()) as deltas:
                 async for delta in deltas:
                     if not has_begun:
                         has_begun = True
-                        for event in writer.begin():
+                        for event in writer.begin(tokenizer if body.has_logprobs else None):
                             yield event
-                    for event in writer.add(delta, served.llama.tokenizer):
+                    for event in writer.add(delta):
                         yield event
         is_complete = delta.finish_reason != "length"
         for event in writer.end(is_complete, answer.usage, int(time.time())):

@@ -108,6 +108,7 @@ class CalledFunction(StrictModel):
 
     name: str
     arguments: str
+    parsed_arguments: Any = None  # which OpenAI's client adds; it says nothing new
 
 
 class InputToolCall(StrictModel):

@@ -170,9 +170,10 @@ def test_a_text_after_a_call_has_log_probabilities_of_its_own(llama: Llama) -> N
         ChatDelta(0, [CallEnd(0, call, "")], [token(" ")], None),
         ChatDelta(0, [TextDelta("So")], [token("So")], None),
     ]
-    writer = ResponseWriter({"output": []}, has_logprobs=True)
+    writer = ResponseWriter({"output": []})
+    list(writer.begin(llama.tokenizer))
     for delta in deltas:
-        list(writer.add(delta, llama.tokenizer))
+        list(writer.add(delta))
     list(writer.end(True, Usage(1, 4, 0), 0))
     first, second = writer.response["output"]
     assert (first["type"], first["arguments"], first["status"]) == (
@@ -228,6 +229,14 @@ def test_structured_output(client: openai.OpenAI) -> None:
         model="tiny", input=QUESTION, text_format=Sum, temperature=0, max_output_tokens=60
     )
     assert isinstance(response.output_parsed, Sum)
+    dialog: Any = [{"role": "user", "content": "What is 23 * 17?"}]
+    settings: Any = {"model": "tiny", "tools": [CALCULATOR], "temperature": 0}
+    dialog += response.output  # as the client has it, with what it has parsed
+    dialog += [{"role": "user", "content": "What is 23 * 17?"}]
+    dialog += client.responses.parse(input=dialog, max_output_tokens=60, **settings).output
+    (*_, call) = dialog
+    dialog += [{"type": "function_call_output", "call_id": call.call_id, "output": "391"}]
+    assert "391" in client.responses.parse(input=dialog, **settings).output_text
     response = ask(client, text={"format": {"type": "json_object"}}, max_output_tokens=40)
     assert response.output_text.startswith("{")
 

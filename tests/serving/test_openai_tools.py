@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel
 
 from llama.generation import Llama
 
@@ -141,6 +142,36 @@ def test_a_call_that_breaks_off(client: openai.OpenAI) -> None:
     assert choice.finish_reason == "length"
     assert choice.message.tool_calls is None
     assert CALLS.startswith(choice.message.content)
+
+
+def test_a_malformed_call_is_text(client: openai.OpenAI) -> None:
+    text = '{"name": "calculator", "parameters": {"expression": one}}'
+    (choice,) = ask(client, QUESTION, **written(text)).choices
+    assert (choice.message.content, choice.message.tool_calls) == (text, None)
+    assert choice.finish_reason == "stop"
+    # A stream has begun the call when it turns out to be none.
+    chunks = [c.choices[0] for c in ask(client, QUESTION, stream=True, **written(text))]
+    assert any(c.delta.tool_calls for c in chunks)
+    assert chunks[-1].finish_reason == "tool_calls"
+
+
+class Result(BaseModel):
+    result: int
+
+
+def test_calls_beside_structured_output(client: openai.OpenAI) -> None:
+    """As agents do it: calls as often as needed, and then an answer that matches a schema."""
+    strict = {"function": {**CALCULATOR["function"], "strict": True}, "type": "function"}
+    strict["function"]["parameters"]["additionalProperties"] = False
+    settings: Any = {"model": "tiny", "temperature": 0, "tools": [strict], "max_tokens": 60}
+    ask = client.chat.completions.parse
+    (choice,) = ask(messages=QUESTION, response_format=Result, **settings).choices
+    (call,) = choice.message.tool_calls
+    assert json.loads(call.function.arguments) == {"expression": "23 * 17"}
+    result = {"role": "tool", "tool_call_id": call.id, "content": "391"}
+    messages = [*QUESTION, choice.message, result]
+    (choice,) = ask(messages=messages, response_format=Result, **settings).choices
+    assert isinstance(choice.message.parsed, Result) or choice.message.tool_calls
 
 
 def test_results_come_back_in_any_order_and_may_be_errors(client: openai.OpenAI) -> None:
