@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import uvicorn
 from cyclopts import Parameter
-from cyclopts.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from cyclopts.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UInt16
 
 from llama import console, distributed
 from llama.errors import InputError, MissingFileError
@@ -35,7 +35,7 @@ def serve(
     /,
     *,
     host: str = "127.0.0.1",
-    port: NonNegativeInt = 8000,
+    port: UInt16 = 8000,
     name: str | None = None,
     adapter: Annotated[Sequence[str], _SEVERAL] = (),
     keep_alive: float | None = None,
@@ -201,6 +201,7 @@ def _listen(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        # That of getaddrinfo has its own numbers; that of bind adds the address to the text.
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno)
         raise InputError(f"can't listen on {host}, port {port}: {reason}") from None
