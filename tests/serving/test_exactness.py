@@ -1,9 +1,8 @@
-"""An answer over HTTP is that of Python, to the last bit, however and beside whatever it is asked."""
+"""An answer over HTTP is that of Python, to the last bit, however and beside whatever it runs."""
 
 import asyncio
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from llama.serving.app import create_app
 from llama.serving.registry import ModelRegistry
 
 CHAT = "/v1/chat/completions"
+Answers = list[tuple[str, list[float]]]  # texts and log-probabilities
 LONG = "A dog and a cat went to the park. " * 40  # more than a chunk of 256 tokens
 QUESTIONS = ["Tell me a story.", "What is 12 + 30?", LONG + "What did they do?", "Write a poem."]
 
@@ -45,7 +45,7 @@ def requests(count: int) -> list[dict[str, Any]]:
     return bodies
 
 
-def expected(llama: Llama, body: dict[str, Any]) -> list[tuple[str, list[float]]]:
+def expected(llama: Llama, body: dict[str, Any]) -> Answers:
     """The texts and log-probabilities that Python gives."""
     fields = ("temperature", "top_p", "seed", "n", "frequency_penalty", "stop", "top_logprobs")
     answers = llama.chat_completion(
@@ -57,14 +57,14 @@ def expected(llama: Llama, body: dict[str, Any]) -> list[tuple[str, list[float]]
     return [(a["generation"]["content"], a["logprobs"]) for a in answers]
 
 
-def whole(response: httpx.Response) -> list[tuple[str, list[float]]]:
+def whole(response: httpx.Response) -> Answers:
     return [
         (choice["message"]["content"], [t["logprob"] for t in choice["logprobs"]["content"]])
         for choice in response.json()["choices"]
     ]
 
 
-async def streamed(client: httpx.AsyncClient, body: dict[str, Any]) -> list[tuple[str, list[float]]]:
+async def streamed(client: httpx.AsyncClient, body: dict[str, Any]) -> Answers:
     texts: dict[int, str] = {}
     logprobs: dict[int, list[float]] = {}
     async with client.stream("POST", CHAT, json={**body, "stream": True}) as response:
@@ -106,13 +106,13 @@ def serving(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def right() -> Iterator[list[Any]]:
+def right() -> list[Answers]:
     """What a Llama of its own gives, which has no prefix store, one request after another."""
     llama = Llama.build(TINY, device="cpu", prefix_memory=0)
-    yield [expected(llama, body) for body in requests(20)]
+    return [expected(llama, body) for body in requests(20)]
 
 
-def test_whole_and_streamed_alone_and_among_others(folder: Path, right: list[Any]) -> None:
+def test_whole_and_streamed_alone_and_among_others(folder: Path, right: list[Answers]) -> None:
     bodies = requests(20)
     models = serving(folder)
     with running(create_app(models)) as url:
@@ -134,7 +134,7 @@ def test_whole_and_streamed_alone_and_among_others(folder: Path, right: list[Any
     models.close()
 
 
-def test_after_a_restart_with_prompts_on_the_disk(folder: Path, right: list[Any]) -> None:
+def test_after_a_restart_with_prompts_on_the_disk(folder: Path, right: list[Answers]) -> None:
     body = requests(20)[next(i for i, b in enumerate(requests(20)) if LONG in str(b))]
     answer = right[body["seed"]]
     cached = []

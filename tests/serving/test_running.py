@@ -200,9 +200,7 @@ def test_comments_only_into_silence(serve: Any) -> None:
     stream.__exit__(None, None, None)
 
 
-def test_an_error_after_a_comment_is_an_event(
-    serve: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_after_a_comment_is_an_event(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve(ping_seconds=0.05)
 
     def fail(self: Sequence, *args: Any) -> None:

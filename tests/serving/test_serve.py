@@ -181,8 +181,10 @@ def test_a_port_that_is_taken(run_command: Command) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         code, _, err = run_command("serve", TINY, "--port", str(port))
-    assert (code, err) == (1, f"error: can't listen on 127.0.0.1, port {port}: "
-                              "Address already in use\n")
+    assert (code, err) == (
+        1,
+        f"error: can't listen on 127.0.0.1, port {port}: Address already in use\n",
+    )
 
 
 def test_a_file_of_keys_without_keys(run_command: Command, tmp_path: Path) -> None:
