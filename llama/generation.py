@@ -270,7 +270,7 @@ class Llama:
         """
         ids = self._token_prompts(prompt_tokens)
         settings = {"temperature": temperature, "top_p": top_p, **options}
-        sequences = self.requests("prompt_tokens", ids, settings, max_gen_len, logprobs, echo)
+        sequences = self.requests("prompt_tokens[{}]", ids, settings, max_gen_len, logprobs, echo)
         prompts = [s.prompt if echo else [] for s in self._finish(sequences)]
         tokens = [prompt + s.tokens for prompt, s in zip(prompts, sequences, strict=True)]
         scores = [s.prompt_logprobs + s.logprobs for s in sequences] if logprobs else None
@@ -294,7 +294,7 @@ class Llama:
         """
         ids = self._text_prompts(prompts)
         settings = {"temperature": temperature, "top_p": top_p, **options}
-        sequences = self.requests("prompts", ids, settings, max_gen_len, logprobs, echo)
+        sequences = self.requests("prompts[{}]", ids, settings, max_gen_len, logprobs, echo)
         return [{"generation": s.text, **_prediction(s, logprobs)} for s in self._finish(sequences)]
 
     def chat_completion(
@@ -393,7 +393,7 @@ class Llama:
         """
         ids = self._token_prompts(prompt_tokens)
         settings = {"temperature": temperature, "top_p": top_p, **options}
-        return self._run(self.requests("prompt_tokens", ids, settings, max_gen_len, echo=echo))
+        return self._run(self.requests("prompt_tokens[{}]", ids, settings, max_gen_len, echo=echo))
 
     def text_completion_stream(
         self,
@@ -407,7 +407,7 @@ class Llama:
         """As `text_completion`, in chunks as `generate_stream` yields them."""
         ids = self._text_prompts(prompts)
         settings = {"temperature": temperature, "top_p": top_p, **options}
-        return self._run(self.requests("prompts", ids, settings, max_gen_len, echo=echo))
+        return self._run(self.requests("prompts[{}]", ids, settings, max_gen_len, echo=echo))
 
     def chat_completion_stream(
         self,
@@ -464,7 +464,7 @@ class Llama:
                 prompts.append(self.formatter.encode_dialog_prompt(dialog, **chat))
             except InputError as error:
                 raise type(error)(f"dialogs[{i}]: {error}") from error
-        requests = self.requests("dialogs", prompts, settings, max_gen_len, logprobs)
+        requests = self.requests("dialogs[{}]", prompts, settings, max_gen_len, logprobs)
         if not use:
             return requests, None
         start = settings.get("prefix") or ""
@@ -482,7 +482,7 @@ class Llama:
     ) -> list[Sequence]:
         """One checked request for each prompt of token ids, and for each of `n`; none runs yet.
 
-        `name` is what errors call the prompts, `settings` are those of `generate`.
+        `name` is what errors call a prompt, {} in it its index; `settings` are those of `generate`.
         """
         if unknown := sorted(settings.keys() - _SETTINGS):
             known = [*_SETTINGS, "max_gen_len", "logprobs", "echo"]
@@ -512,7 +512,7 @@ class Llama:
                     prompt + prefix, max_gen_len, params, stop, echo, scored, seen[key], **options
                 )
                 seen[key] += 1
-                self.engine.check(sequence, f"{name}[{i}]")
+                self.engine.check(sequence, name.format(i))
                 sequences.append(sequence)
         return sequences
 

@@ -244,7 +244,7 @@ class ChatAnswer:
         self._use = request.tool_use()
         settings = with_call_grammar(request.settings, self._use, served.llama.formatter)
         self.sequences = sequences(
-            served, "the dialog", [request.prompt(served)], settings, request.max_tokens
+            served, "the prompt", [request.prompt(served)], settings, request.max_tokens
         )
 
     @property

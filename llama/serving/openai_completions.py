@@ -122,7 +122,8 @@ def _sequences(served: ServedModel, body: CompletionRequest) -> list[Sequence]:
     ]
     max_tokens = _MAX_TOKENS if body.max_tokens is None else body.max_tokens
     has_logprobs = body.logprobs is not None
-    return sequences(served, "prompt", prompts, settings, max_tokens, has_logprobs, bool(body.echo))
+    name, echo = "prompt[{}]", bool(body.echo)
+    return sequences(served, name, prompts, settings, max_tokens, has_logprobs, echo)
 
 
 def _head(body: CompletionRequest) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def one_of_two_ranks(folder, tokens):
         refusals.append(str(caught.value))
     with pytest.raises(ValueError, match=r"n_heads \(9\) is not divisible by the number of ranks"):
         Attention(tiny_args(**three))
-    with pytest.raises(ValueError, match=r"hidden size 85 is not divisible by the number of ranks"):
+    with pytest.raises(ValueError, match=r"hidden size 85 is not divisible by the 2 ranks"):
         FeedForward(32, 128, multiple_of=1)
     results = {
         "values": logits_every_way(model, tokens),

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from conftest import running
+from serving.conftest import running
 
 from llama.serving.app import create_app
 from llama.serving.lifecycle import Lifecycle

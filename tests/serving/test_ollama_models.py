@@ -10,7 +10,7 @@ import httpx
 import ollama
 import pytest
 import torch
-from conftest import TINY, running
+from serving.conftest import TINY, running
 
 from llama.generation import Llama
 from llama.serving.app import create_app

@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 import ollama
 import pytest
-from conftest import TINY, running
 from hub_server import Body, Cut, Hang, HubServer
+from serving.conftest import TINY, running
 
 from llama.checkpoint import hub_session
 from llama.checkpoint.convert import convert

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY
+from serving.conftest import TINY
 
 from llama import Llama
 from llama.errors import InputError
