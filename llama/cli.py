@@ -42,6 +42,7 @@ _RAG_COMMANDS = {
     "search": ("rag_commands:search", "Passages that fit a question."),
     "ask": ("rag_commands:ask", "An answer, with what supports each sentence."),
     "explain": ("rag_commands:explain", "How a question is answered."),
+    "eval": ("rag_evaluation:rag_eval", "How good search and answers are, on a file of questions."),
 }
 # Libraries that the package installs only with an extra.
 _EXTRA_OF = dict.fromkeys(("fastapi", "prompt_toolkit", "rich", "uvicorn"), "serve")

@@ -208,6 +208,8 @@ class Skills:
                 if subject := self._fresh(kind, names):
                     names += f" {subject}"
                     subjects.append(subject)
+            if not subjects:  # too few fillers of this kind
+                continue
             relations = [relation for relation in RELATIONS if relation.subject == kind]
             for relation in rng.sample(relations, rng.randint(1, min(4, len(relations)))):
                 of, values = rng.choice(relation.of), "."

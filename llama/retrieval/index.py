@@ -39,7 +39,6 @@ from llama.retrieval.grounding import (
 )
 from llama.retrieval.parsing import Document
 from llama.retrieval.passage_scores import PASSAGE_SCORES, Reader, Rerank
-from llama.retrieval.search_terms import match_query
 from llama.retrieval.sqlite_store import SqliteStore
 from llama.retrieval.store import Ranked, Store, StoredDocument
 from llama.retrieval.text_vectors import Embed, EmbeddingServer, unit_rows
@@ -269,7 +268,7 @@ class Index:
         if k < 1:
             raise InputError(f"k must be 1 or more, got {k}")
         depth = max(k, CANDIDATES)
-        rankings = {"BM25": self.store.matching(match_query(question), depth)}
+        rankings = {"BM25": self.store.matching(question, depth)}
         if self._embed is not None and question.strip():
             (vector,) = unit_rows(self._embed([question]))
             rankings["vectors"] = self.store.nearest(vector, depth)
@@ -333,7 +332,7 @@ class Index:
     ) -> Explanation:
         """How `answer` would do it: the candidates of each stage, and the exact prompt."""
         stages = tuple(self.stages(question, k, rerank))
-        explanation = Explanation(question, match_query(question), stages)
+        explanation = Explanation(question, self.store.full_text_query(question), stages)
         if not (hits := stages[-1].hits[:k]):
             return explanation
         llama = self.reader.llama

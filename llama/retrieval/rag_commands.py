@@ -12,7 +12,7 @@
 
 import json
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.types import NonNegativeFloat, PositiveInt
@@ -23,7 +23,7 @@ from llama.retrieval.adding import Added, AddError
 from llama.retrieval.grounding import AnswerSentence, Hit
 from llama.retrieval.index import Index
 from llama.retrieval.passage_scores import Rerank
-from llama.retrieval.text_vectors import EmbeddingServer
+from llama.retrieval.text_vectors import embedding_option
 
 _Flag = Annotated[bool, Parameter(negative="")]
 _Json = Annotated[bool, Parameter(name="--json", negative="")]
@@ -53,7 +53,7 @@ def add(
     if not paths:
         raise InputError("nothing to add: name files or folders")
     with Index.open(
-        index, model, embed=_embed(embed, embed_model), chunk_tokens=chunk_tokens
+        index, model, embed=embedding_option(embed, embed_model), chunk_tokens=chunk_tokens
     ) as opened:
         try:
             result = opened.add(paths)
@@ -61,18 +61,6 @@ def add(
             _say_added(error.added, as_json)
             raise
         _say_added(result, as_json)
-
-
-def _embed(embed: str | None, model: str | None) -> Any:
-    if embed is None or embed == "model":
-        if model is not None:
-            raise InputError("--embed_model is for --embed http://...")
-        return embed
-    if not embed.startswith(("http://", "https://")):
-        raise InputError(f"--embed is model or the address of a server, not {embed!r}")
-    if model is None:
-        raise InputError(f"--embed {embed} needs --embed_model, the name of its model")
-    return EmbeddingServer(embed, model)
 
 
 def _say_added(added: Added, as_json: bool) -> None:

@@ -1,8 +1,7 @@
 """What the full-text index holds of a text, and how it is asked, also in scripts without spaces.
 
     index_terms("全文検索 works")    # "全文 文検 検索 索 works"
-    match_query("検索")              # '"検索"'
-    match_query("索")                # '"索" *'
+    match_terms("検索 索")           # ['"検索"', '"索" *']
 
 SQLite's tokenizer takes a run of Chinese or Japanese characters for one word. So a run is indexed
 as its bigrams, and its last character alone: then every character begins exactly one term, and a
@@ -30,8 +29,8 @@ def _bigrams(run: str) -> list[str]:
     return [run[i : i + 2] for i in range(len(run))]
 
 
-def match_query(question: str) -> str:
-    """The FTS5 query that finds texts with any of a question's words; "" for one without words.
+def match_terms(question: str) -> list[str]:
+    """The terms of the FTS5 query that finds texts with any of a question's words.
 
     A run of three CJK characters or more is looked for as a phrase, and by its bigrams: a text
     that has all of it ranks first, and one that has a part of it is found too.
@@ -46,5 +45,4 @@ def match_query(question: str) -> str:
         terms += [f'"{bigram}"' for bigram in bigrams]
         if len(run) > 2:
             terms.append(f'"{" ".join(bigrams)}"')
-    terms += [f'"{word}"' for word in _WORD.findall(_CJK.sub(" ", normal))]
-    return " OR ".join(terms)
+    return terms + [f'"{word}"' for word in _WORD.findall(_CJK.sub(" ", normal))]

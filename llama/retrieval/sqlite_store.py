@@ -15,7 +15,7 @@ import numpy as np
 
 from llama.errors import InputError, MissingFileError
 from llama.retrieval.chunking import Chunk
-from llama.retrieval.search_terms import index_terms
+from llama.retrieval.search_terms import index_terms, match_terms
 from llama.retrieval.store import Ranked, StoredChunk, StoredDocument
 from llama.storage.files import expand
 
@@ -23,6 +23,7 @@ from llama.storage.files import expand
 VERSION = 1
 _APPLICATION = 0x4C6C5261  # SQLite's mark of whose file it is
 _BUSY_SECONDS = 60.0
+_MANY_CHUNKS = 1000
 _TABLES = """
 create table settings (name text primary key, value text not null) without rowid;
 create table documents (
@@ -62,6 +63,7 @@ class SqliteStore:
             if not self.path.absolute().parent.is_dir():
                 raise MissingFileError(f"{self.path}: its folder does not exist; make it first")
         self._lock = threading.RLock()
+        self._counts: tuple[int, int, dict[str, int]] = (-1, 0, {})  # changes, chunks, of a term
         self._connection = sqlite3.connect(
             self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
@@ -165,15 +167,36 @@ class SqliteStore:
                 _remove(connection, source)
             connection.execute("update changes set count = count + 1")
 
-    def matching(self, query: str, k: int) -> Ranked:
-        """The `k` best chunks by BM25 (k1 = 1.2, b = 0.75); the older one first of two alike."""
-        if not query:
+    def full_text_query(self, question: str) -> str:
+        """The FTS5 query of a question."""
+        return " OR ".join(self._telling(match_terms(question)))
+
+    def matching(self, question: str, k: int) -> Ranked:
+        """The `k` best chunks by FTS5's BM25 (k1 = 1.2, b = 0.75)."""
+        if not (query := self.full_text_query(question)):
             return []
-        statement = (
-            "select rowid, -rank from terms where terms match ? and rank match 'bm25()' "
-            "order by rank limit ?"
-        )
+        statement = "select rowid, -rank from terms where terms match ? order by rank limit ?"
         return [(number, score) for number, score in self._rows(statement, (query, k))]
+
+    def _telling(self, terms: list[str]) -> list[str]:
+        """The terms without those that more than half of the chunks have, if others are left.
+
+        FTS5 gives these a weight of 1e-6, and takes most of its time for them. In a small index
+        they stay: there a chunk that has nothing else may still be wanted.
+        """
+        with self._lock:
+            ((changes,),) = self._rows("select count from changes")
+            if self._counts[0] != changes:
+                ((total,),) = self._rows("select count(*) from chunks")
+                self._counts = changes, total, {}
+            _, total, counts = self._counts
+            if total < _MANY_CHUNKS:
+                return terms
+            for term in terms:
+                if term not in counts:
+                    statement = "select count(*) from terms where terms match ?"
+                    ((counts[term],),) = self._rows(statement, (term,))
+            return [term for term in terms if counts[term] <= total / 2] or terms
 
     def nearest(self, vector: np.ndarray, k: int) -> Ranked:
         """The `k` chunks whose vectors have the largest dot product with `vector`, (dim,)."""

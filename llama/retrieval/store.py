@@ -66,8 +66,11 @@ class Store(Protocol):
     def remove(self, sources: Sequence[str]) -> None:
         """Removes documents, all or none."""
 
-    def matching(self, query: str, k: int) -> Ranked:
-        """The `k` best chunks by BM25, for a query of `search_terms.match_query`."""
+    def full_text_query(self, question: str) -> str:
+        """What `matching` looks for, in the store's own words; "" for nothing."""
+
+    def matching(self, question: str, k: int) -> Ranked:
+        """The `k` best chunks by BM25, of those that have any of a question's words."""
 
     def nearest(self, vector: np.ndarray, k: int) -> Ranked:
         """The `k` chunks whose vectors have the largest dot product with `vector`, (dim,)."""

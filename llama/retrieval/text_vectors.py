@@ -7,6 +7,7 @@ embed(["a cat", "a dog"])    # float32 (2, dim), each row of length 1
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import httpx
 import numpy as np
@@ -65,3 +66,18 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     if not np.isfinite(vectors).all():
         raise InputError("embeddings hold values that are not finite")
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def embedding_option(
+    embed: str | None, model: str | None
+) -> Literal["model"] | EmbeddingServer | None:
+    """What the flags --embed and --embed_model say. InputError where they do not fit together."""
+    if embed is None or embed == "model":
+        if model is not None:
+            raise InputError("--embed_model is for --embed http://...")
+        return "model" if embed else None
+    if not embed.startswith(("http://", "https://")):
+        raise InputError(f"--embed is model or the address of a server, not {embed!r}")
+    if model is None:
+        raise InputError(f"--embed {embed} needs --embed_model, the name of its model")
+    return EmbeddingServer(embed, model)

@@ -11,7 +11,6 @@ import pytest
 
 from llama.errors import InputError, MissingFileError
 from llama.retrieval.chunking import Chunk
-from llama.retrieval.search_terms import match_query
 from llama.retrieval.sqlite_store import VERSION, SqliteStore
 
 SETTINGS = {"model": "tiny", "embed": "", "chunk_tokens": "128"}
@@ -28,7 +27,7 @@ def store(tmp_path: Path) -> SqliteStore:
 
 
 def found(store: SqliteStore, question: str) -> list[str]:
-    ranked = store.matching(match_query(question), 10)
+    ranked = store.matching(question, 10)
     chunks = store.chunks(number for number, _ in ranked)
     return [chunks[number].source for number, _ in ranked]
 
@@ -135,7 +134,7 @@ def test_threads_and_connections_write_and_read_at_once(tmp_path: Path) -> None:
         try:
             for i in range(20):
                 put(stores[number % 3], f"{number}-{i % 7}", f"word{number} text {i}")
-                stores[(number + 1) % 3].matching('"text"', 5)
+                stores[(number + 1) % 3].matching("text", 5)
         except BaseException as error:
             errors.append(error)
 
@@ -146,7 +145,7 @@ def test_threads_and_connections_write_and_read_at_once(tmp_path: Path) -> None:
         thread.join()
     assert errors == []
     assert len(stores[0].documents()) == 6 * 7
-    assert len(stores[1].matching('"text"', 100)) == 6 * 7
+    assert len(stores[1].matching("text", 100)) == 6 * 7
 
 
 _WRITER = """
@@ -184,4 +183,4 @@ def test_a_killed_process_loses_nothing_that_was_there(tmp_path: Path) -> None:
         document = documents[f"{i % 50}"]
         assert int(document.digest) >= i  # what was reported is there,
         assert document.num_chunks == 50  # and whole
-    assert len(reopened.matching('"text"', 10**6)) == 1 + 50 * 50
+    assert len(reopened.matching("text", 10**6)) == 1 + 50 * 50

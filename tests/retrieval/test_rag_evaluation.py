@@ -1,0 +1,81 @@
+"""`llama rag eval`: metrics against their definitions, and a file of questions."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from llama.cli import main
+from llama.errors import InputError
+from llama.retrieval.rag_evaluation import answer_metrics, ranking_metrics, read_questions
+
+QUESTIONS = {
+    "documents": [
+        {"id": 1, "text": "The museum opens at 10:15."},
+        {"id": 2, "title": "Pool", "text": "The pool opens at 8:00."},
+        {"id": 3, "text": "Mia lives in Oslo."},
+    ],
+    "queries": [
+        {"id": "a", "text": "When does the museum open?", "document": 1, "answers": ["10:15"]},
+        {"id": "b", "text": "When does the pool open?", "answers": ["8:00."]},
+        {"id": "c", "text": "Where does Nora live?"},
+    ],
+    "relevance": [["b", 2]],
+}
+
+
+def test_ranking_metrics() -> None:
+    found = ranking_metrics(["x", "a", "y", "b"], frozenset("abc"))
+    assert found["recall@1"] == 0
+    assert found["recall@5"] == pytest.approx(2 / 3)
+    assert found["MRR"] == 0.5
+    ideal = 1 + 1 / math.log2(3) + 1 / 2
+    assert found["nDCG@10"] == pytest.approx((1 / math.log2(3) + 1 / math.log2(5)) / ideal)
+    assert ranking_metrics(["x"], frozenset("a"))["MRR"] == 0
+
+
+def test_answer_metrics() -> None:
+    assert answer_metrics("The pool opens at 8:00!", ["the pool opens at 8:00."])["exact"] == 1
+    found = answer_metrics("It opens at 8:00.", ["8:00", "no"])
+    assert found == {"exact": 0, "contains": 1, "F1": pytest.approx(2 * 2 / 7)}
+    assert answer_metrics("在北京大学。", ["北京大学"])["contains"] == 1
+    assert answer_metrics("", ["8:00"]) == {"exact": 0, "contains": 0, "F1": 0}
+
+
+def test_a_file_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("bm25s")
+    file = tmp_path / "questions.json"
+    file.write_text(json.dumps(QUESTIONS))
+    flags = ["--rerank", "likelihood", "--answers", "--bm25s", "--device", "cpu"]
+    main(["rag", "eval", str(file), *flags, "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert (report["documents"], report["chunks"], report["queries"]) == (3, 3, 3)
+    rows = report["retrieval"]
+    assert list(rows) == ["bm25s", "bm25s (k1=1.2, robertson)", "BM25", "likelihood"]
+    assert all(row["recall@1"] == row["MRR"] == row["nDCG@10"] == 1 for row in rows.values())
+    answers = report["answers"]["BM25"]
+    assert {**answers, "F1": 0} == {
+        **{"found": 1, "exact": 0, "F1": 0, "contains": 1},
+        **{"cited": 1, "precision": 1, "unknown": 1},
+    }
+    main(["rag", "eval", str(file)])
+    assert "3 documents in 3 passages, 3 questions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"relevance": [["b", 7]]}, "1 of 2 pairs .* the first one query b, document 7"),
+        ({"relevance": [["z", 1]]}, "the first one query z, document 1"),
+        ({"documents": 3}, "is no file of questions"),
+        ({"queries": [{"id": "b"}]}, "is no file of questions"),
+    ],
+)
+def test_files_that_can_not_be_measured(
+    tmp_path: Path, change: dict[str, object], reason: str
+) -> None:
+    file = tmp_path / "questions.json"
+    file.write_text(json.dumps(QUESTIONS | change))
+    with pytest.raises(InputError, match=reason):
+        read_questions(str(file))
