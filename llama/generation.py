@@ -10,12 +10,10 @@ Any number of prompts may be given at once: `max_batch_size` is how many run at 
 """
 
 import contextlib
-import difflib
 import json
 import random
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NoReturn, NotRequired, TypedDict
@@ -34,7 +32,8 @@ from llama.engine.engine import Engine
 from llama.engine.grammar import Grammar
 from llama.engine.request import FinishReason, Sequence, token_ids
 from llama.engine.reranking import INSTRUCTION, query_likelihood, query_likelihood_sequences
-from llama.engine.sampling_params import SamplingParams, check_limits, expect_integer
+from llama.engine.sampling_options import SamplingOptions, as_list, requests
+from llama.engine.sampling_params import check_limits
 from llama.errors import InputError, InputTypeError
 from llama.model import Transformer
 from llama.tokenizer import ChatFormat, Tokenizer
@@ -61,35 +60,6 @@ class ChatPrediction(Prediction):
     generation: Message
 
 
-class SamplingOptions(TypedDict, total=False):
-    """Settings that every call takes besides temperature and top_p; see `SamplingParams`.
-
-    `stop` is a string or several: an answer ends before the first of them. With a `seed`, an
-    answer is a function of its prompt and the settings; a prompt that is repeated in a call gets
-    other draws each time. Without one, each call has a seed of its own, which follows from the
-    `seed` of `Llama.build`. `n` answers to each prompt, computed once, follow each other in the
-    result. `prefix` is text that each answer begins with, and goes on after. The others are
-    described in `Sequence`.
-    """
-
-    top_k: int | None
-    min_p: float | None
-    repetition_penalty: float | None
-    frequency_penalty: float | None
-    presence_penalty: float | None
-    logit_bias: Mapping[int, float] | None
-    seed: int | None
-    stop: str | Iterable[str] | None
-    n: int
-    top_logprobs: int
-    min_tokens: int
-    ignore_eos: bool
-    grammar: Grammar | None
-    prefix: str | None
-    adapter: str | None
-    priority: int
-
-
 class ChatOptions(SamplingOptions, total=False):
     """Settings of chats: how a dialog is written, and what the answer may call.
 
@@ -108,10 +78,6 @@ class ChatOptions(SamplingOptions, total=False):
     continue_final_message: bool
 
 
-# Those that are not SamplingParams': of a call, and of each request.
-_CALL_OPTIONS = ("stop", "n", "prefix")
-_REQUEST_OPTIONS = ("top_logprobs", "min_tokens", "ignore_eos", "grammar", "adapter", "priority")
-_SETTINGS = ["temperature", "top_p", *SamplingOptions.__annotations__]
 _CHAT_OPTIONS = [k for k in ChatOptions.__annotations__ if k not in SamplingOptions.__annotations__]
 
 
@@ -348,7 +314,7 @@ class Llama:
         A vector does not depend on the other texts. See `llama.engine.embedding`. Raises
         ContextLengthError for a text that is too long; with `echo` it is read twice.
         """
-        items = _as_list("texts", texts, (), "text")
+        items = as_list("texts", texts, (), "text")
         sequences = embedding_sequences(self.tokenizer, items, echo=echo, adapter=adapter)
         for i, sequence in enumerate(sequences):
             self.engine.check(sequence, f"texts[{i}]" + ", read twice (echo)," * echo)
@@ -368,7 +334,7 @@ class Llama:
 
         See `llama.engine.reranking`. Raises ContextLengthError for a document that is too long.
         """
-        items = _as_list("documents", documents, (), "document")
+        items = as_list("documents", documents, (), "document")
         sequences = query_likelihood_sequences(
             self.tokenizer, query, items, instruction, adapter=adapter
         )
@@ -425,11 +391,11 @@ class Llama:
         return self._run(*self._chat_requests(dialogs, settings, max_gen_len))
 
     def _token_prompts(self, prompt_tokens: Iterable[Iterable[int]]) -> list[list[int]]:
-        prompts = _as_list("prompt_tokens", prompt_tokens, Integral, "prompt")
+        prompts = as_list("prompt_tokens", prompt_tokens, Integral, "prompt")
         return [token_ids(f"prompt_tokens[{i}]", prompt) for i, prompt in enumerate(prompts)]
 
     def _text_prompts(self, prompts: Iterable[str]) -> list[list[int]]:
-        texts = _as_list("prompts", prompts, (), "prompt")
+        texts = as_list("prompts", prompts, (), "prompt")
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise InputTypeError(f"prompts[{i}] must be a string, got {text!r:.60}")
@@ -459,17 +425,17 @@ class Llama:
         settings = with_call_grammar(settings, use, self.formatter)
         chat |= {"tools": use.tools, "builtin_tools": use.builtin_tools}
         prompts = []
-        for i, dialog in enumerate(_as_list("dialogs", dialogs, Mapping, "dialog")):
+        for i, dialog in enumerate(as_list("dialogs", dialogs, Mapping, "dialog")):
             try:
                 prompts.append(self.formatter.encode_dialog_prompt(dialog, **chat))
             except InputError as error:
                 raise type(error)(f"dialogs[{i}]: {error}") from error
-        requests = self.requests("dialogs[{}]", prompts, settings, max_gen_len, logprobs)
+        sequences = self.requests("dialogs[{}]", prompts, settings, max_gen_len, logprobs)
         if not use:
-            return requests, None
+            return sequences, None
         start = settings.get("prefix") or ""
-        parsers = [use.parser(self.formatter, r.prompt, r.sample_index, start) for r in requests]
-        return requests, parsers
+        parsers = [use.parser(self.formatter, s.prompt, s.sample_index, start) for s in sequences]
+        return sequences, parsers
 
     def requests(
         self,
@@ -480,41 +446,14 @@ class Llama:
         logprobs: bool = False,
         echo: bool = False,
     ) -> list[Sequence]:
-        """One checked request for each prompt of token ids, and for each of `n`; none runs yet.
+        """One checked request for each prompt, and for each of `n`; none runs yet.
 
-        `name` is what errors call a prompt, {} in it its index; `settings` are those of `generate`.
+        See `llama.engine.sampling_options.requests`. Without a `seed` in `settings` the draws
+        follow from that of `build`.
         """
-        if unknown := sorted(settings.keys() - _SETTINGS):
-            known = [*_SETTINGS, "max_gen_len", "logprobs", "echo"]
-            close = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_SETTINGS)}"
-            raise InputTypeError(f"unknown option {unknown[0]!r}; {hint}")
-        stop: Any = settings.get("stop")
-        if isinstance(stop, Iterable):
-            stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        options = {k: v for k, v in settings.items() if k in _REQUEST_OPTIONS}
-        count = expect_integer("n", settings.get("n", 1), at_least=1)
-        params = SamplingParams(
-            **{k: v for k, v in settings.items() if k not in (*_CALL_OPTIONS, *_REQUEST_OPTIONS)}
-        )
-        prefix: list[int] = []
-        if settings.get("prefix"):
-            prefix = self.tokenizer.encode(settings["prefix"], bos=False, eos=False)
-            options["num_prefix_tokens"] = len(prefix)
-        if params.seed is None:  # other draws in each call
-            params = replace(params, seed=self._seeds.getrandbits(32))
-        seen: Counter[tuple[int, ...]] = Counter()
-        sequences = []
-        for i, prompt in enumerate(prompts):
-            key, scored = tuple(prompt), echo and logprobs
-            for _ in range(count):
-                sequence = Sequence(
-                    prompt + prefix, max_gen_len, params, stop, echo, scored, seen[key], **options
-                )
-                seen[key] += 1
-                self.engine.check(sequence, name.format(i))
-                sequences.append(sequence)
-        return sequences
+        if settings.get("seed") is None:  # other draws in each call
+            settings = {**settings, "seed": self._seeds.getrandbits(32)}
+        return requests(self.engine, name, prompts, settings, max_gen_len, logprobs, echo)
 
     def _finish(self, sequences: list[Sequence]) -> list[Sequence]:
         for _ in self._run(sequences):
@@ -574,22 +513,6 @@ def with_call_grammar(
     if not isinstance(schema, dict):
         return dict(settings)
     return {**settings, "grammar": Grammar(json_schema=use.call_or_answer_schema(schema))}
-
-
-def _as_list(name: str, items: Any, element: type | tuple[()], single: str) -> list[Any]:
-    """A call's prompts as a list; an error where they are one prompt, with `element` in it."""
-    items = items.tolist() if hasattr(items, "tolist") else items  # numpy's array, a tensor
-    is_single = isinstance(items, str | bytes | Mapping)
-    if not is_single:
-        if not isinstance(items, Iterable):
-            raise InputTypeError(f"{name} must be a list, got {items!r:.60}")
-        items = list(items)
-        is_single = any(isinstance(item, element) for item in items)
-    if is_single:
-        raise InputTypeError(f"{name} must be a list, got one {single}: write [{single}]")
-    if not items:
-        raise InputError(f"{name} is empty: give at least one {single}")
-    return items
 
 
 def _parsed(
