@@ -203,5 +203,6 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=family, backlog=2048)
     except OSError as error:
         # That of getaddrinfo has its own numbers; that of bind adds the address to the text.
-        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno)
+        is_name = isinstance(error, socket.gaierror) or error.errno is None
+        reason = error.strerror if is_name else os.strerror(error.errno or 0)
         raise InputError(f"can't listen on {host}, port {port}: {reason}") from None
