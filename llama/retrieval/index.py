@@ -144,10 +144,14 @@ class Index:
         return index
 
     def read_by(self, reader: Reader) -> "Index":
-        """The same index, whose questions another reader ranks and answers."""
-        index = Index(self.store, lambda: reader.llama, self._counter, self._embed)
+        """The same index with a model that is loaded already; `close` closes both."""
+
+        def count() -> Callable[[str], int]:
+            return lambda text: len(reader.llama.tokenizer.encode(text))
+
+        index = Index(self.store, lambda: reader.llama, count, self._embed)
         index._reader = reader
-        if self.store.settings.get("embed") == "model":
+        if self.store.settings["embed"] == "model":
             index._embed = lambda texts: reader.llama.embed(texts).numpy()
         return index
 

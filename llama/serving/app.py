@@ -4,11 +4,13 @@ app = create_app(ModelRegistry({"tiny": "params/tiny"}))
 uvicorn.run(app)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fastapi import FastAPI
 
 from llama import __version__
+from llama.errors import InputError
+from llama.retrieval.index import Index
 from llama.serving import (
     anthropic_messages,
     http_errors,
@@ -16,6 +18,7 @@ from llama.serving import (
     middleware,
     ollama_routes,
     openai_routes,
+    rag_routes,
 )
 from llama.serving.lifecycle import Lifecycle
 from llama.serving.openai_fields import ERRORS
@@ -32,6 +35,7 @@ def create_app(
     cors: Sequence[str] = (),
     max_body_size: int = MAX_BODY_SIZE,
     ping_seconds: float = 0,
+    indexes: Mapping[str, Index] | None = None,
 ) -> FastAPI:
     """An application that serves `models`.
 
@@ -40,6 +44,8 @@ def create_app(
     cors: origins of web pages that may call the server, besides those of this machine; * is all.
     max_body_size: bytes of a request.
     ping_seconds: a stream that is silent for so long gets a comment; 0 for never.
+    indexes: documents by names that the one model of `models` answers from, under /v1/rag and as
+        the model rag:NAME.
     """
     lifecycle = lifecycle or Lifecycle()
     app = FastAPI(title="Llama", version=__version__, docs_url=None, redoc_url=None)
@@ -50,4 +56,9 @@ def create_app(
     app.include_router(llama_server.routes(models, lifecycle), responses=ERRORS)
     app.include_router(anthropic_messages.routes(models), prefix="/v1")
     app.include_router(ollama_routes.routes(models))
+    if indexes:
+        if models.only_model is None:
+            raise InputError("indexes need one model: name it, as in llama serve MODEL")
+        router = rag_routes.routes(models, models.only_model, indexes)
+        app.include_router(router, responses=ERRORS)
     return app

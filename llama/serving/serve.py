@@ -21,6 +21,7 @@ from cyclopts.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, Posi
 
 from llama import console, distributed
 from llama.errors import InputError, MissingFileError
+from llama.retrieval.index import Index
 from llama.serving.app import MAX_BODY_SIZE, create_app
 from llama.serving.lifecycle import Lifecycle, Server
 from llama.serving.registry import Limits, ModelRegistry
@@ -38,6 +39,7 @@ def serve(
     port: UInt16 = 8000,
     name: str | None = None,
     adapter: Annotated[Sequence[str], _SEVERAL] = (),
+    rag: Annotated[Sequence[str], _SEVERAL] = (),
     keep_alive: float | None = None,
     max_loaded_models: PositiveInt | None = None,
     device: str | None = None,
@@ -71,6 +73,8 @@ def serve(
         port: Port to listen on; 0 lets the system choose.
         name: What clients call the model; default: its name or that of its folder.
         adapter: NAME=FOLDER of LoRA adapters, which clients call as models.
+        rag: Indexes of documents (`llama rag`), which clients call as rag:NAME, the file's name
+            without its ending; a file that does not exist becomes an empty index.
         keep_alive: Seconds before an unused model is unloaded, -1 for never; default: 300, and
             never for a named model.
         max_loaded_models: Models in memory at a time; default: as many as fit.
@@ -112,7 +116,8 @@ def serve(
     limits = Limits(max_queue, max_queue_tokens, timeout)
     adapters = _adapters(adapter)
     if model is None:
-        of_one = {"name": name, "adapter": adapter, "tokenizer_path": tokenizer_path}
+        of_one = {"name": name, "adapter": adapter, "rag": rag}
+        of_one["tokenizer_path"] = tokenizer_path
         if flags := [flag for flag, value in of_one.items() if value]:
             raise InputError(f"--{flags[0]} needs a model: llama serve MODEL --{flags[0]} ...")
         if distributed.under_torchrun():
@@ -131,6 +136,7 @@ def serve(
         models.follow()
         return
     keys = _api_keys(api_keys_file)
+    indexes = _indexes(rag, model, tokenizer_path) if model is not None else {}
     listener = _listen(host, port)
     lifecycle = Lifecycle("loading")
     app = create_app(
@@ -140,6 +146,7 @@ def serve(
         cors=cors,
         max_body_size=max_body_size,
         ping_seconds=ping_seconds,
+        indexes=indexes,
     )
 
     async def load() -> None:
@@ -147,7 +154,7 @@ def serve(
             await models.preload(name)
         address, shown_port = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
-        what = ", ".join(models.names) or "no model yet (llama pull fetches one)"
+        what = ", ".join([*models.names, *models.chats]) or "no model yet (llama pull fetches one)"
         console.say(f"http://{shown}:{shown_port} serves {what}; Ctrl-C ends it")
 
     config = uvicorn.Config(app, log_level="warning", lifespan="off", access_log=False)
@@ -176,6 +183,16 @@ def _adapters(named: Sequence[str]) -> dict[str, str | Path]:
             raise InputError(f"--adapter: two adapters are called {name!r}")
         adapters[name] = expand(folder)
     return adapters
+
+
+def _indexes(files: Sequence[str], model: str, tokenizer_path: str | None) -> dict[str, Index]:
+    indexes: dict[str, Index] = {}
+    for file in files:
+        name = Path(file).stem
+        if name in indexes:
+            raise InputError(f"--rag: two indexes are called {name!r}")
+        indexes[name] = Index.open(file, expand(model), tokenizer_path=tokenizer_path)
+    return indexes
 
 
 def _api_keys(file: str | None) -> list[str]:
