@@ -126,3 +126,9 @@ def chain(tokenizer: Tokenizer) -> Callable[..., Llama]:
         return Llama(model, tokenizer)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Llama:
+    """The bundled model, for what a random one can't show."""
+    return Llama.build(Path(__file__).parents[1] / "params" / "tiny", device="cpu")

@@ -9,7 +9,7 @@ from fixtures import difference, tiny_args
 
 from llama.errors import InputError
 from llama.generation import Llama
-from llama.model import Transformer
+from bundled.model import Transformer
 from llama.retrieval.attention_scores import attention_scores, attention_to_context
 
 
@@ -49,20 +49,20 @@ PASSAGES = [
 ]
 
 
-def test_the_passage_in_question_gets_the_most_attention(llama: Llama) -> None:
+def test_the_passage_in_question_gets_the_most_attention(bundled: Llama) -> None:
     for question, best in (("Where does Mia live?", 0), ("When does the museum open?", 2)):
-        scores = attention_scores(llama.model, llama.tokenizer, question, PASSAGES, 1024)
+        scores = attention_scores(bundled.model, bundled.tokenizer, question, PASSAGES, 1024)
         assert max(range(3), key=scores.__getitem__) == best, scores
 
 
-def test_a_query_without_content_prefers_none(llama: Llama) -> None:
-    scores = attention_scores(llama.model, llama.tokenizer, "N/A", PASSAGES, 1024)
+def test_a_query_without_content_prefers_none(bundled: Llama) -> None:
+    scores = attention_scores(bundled.model, bundled.tokenizer, "N/A", PASSAGES, 1024)
     assert scores == [0.0, 0.0, 0.0]
 
 
-def test_passages_that_do_not_fit_together_are_read_in_groups(llama: Llama) -> None:
+def test_passages_that_do_not_fit_together_are_read_in_groups(bundled: Llama) -> None:
     many = PASSAGES * 6
-    scores = attention_scores(llama.model, llama.tokenizer, "Where does Mia live?", many, 200)
+    scores = attention_scores(bundled.model, bundled.tokenizer, "Where does Mia live?", many, 200)
     assert len(scores) == len(many)
     with pytest.raises(InputError, match="does not fit into the context beside the question"):
-        attention_scores(llama.model, llama.tokenizer, "Where?", ["word " * 300], 200)
+        attention_scores(bundled.model, bundled.tokenizer, "Where?", ["word " * 300], 200)

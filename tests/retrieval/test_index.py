@@ -22,8 +22,8 @@ FACTS = {
 
 
 @pytest.fixture
-def index(tmp_path: Path, llama: Llama) -> Iterator[Index]:
-    with Index.open(tmp_path / "notes.db", llama) as index:
+def index(tmp_path: Path, bundled: Llama) -> Iterator[Index]:
+    with Index.open(tmp_path / "notes.db", bundled) as index:
         index.add(FACTS)
         yield index
 
@@ -113,10 +113,10 @@ def test_the_model_ranks_again(index: Index, rerank: str | None) -> None:
         assert stages[-1].hits[0].source == "museum"
 
 
-def test_likelihood_is_that_of_rerank(index: Index, llama: Llama) -> None:
+def test_likelihood_is_that_of_rerank(index: Index, bundled: Llama) -> None:
     question = "When does the museum open?"
     hits = index.search(question, rerank="likelihood")
-    assert [hit.score for hit in hits] == llama.rerank(question, [hit.text for hit in hits])
+    assert [hit.score for hit in hits] == bundled.rerank(question, [hit.text for hit in hits])
 
 
 def test_vectors_and_bm25_are_fused(tmp_path: Path) -> None:
@@ -133,10 +133,10 @@ def test_vectors_and_bm25_are_fused(tmp_path: Path) -> None:
         Index.open(tmp_path / "notes.db")
 
 
-def test_vectors_of_the_model(tmp_path: Path, llama: Llama) -> None:
-    with Index.open(tmp_path / "notes.db", llama, embed="model") as index:
+def test_vectors_of_the_model(tmp_path: Path, bundled: Llama) -> None:
+    with Index.open(tmp_path / "notes.db", bundled, embed="model") as index:
         index.add(FACTS)
-    with Index.open(tmp_path / "notes.db", llama) as index:  # it remembers
+    with Index.open(tmp_path / "notes.db", bundled) as index:  # it remembers
         hits = index.stages("The pool opens at 8:00.")[1].hits
         assert (hits[0].source, hits[0].score) == ("pool", pytest.approx(1, abs=2e-3))
 
