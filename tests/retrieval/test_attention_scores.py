@@ -9,7 +9,7 @@ from fixtures import difference, tiny_args
 
 from llama.errors import InputError
 from llama.generation import Llama
-from bundled.model import Transformer
+from llama.model import Transformer
 from llama.retrieval.attention_scores import attention_scores, attention_to_context
 
 
