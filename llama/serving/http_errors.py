@@ -96,7 +96,13 @@ def install(app: FastAPI) -> None:
     """Lets `app` answer errors in the dialect of the route; see `middleware.Errors` for others."""
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
-        return http_error(error).response(request.url.path)
+        found = http_error(error)
+        if isinstance(error, HTTPException) and error.status_code in (404, 405):
+            found.message = f"{error.detail}: {request.method} {request.url.path[:_MAX_ECHO]}"
+        # Of several routes with one path, Starlette's 405 names the methods of one.
+        if found.status == 405 and (methods := app.openapi()["paths"].get(request.url.path)):
+            found.headers = {"Allow": ", ".join(sorted(map(str.upper, methods)))}
+        return found.response(request.url.path)
 
     for kind in (HttpError, RequestValidationError, HTTPException, InputError):
         app.add_exception_handler(kind, handle)

@@ -5,11 +5,11 @@ detokenize, apply-template, props.
 """
 
 import asyncio
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from llama import __version__
 from llama.serving.http_errors import HttpError
@@ -26,7 +26,7 @@ class TokenizeRequest(StrictModel):
 
     content: str
     add_special: bool = False
-    parse_special: Literal[False] = False
+    parse_special: bool = False
     with_pieces: bool = False
     model: str | None = None
 
@@ -47,6 +47,32 @@ class ApplyTemplateRequest(StrictModel):
     add_generation_prompt: bool | None = None
     chat_template_kwargs: ChatTemplateFields | None = None
     model: str | None = None
+
+
+class Tokens(BaseModel):
+    """The tokens of a text."""
+
+    tokens: list[int] | list["TokenPiece"]
+
+
+class TokenPiece(BaseModel):
+    """A token and what it spells: text, or bytes that are no whole characters."""
+
+    id: int
+    piece: str | list[int]
+
+
+class Content(BaseModel):
+    """The text of tokens."""
+
+    content: str
+
+
+class Prompt(BaseModel):
+    """The prompt of a dialog."""
+
+    prompt: str
+    tokens: list[int]
 
 
 def routes(models: ModelRegistry, lifecycle: Lifecycle) -> APIRouter:
@@ -78,6 +104,9 @@ def routes(models: ModelRegistry, lifecycle: Lifecycle) -> APIRouter:
 
     async def tokenized(body: TokenizeRequest) -> dict[str, Any]:
         async with models.use(only(body.model)) as served:
+            if body.parse_special:
+                text = "parse_special: text never becomes a special token here; leave it out"
+                raise HttpError(400, text, param="parse_special")
             tokenizer = served.llama.tokenizer
             tokens = await asyncio.to_thread(
                 tokenizer.encode, body.content, bos=body.add_special, eos=False
@@ -87,7 +116,7 @@ def routes(models: ModelRegistry, lifecycle: Lifecycle) -> APIRouter:
         piece = tokenizer.vocabulary.piece
         return {"tokens": [{"id": token, "piece": _shown(piece(token))} for token in tokens]}
 
-    @router.post("/tokenize")
+    @router.post("/tokenize", responses={200: {"model": Tokens}})
     async def tokenize(body: TokenizeRequest, request: Request) -> Response:
         """The tokens of a text; `with_pieces` also what each spells, as bytes where it is no text.
 
@@ -105,7 +134,7 @@ def routes(models: ModelRegistry, lifecycle: Lifecycle) -> APIRouter:
                 )
             return {"content": await asyncio.to_thread(tokenizer.decode, body.tokens)}
 
-    @router.post("/detokenize")
+    @router.post("/detokenize", responses={200: {"model": Content}})
     async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
         """The text of tokens."""
         return JSONResponse(await while_connected(request, detokenized(body)))
@@ -118,7 +147,7 @@ def routes(models: ModelRegistry, lifecycle: Lifecycle) -> APIRouter:
             tokens = await asyncio.to_thread(chat.prompt, served)
             return {"prompt": served.llama.tokenizer.decode(tokens), "tokens": tokens}
 
-    @router.post("/apply-template")
+    @router.post("/apply-template", responses={200: {"model": Prompt}})
     async def apply_template(body: ApplyTemplateRequest, request: Request) -> Response:
         """The prompt of a dialog, as text and as tokens.
 

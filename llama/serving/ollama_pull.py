@@ -80,7 +80,7 @@ def routes(models: ModelRegistry) -> APIRouter:
         return Response()
 
     @router.delete("/api/delete", response_model=None)
-    @router.post("/api/delete", response_model=None, include_in_schema=False)
+    @router.post("/api/delete", response_model=None)
     async def delete(body: NamedModel) -> Response:
         """Removes a pulled model, from memory too."""
         check()

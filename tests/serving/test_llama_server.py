@@ -108,3 +108,12 @@ def test_metrics_have_the_names_of_vllm(url: str) -> None:
     assert change["vllm:inter_token_latency_seconds_count"] <= 4
     assert after["vllm:num_requests_running"] == after["vllm:num_requests_waiting"] == 0
     assert after["vllm:kv_cache_usage_perc"] == 0
+
+
+def test_a_route_that_is_not_there(url: str) -> None:
+    response = httpx.get(f"{url}/v1/nothing")
+    assert response.status_code == 404
+    assert response.json()["error"]["message"] == "Not Found: GET /v1/nothing"
+    response = httpx.put(f"{url}/api/delete", json={})
+    assert (response.status_code, response.headers["allow"]) == (405, "DELETE, POST")
+    assert response.json()["error"] == "Method Not Allowed: PUT /api/delete"
