@@ -10,7 +10,17 @@ from llama.errors import InputError
 from llama.kernels import Bf12, bindings, linear, pack_bf12, unpack_bf12
 from llama.kernels.bf12_packing import check_bf12, cut_bf12, join_bf12
 
-SHAPES = [(16, 128), (48, 96), (1, 1), (3, 7), (5, 259), (18, 64), (35, 448), (16, 1000)]
+SHAPES = [
+    (16, 128),
+    (48, 96),
+    (1, 1),
+    (3, 7),
+    (5, 259),
+    (18, 64),
+    (35, 448),
+    (16, 1000),
+    (21, 4512),
+]
 ROWS = [*range(1, 17), 20]
 
 

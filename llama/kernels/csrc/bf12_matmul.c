@@ -205,7 +205,7 @@ INLINE int prefers_chunks(const inputs *in) {
 /* Adds to the sums of `rows` rows of the inputs and CHUNK_OUTPUTS outputs their products over `count`
    inputs from `input` on, with weights w. */
 INLINE void add_chunk(const int rows, const inputs *in, int64_t first, int64_t input, int64_t count,
-                      const element (*w)[CHUNK], lanes (*sums)[TILE]) {
+                      vector (*w)[CHUNK / STEP], lanes (*sums)[TILE]) {
     lanes s[FACTOR_ROWS][CHUNK_OUTPUTS];
 #pragma GCC unroll 4
     for (int b = 0; b < rows; b++)
@@ -215,7 +215,7 @@ INLINE void add_chunk(const int rows, const inputs *in, int64_t first, int64_t i
     for (int64_t i = 0; i < count; i += STEP) {
         vector v[CHUNK_OUTPUTS];
 #pragma GCC unroll 4
-        for (int o = 0; o < CHUNK_OUTPUTS; o++) v[o] = load_vector(w[o] + i);
+        for (int o = 0; o < CHUNK_OUTPUTS; o++) v[o] = w[o][i / STEP];
 #pragma GCC unroll 4
         for (int b = 0; b < rows; b++) {
             const factor *f = factors_of(in, rows, first, b, input + i);
@@ -240,18 +240,22 @@ static __attribute__((noinline)) void multiply_chunks(const matrix *m, const inp
     }
     for (int64_t i = 0; i < k; i += CHUNK)
         for (int64_t o = 0; o < TILE; o += CHUNK_OUTPUTS) {
-            element w[CHUNK_OUTPUTS][CHUNK];
+            vector w[CHUNK_OUTPUTS][CHUNK / STEP];
             const int64_t count = min_int(CHUNK, k - i);
+            /* from a block to the same one of the next chunk, or of the next tile's first */
+            const int64_t ahead = i + CHUNK < k ? CHUNK / BLOCK * BLOCK_BYTES
+                                                : TILE * row_bytes(k) - i / BLOCK * BLOCK_BYTES;
             for (int64_t at = 0; at < count; at += BLOCK)
 #pragma GCC unroll 4
                 for (int p = 0; p < CHUNK_OUTPUTS; p++) {
                     const uint8_t *block = row[o + p].blocks + (i + at) / BLOCK * BLOCK_BYTES;
-                    byte_lanes numbers[VECTORS];
-                    prefetch_block(block + CHUNK / BLOCK * BLOCK_BYTES);
-                    unpack_half(&row[o + p], block, 0, i + at, numbers);
-                    memcpy(w[p] + at, numbers, sizeof numbers);
-                    unpack_half(&row[o + p], block, 1, i + at + HALF, numbers);
-                    memcpy(w[p] + at + HALF, numbers, sizeof numbers);
+                    byte_lanes numbers[2][VECTORS];
+                    prefetch_block(block + ahead);
+                    unpack_half(&row[o + p], block, 0, i + at, numbers[0]);
+                    unpack_half(&row[o + p], block, 1, i + at + HALF, numbers[1]);
+#pragma GCC unroll 16
+                    for (int v = 0; v < 2 * VECTORS; v++)
+                        w[p][at / STEP + v] = widen(numbers[v / VECTORS][v % VECTORS]);
                 }
             for (int64_t b = 0; b < in->rows; b += FACTOR_ROWS) {
                 lanes(*to)[TILE] = (lanes(*)[TILE]) & sums[b][o];
