@@ -22,8 +22,8 @@ import org.springframework.ai.tool.annotation.ToolParam;
  *     spring.ai.openai.chat.model=tiny
  * </pre>
  *
- * Spring AI 1.x adds the /v1 itself and has the model in spring.ai.openai.chat.options.model. The
- * server knows its routes with and without /v1, so either address works.
+ * Spring AI 1.x adds the /v1 itself, so leave it out there, and has the model in
+ * spring.ai.openai.chat.options.model.
  *
  * Written after Spring AI's reference for 2.0, and not run yet: the test of this file needs Maven
  * Central, and is skipped where there is none.
