@@ -25,6 +25,7 @@ setup(
         "sentencepiece>=0.2",
         "fire>=0.5",
         "cyclopts>=4.0",
+        "docstring_parser>=0.15",
         "blobfile>=3.0",
         "filelock>=3.12",
         "httpx>=0.27",
@@ -47,6 +48,8 @@ setup(
         ],
         # PDF files in `llama rag`.
         "rag": ["pypdf>=5.0"],
+        # Tools of MCP servers, and agents as such tools; for agents also install "serve".
+        "agents": ["mcp>=2.3"],
         "train": ["tokenizers>=0.20", "tensorboard>=2.16", "matplotlib>=3.9"],
         "eval": ["lm-eval>=0.4.10,<0.5"],
         # For benchmarks/: the other programs, their files, and the plots.

@@ -33,6 +33,7 @@ _COMMANDS = {
     "chat": ("llama.serving.terminal_chat:chat", "A conversation with a model at the terminal."),
     "run": ("llama.serving.terminal_chat:run", "One question, in an argument or a pipe."),
     "next": ("llama.inspection.next_tokens:next_tokens", "What may come next after a text."),
+    "agents": ("llama.agents.agents_command:agents", "A team of agents over HTTP, from a file."),
     "bench": ("llama.evaluation.speed:bench", "How fast a model is on this machine."),
 }
 _RAG_COMMANDS = {

@@ -87,9 +87,8 @@ class Index:
         """The index in a file, which is made if there is none.
 
         model: what counts tokens, ranks and answers: a checkpoint folder, a pulled model's name
-            or a loaded model. By default the one that the index was made with, which it remembers
-            unless it was a loaded one; of a new index the bundled model. It is loaded when it is
-            first needed.
+            or a loaded model. By default the one that the index was made with, and of a new one
+            the bundled model. It is loaded when it is first needed.
         embed: "model" for vectors of that model, an `EmbeddingServer`, or any function from texts
             to vectors; None for BM25 alone. A new index remembers the first two.
         chunk_tokens: the most tokens of a chunk; fixed with a new index. By default 256, or an
@@ -122,9 +121,6 @@ class Index:
             store.close()
             raise
         name = known["model"] if model is None else model
-        if name == "":
-            store.close()
-            raise InputError(f"{path} was made with a loaded model: give a model")
 
         def load() -> Llama:
             return name if isinstance(name, Llama) else Llama.build(name, **options)
@@ -200,9 +196,9 @@ class Index:
         count = self._counter()
         with console.progress(len(found), "documents", any_rank=True, unit="") as bar:
             for source, candidate in found.items():
+                known = self.store.digests([source]).get(source)
                 try:
                     data = candidate.read()
-                    known = self.store.digests([source]).get(source)
                     digest = hashlib.sha256(data).hexdigest()
                     document = None if digest == known else candidate.parse(data)
                 except (InputError, OSError) as error:
@@ -384,7 +380,7 @@ def _new_settings(
 ) -> dict[str, str]:
     """What a new index remembers."""
     if isinstance(model, Llama):
-        name, context = "", model.engine.max_seq_len
+        name, context = _DEFAULT_MODEL, model.engine.max_seq_len
     else:
         name = _DEFAULT_MODEL if model is None else str(model)
         name = str(absolute(name)) if Path(expand(name)).exists() else name

@@ -69,13 +69,12 @@ class SqliteStore:
         )
         try:
             self.settings = self._open(settings)
-        except sqlite3.OperationalError as error:  # locked, read-only, ...
-            self.close()
-            raise OSError(f"{self.path}: {error}") from error
         except sqlite3.DatabaseError as error:
             self.close()
+            if isinstance(error, sqlite3.OperationalError):  # locked, read-only, full disk, ...
+                raise OSError(f"{self.path}: {error}") from error
             raise InputError(f"{self.path} is no index: {error}") from None
-        except (InputError, OSError):
+        except InputError:
             self.close()
             raise
         self._vectors: tuple[int, np.ndarray, np.ndarray] | None = None  # changes, ids, vectors
@@ -109,7 +108,7 @@ class SqliteStore:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction, of which all or nothing is kept."""
-        with self._lock, self._errors():
+        with self._lock:
             self._connection.execute("begin immediate")
             try:
                 yield self._connection
@@ -119,16 +118,8 @@ class SqliteStore:
                 raise
 
     def _rows(self, statement: str, values: Sequence[object] = ()) -> list[tuple]:
-        with self._lock, self._errors():
+        with self._lock:
             return self._connection.execute(statement, values).fetchall()
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        """SQLite's errors, of a full disk or a file that is locked or damaged, as OSError."""
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            raise OSError(f"{self.path}: {error}") from error
 
     def documents(self) -> list[StoredDocument]:
         """All documents, sorted by source."""

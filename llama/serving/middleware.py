@@ -3,7 +3,9 @@
 Starlette's BaseHTTPMiddleware would hide from a route that its client has gone.
 """
 
+import contextlib
 import hmac
+import ipaddress
 import re
 from collections.abc import Sequence
 
@@ -18,6 +20,7 @@ from llama.serving.lifecycle import Lifecycle
 
 # Pages that this machine serves, and no others, may call a server without further ado.
 _LOCAL_ORIGIN = re.compile(r"https?://(localhost|[\w-]+\.localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
+_PORT = re.compile(r":\d+$")
 _OPEN = ("/health", "/v1/health")  # to anyone, always
 
 
@@ -65,6 +68,38 @@ class Origins:
                 await error.response(scope["path"])(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+class Hosts:
+    """Refuses requests whose Host is a name that nobody allowed.
+
+    A page whose own name suddenly means this machine (DNS rebinding) has that name as its Host.
+    Addresses are no names, and localhost means no other machine.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
+        self._app, self._allowed = app, {name.lower() for name in allowed}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            host = Headers(scope=scope).get("host", "")
+            if not self._is_known(host):
+                text = f"this server is not called {host[:200]!r} (--hosts allows names)"
+                error = HttpError(421, text)
+                await error.response(scope["path"])(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _is_known(self, host: str) -> bool:
+        name = _PORT.sub("", host.lower())
+        if "*" in self._allowed or name in self._allowed:
+            return True
+        if name == "localhost" or name.endswith(".localhost"):
+            return True
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+            return True
+        return False
 
 
 class Errors:

@@ -135,9 +135,9 @@ def serve(
             signal.signal(number, signal.SIG_IGN)
         models.follow()
         return
-    keys = _api_keys(api_keys_file)
+    keys = api_keys(api_keys_file)
     indexes = _indexes(rag, model, tokenizer_path) if model is not None else {}
-    listener = _listen(host, port)
+    listener = listen(host, port)
     lifecycle = Lifecycle("loading")
     app = create_app(
         models,
@@ -160,8 +160,6 @@ def serve(
     config = uvicorn.Config(app, log_level="warning", lifespan="off", access_log=False)
     server = Server(config, lifecycle, models, load, drain_seconds)
     server.run([listener])
-    for index in indexes.values():
-        index.close()
     if server.error is not None:
         raise server.error
 
@@ -197,7 +195,7 @@ def _indexes(files: Sequence[str], model: str, tokenizer_path: str | None) -> di
     return indexes
 
 
-def _api_keys(file: str | None) -> list[str]:
+def api_keys(file: str | None) -> list[str]:
     """The keys in the environment and in a file, where # begins a comment line."""
     texts = [os.environ.get("LLAMA_API_KEYS", ""), os.environ.get("LLAMA_API_KEY", "")]
     keys = [key for text in texts for key in re.split(r"[\s,]+", text) if key]
@@ -213,7 +211,7 @@ def _api_keys(file: str | None) -> list[str]:
     return keys
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A socket that accepts connections from now on."""
     try:
         family, _, _, _, address = socket.getaddrinfo(
