@@ -1,6 +1,7 @@
 """The programs of examples/clients, each with the packages that it names, against a real server."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import tomllib
@@ -22,6 +23,17 @@ def dependencies(script: Path) -> list[str]:
     assert lines[0] == "# /// script"
     toml = "\n".join(line.removeprefix("#") for line in lines[1 : lines.index("# ///")])
     return tomllib.loads(toml)["dependencies"]
+
+
+def download(command: list[str | Path], **settings: object) -> None:
+    """Runs what gets packages; skips the test where it can't."""
+    text = shlex.join(map(str, command))
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=300, **settings)
+    except subprocess.TimeoutExpired:
+        pytest.skip(f"{text} takes more than five minutes")
+    if ran.returncode:
+        pytest.skip(f"{text} fails: {(ran.stdout + ran.stderr)[:500]}")
 
 
 def run(command: list[str | Path], **settings: object) -> dict[str, str]:
@@ -48,11 +60,7 @@ def test_python(name: str, url: str, llama: Llama, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     wanted = dependencies(script)
-    installed = subprocess.run(
-        [python, "-m", "pip", "install", "-q", *wanted], capture_output=True, text=True
-    )
-    if installed.returncode:
-        pytest.skip(f"pip can't install {wanted}: {installed.stderr[-300:]}")
+    download([python, "-m", "pip", "install", "-q", *wanted])
     environment = {**os.environ, "HAYSTACK_TELEMETRY_ENABLED": "False"}
     printed = run([python, script, url], env=environment)
     if name == "langchain":
@@ -90,9 +98,6 @@ def test_spring_ai(url: str, llama: Llama, tmp_path: Path) -> None:
         pytest.skip("Maven is not installed")
     project = tmp_path / "spring_ai"
     shutil.copytree(CLIENTS / "spring_ai", project)
-    resolve = [maven, "-B", "-q", "dependency:resolve"]
-    resolved = subprocess.run(resolve, cwd=project, capture_output=True, text=True, timeout=300)
-    if resolved.returncode:
-        pytest.skip(f"Maven can't download Spring AI: {resolved.stdout[:500]}")
+    download([maven, "-B", "-q", "dependency:resolve"], cwd=project)
     command = [maven, "-B", "-q", "compile", "exec:java", "-Dexec.mainClass=SpringAiClient"]
     check_java(run([*command, f"-Dexec.args={url}"], cwd=project), llama)
