@@ -28,6 +28,7 @@ _ANTHROPIC_TYPES = {
     503: "overloaded_error",
 }
 _MAX_ECHO = 200  # characters of a client's input in a message
+_MAX_MESSAGE = 2000  # of a message, whatever it echoes
 
 
 class HttpError(Exception):
@@ -43,7 +44,7 @@ class HttpError(Exception):
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message = status, message
+        self.status, self.message = status, message[:_MAX_MESSAGE]
         self.param, self.code, self.headers = param, code, headers
 
     def body(self, path: str) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def _field_path(error: Any, body: Any) -> list[str]:
         is_item = isinstance(body, list) and isinstance(part, int) and part < len(body)
         if is_field or is_item:
             body = body[part]
-            path.append(str(part))
+            path.append(str(part)[:_MAX_ECHO])
     if error["type"] == "missing":
         path.append(str(parts[-1]))
     return path

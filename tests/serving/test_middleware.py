@@ -9,6 +9,7 @@ from serving.conftest import running
 
 from llama.serving.app import create_app
 from llama.serving.lifecycle import Lifecycle
+from llama.serving.openai_chat import ChatCompletionRequest
 from llama.serving.registry import ModelRegistry
 
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
@@ -175,3 +176,38 @@ def test_a_defect_is_an_answer_and_not_the_end(
     assert response.json()["error"]["type"] == "server_error"
     assert len(response.content) < 500
     assert httpx.get(f"{guarded}/props", headers={"x-api-key": "first"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong"),
+    [
+        (CHAT, {"é" * 100000: 1}),
+        (CHAT, {"model": "é" * 100000}),
+        (CHAT, {"messages": "é" * 100000}),
+        (CHAT, {"stop": [1] * 100000}),
+        (CHAT, {"response_format": {"type": "é" * 100000}}),
+        ("/v1/messages", {"é" * 100000: 1}),
+        ("/api/chat", {"options": {"é" * 100000: 1}}),
+        ("/" + "é" * 5000, {}),
+    ],
+)
+def test_an_error_does_not_repeat_what_was_sent(url: str, path: str, wrong: dict) -> None:
+    response = httpx.post(url + path, json={**BODY, **wrong})
+    assert response.status_code in (400, 404)
+    assert len(response.content) < 6000
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"stop": [1] * 100_000},
+        {"messages": [{"role": "user", "content": [3] * 100_000}]},
+        {"logit_bias": {str(i): "x" for i in range(100_000)}},
+        {f"unknown_{i}": 1 for i in range(100_000)},
+    ],
+)
+def test_many_wrong_items_are_few_errors(wrong: dict) -> None:
+    """Each error costs memory and time of the event loop."""
+    with pytest.raises(ValidationError) as info:
+        ChatCompletionRequest(**{**BODY, **wrong})
+    assert info.value.error_count() <= 2

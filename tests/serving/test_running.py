@@ -1,6 +1,7 @@
 """Requests whose client goes, that take too long, that fail, and the others beside them."""
 
 import contextlib
+import gc
 import json
 import socket
 import threading
@@ -228,3 +229,26 @@ def test_without_pings_an_error_has_its_status_however_late(
     monkeypatch.setattr(Sequence, "append", fail)
     response = httpx.post(served.url + CHAT, json={**STORY, "stream": True})
     assert response.status_code == 500
+
+
+def test_requests_that_have_ended_leave_nothing(serve: Any) -> None:
+    served = serve()
+
+    def count() -> int:
+        gc.collect()
+        return sum(type(found) is Sequence for found in gc.get_objects())
+
+    def send_all() -> None:
+        for body in ({}, {"stream": True}, {"n": 3}, {"wrong": 1}, {"logprobs": True}):
+            httpx.post(served.url + CHAT, json={**STORY, "max_tokens": 3, **body})
+        send(served.url, {"stream": True}).close()
+        served.until(lambda stats: stats.running == stats.waiting == 0)
+
+    send_all()
+    before = count()
+    for _ in range(5):
+        send_all()
+    deadline = time.monotonic() + 60
+    while count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert count() <= before
