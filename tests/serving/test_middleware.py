@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from pydantic import ValidationError
 from serving.conftest import running
 
 from llama.serving.app import create_app
