@@ -3,8 +3,8 @@
 `parsing` reads documents and `chunking` divides them; `search_terms` says what full-text search
 sees, `text_vectors` makes vectors; `store` is what an index needs of its storage and `sqlite_store`
 has it in one file. `attention_scores` and `passage_scores` rerank; `grounding` makes prompts of
-passages and checks answers; `adding` gathers documents; `index` puts them together.
-`rag_evaluation` measures it, and `rag_commands` is `llama rag`.
+passages and checks answers; `adding` gathers documents and `index_settings` is what an index
+remembers; `index` puts them together. `rag_evaluation` measures it, `rag_commands` is `llama rag`.
 """
 
 from llama.retrieval.adding import Added, AddError

@@ -37,6 +37,7 @@ from llama.retrieval.grounding import (
     grounded_answer,
     support_requests,
 )
+from llama.retrieval.index_settings import check_settings, new_settings
 from llama.retrieval.parsing import Document
 from llama.retrieval.passage_scores import PASSAGE_SCORES, Reader, Rerank
 from llama.retrieval.sqlite_store import SqliteStore
@@ -48,8 +49,6 @@ CANDIDATES = 50  # of each of BM25 and vectors
 RERANKED = 20
 MAX_GEN_LEN = 256
 _RRF_K = 60
-_DEFAULT_MODEL = "tiny"  # the bundled one
-_CHUNK_TOKENS = 256
 _EMBED_BATCH = 64  # chunks
 
 
@@ -87,8 +86,9 @@ class Index:
         """The index in a file, which is made if there is none.
 
         model: what counts tokens, ranks and answers: a checkpoint folder, a pulled model's name
-            or a loaded model. By default the one that the index was made with, and of a new one
-            the bundled model. It is loaded when it is first needed.
+            or a loaded model. By default the one that the index was made with, which it remembers
+            unless it was a loaded one; of a new index the bundled model. It is loaded when it is
+            first needed.
         embed: "model" for vectors of that model, an `EmbeddingServer`, or any function from texts
             to vectors; None for BM25 alone. A new index remembers the first two.
         chunk_tokens: the most tokens of a chunk; fixed with a new index. By default 256, or an
@@ -96,27 +96,17 @@ class Index:
         options: of `Llama.build`, where it loads the model.
 
         Raises InputError for a file that is no index or has another version, and for an `embed`
-        or `chunk_tokens` other than those that the index was made with.
+        or `chunk_tokens` other than those that the index was made with, or vectors of another
+        model.
         """
         is_new = not Path(expand(path)).exists()
         settings = None
         if is_new and not must_exist:
-            settings = _new_settings(model, embed, chunk_tokens)
+            settings = new_settings(model, embed, chunk_tokens)
         store = SqliteStore(path, settings)
         known = store.settings
         try:
-            if chunk_tokens is not None and str(chunk_tokens) != known["chunk_tokens"]:
-                raise InputError(
-                    f"{path} has chunks of {known['chunk_tokens']} tokens, not {chunk_tokens}; "
-                    "make a new index for others"
-                )
-            if embed is not None and _embed_name(embed) != known["embed"]:
-                raise InputError(
-                    f"{path} was made with embed {known['embed']!r}, not {_embed_name(embed)!r}; "
-                    "make a new index for other vectors"
-                )
-            if embed is None and known["embed"] == "function":
-                raise InputError(f"{path} has vectors of a function: give it as embed")
+            check_settings(path, known, model, embed, chunk_tokens)
         except InputError:
             store.close()
             raise
@@ -196,9 +186,9 @@ class Index:
         count = self._counter()
         with console.progress(len(found), "documents", any_rank=True, unit="") as bar:
             for source, candidate in found.items():
-                known = self.store.digests([source]).get(source)
                 try:
                     data = candidate.read()
+                    known = self.store.digests([source]).get(source)
                     digest = hashlib.sha256(data).hexdigest()
                     document = None if digest == known else candidate.parse(data)
                 except (InputError, OSError) as error:
@@ -373,30 +363,3 @@ def _last_question(dialog: Sequence[Message]) -> str:
     if not dialog or dialog[-1]["role"] != "user":
         raise InputError("the last message must be the user's question")
     return dialog[-1]["content"]
-
-
-def _new_settings(
-    model: str | Path | Llama | None, embed: object, chunk_tokens: int | None
-) -> dict[str, str]:
-    """What a new index remembers."""
-    if isinstance(model, Llama):
-        name, context = _DEFAULT_MODEL, model.engine.max_seq_len
-    else:
-        name = _DEFAULT_MODEL if model is None else str(model)
-        name = str(absolute(name)) if Path(expand(name)).exists() else name
-        context = open_checkpoint(name).args.max_seq_len
-    if chunk_tokens is None:
-        chunk_tokens = min(_CHUNK_TOKENS, max(context // 8, 16))
-    if chunk_tokens < 16:
-        raise InputError(f"chunk_tokens must be 16 or more, got {chunk_tokens}")
-    return {"model": name, "embed": _embed_name(embed), "chunk_tokens": str(chunk_tokens)}
-
-
-def _embed_name(embed: object) -> str:
-    if isinstance(embed, EmbeddingServer):
-        return f"{embed.url}#{embed.model}"
-    if embed is None or embed == "model":
-        return str(embed or "")
-    if callable(embed):
-        return "function"
-    raise InputError(f"embed is 'model', an EmbeddingServer or a function, not {embed!r:.60}")

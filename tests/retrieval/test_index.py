@@ -141,6 +141,13 @@ def test_vectors_of_the_model(tmp_path: Path, bundled: Llama) -> None:
         assert (hits[0].source, hits[0].score) == ("pool", pytest.approx(1, abs=2e-3))
 
 
+def test_vectors_of_one_model_are_not_asked_by_another(tmp_path: Path) -> None:
+    Index.open(tmp_path / "notes.db", "tiny", embed="model").close()
+    Index.open(tmp_path / "notes.db", "tiny").close()
+    with pytest.raises(InputError, match="has vectors of the model tiny, which other can't ask"):
+        Index.open(tmp_path / "notes.db", "other")
+
+
 def test_vectors_of_a_server(tmp_path: Path) -> None:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
