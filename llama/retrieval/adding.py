@@ -56,6 +56,8 @@ def named_texts(texts: Mapping[str, str]) -> dict[str, Candidate]:
             raise InputTypeError(f"texts are {{name: text}}, got {{{name!r:.60}: {text!r:.60}}}")
         if not name.strip():
             raise InputError("the name of a text is empty")
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise InputError(f"{name!a}: half a surrogate pair in the name of a text")
     return {name: _named_text(name, text) for name, text in texts.items()}
 
 
@@ -113,7 +115,14 @@ def _documents_in(folder: Path, skipped: dict[str, str]) -> list[Path]:
 
 
 def _file(file: Path) -> Candidate:
-    return Candidate(file.read_bytes, lambda data: parse_document(file, data))
+    def read() -> bytes:
+        try:
+            str(file).encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{str(file)!a}: its name is not UTF-8; rename it") from None
+        return file.read_bytes()
+
+    return Candidate(read, lambda data: parse_document(file, data))
 
 
 def absolute(path: str | Path) -> Path:

@@ -69,12 +69,13 @@ class SqliteStore:
         )
         try:
             self.settings = self._open(settings)
+        except sqlite3.OperationalError as error:  # locked, read-only, ...
+            self.close()
+            raise OSError(f"{self.path}: {error}") from error
         except sqlite3.DatabaseError as error:
             self.close()
-            if isinstance(error, sqlite3.OperationalError):  # locked, read-only, full disk, ...
-                raise OSError(f"{self.path}: {error}") from error
             raise InputError(f"{self.path} is no index: {error}") from None
-        except InputError:
+        except (InputError, OSError):
             self.close()
             raise
         self._vectors: tuple[int, np.ndarray, np.ndarray] | None = None  # changes, ids, vectors
@@ -108,7 +109,7 @@ class SqliteStore:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction, of which all or nothing is kept."""
-        with self._lock:
+        with self._lock, self._errors():
             self._connection.execute("begin immediate")
             try:
                 yield self._connection
@@ -118,8 +119,16 @@ class SqliteStore:
                 raise
 
     def _rows(self, statement: str, values: Sequence[object] = ()) -> list[tuple]:
-        with self._lock:
+        with self._lock, self._errors():
             return self._connection.execute(statement, values).fetchall()
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """SQLite's errors, of a full disk or a file that is locked or damaged, as OSError."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise OSError(f"{self.path}: {error}") from error
 
     def documents(self) -> list[StoredDocument]:
         """All documents, sorted by source."""

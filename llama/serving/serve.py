@@ -160,6 +160,8 @@ def serve(
     config = uvicorn.Config(app, log_level="warning", lifespan="off", access_log=False)
     server = Server(config, lifecycle, models, load, drain_seconds)
     server.run([listener])
+    for index in indexes.values():
+        index.close()
     if server.error is not None:
         raise server.error
 

@@ -79,6 +79,8 @@ def test_wrong_arguments(index: Index, tmp_path: Path) -> None:
         (lambda: index.add("nowhere"), MissingFileError, "nowhere: there is no such file"),
         (lambda: index.add({"": "text"}), InputError, "name of a text is empty"),
         (lambda: index.add({"a": "\ud800"}), InputError, "a: half a surrogate pair at character 0"),
+        (lambda: index.add({"\udc80": "text"}), InputError, "half a surrogate pair in the name"),
+        (lambda: Index.open(tmp_path / "notes.db"), InputError, "made with a loaded model"),
         (lambda: index.add({"a": 3}), InputTypeError, "texts are"),
         (lambda: index.remove(["pool", "nothing"]), InputError, "no document 'nothing'"),
         (lambda: index.search("x", k=0), InputError, "k must be 1 or more"),
@@ -185,3 +187,23 @@ def test_reciprocal_rank_fusion() -> None:
     assert [score for _, score in fused] == pytest.approx(
         [1 / 62 + 1 / 61, 1 / 61 + 1 / 63, 1 / 62]
     )
+
+
+def test_long_questions_and_odd_characters(index: Index) -> None:
+    long = " ".join(f"word{i}" for i in range(20_000)) + " museum"
+    assert [hit.source for hit in index.search(long)] == ["museum"]
+    for question in ("\0", "\ud800", "museum\0\udfff", "*" * 5000, "猫" * 3000):
+        assert len(index.search(question)) == ("museum" in question)
+
+
+def test_a_name_that_is_no_utf8_is_reported(tmp_path: Path) -> None:
+    name = bytes(tmp_path) + b"/caf\xe9.txt"
+    try:
+        with open(name, "w") as file:
+            file.write("text")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    with Index.open(tmp_path / "notes.db") as index:
+        with pytest.raises(AddError, match="its name is not UTF-8"):
+            index.add(tmp_path)
+        assert index.documents() == []

@@ -184,3 +184,22 @@ def test_a_killed_process_loses_nothing_that_was_there(tmp_path: Path) -> None:
         assert int(document.digest) >= i  # what was reported is there,
         assert document.num_chunks == 50  # and whole
     assert len(reopened.matching("text", 10**6)) == 1 + 50 * 50
+
+
+def test_a_damaged_file_is_an_error_of_the_system(tmp_path: Path) -> None:
+    path = tmp_path / "index.db"
+    store = SqliteStore(path, SETTINGS)
+    for i in range(50):
+        put(store, f"{i}", f"text {i} " * 500)
+    store.close()
+    data = bytearray(path.read_bytes())
+    data[8192:-4096] = b"x" * len(data[8192:-4096])
+    path.write_bytes(data)
+
+    def read() -> None:
+        damaged = SqliteStore(path)
+        damaged.documents()
+        damaged.matching("text", 5)
+
+    with pytest.raises((OSError, InputError), match=r"index\.db"):
+        read()
