@@ -20,6 +20,7 @@ from cyclopts import Parameter
 from cyclopts.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, UInt16
 
 from llama import console, distributed
+from llama.dialog import ToolFormat
 from llama.errors import InputError, MissingFileError
 from llama.retrieval.index import Index
 from llama.serving.app import MAX_BODY_SIZE, create_app
@@ -53,6 +54,7 @@ def serve(
     prefix_folder: str | None = None,
     draft: str | None = None,
     tokenizer_path: str | None = None,
+    tool_format: ToolFormat | None = None,
     seed: int = 1,
     api_keys_file: str | None = None,
     cors: Annotated[Sequence[str], _SEVERAL] = (),
@@ -89,6 +91,7 @@ def serve(
         prefix_folder: Folder that keeps them for later processes.
         draft: Smaller model with the same tokenizer, which makes decoding faster.
         tokenizer_path: Tokenizer; default: the one in the model's folder.
+        tool_format: How prompts offer functions, json or pythonic; default: by the model.
         seed: What the draws of requests without a seed follow from.
         api_keys_file: File with a key in each line.
         cors: Origins of web pages that may call the server, besides this machine's; * is all.
@@ -101,6 +104,7 @@ def serve(
     """
     options: dict[str, Any] = {
         "tokenizer_path": tokenizer_path,
+        "tool_format": tool_format,
         "max_seq_len": max_seq_len,
         "max_batch_size": max_batch_size,
         "seed": seed,

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import TINY, running
+from serving.conftest import TINY, running
 
 from llama import Llama
 from llama.serving.app import create_app

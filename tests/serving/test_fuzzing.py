@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TINY, running
+from serving.conftest import TINY, running
 
 from llama.serving.app import create_app
 from llama.serving.registry import Limits, ModelRegistry

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from conftest import TINY, running
+from serving.conftest import TINY, running
 
 from llama.errors import InputError
 from llama.retrieval import Index

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from conftest import TINY, running
+from serving.conftest import TINY, running
 
 from llama import Engine, Llama, Sequence
 from llama.serving.app import create_app

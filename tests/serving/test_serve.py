@@ -1,6 +1,7 @@
 """`llama serve` as it is started and ended: a process, its port, its signals."""
 
 import contextlib
+import inspect
 import json
 import os
 import re
@@ -16,7 +17,10 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import TINY
+from serving.conftest import TINY
+
+from llama import Llama
+from llama.serving.serve import serve
 
 ROOT = Path(__file__).parents[2]
 CHAT = "/v1/chat/completions"
@@ -208,3 +212,10 @@ def test_all_pulled_models_are_served_on_demand(tmp_path: Path) -> None:
         assert httpx.post(f"{url}{CHAT}", json=STORY).status_code == 401
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
+
+
+def test_what_a_model_is_built_with_are_flags() -> None:
+    flags = inspect.signature(serve).parameters
+    for name in inspect.signature(Llama.build).parameters:
+        if name not in ("ckpt_dir", "model_parallel_size"):  # MODEL, and all ranks of torchrun
+            assert name in flags
