@@ -36,14 +36,48 @@ _COMMANDS = {
     "agents": ("llama.agents.agents_command:agents", "A team of agents over HTTP, from a file."),
     "bench": ("llama.evaluation.speed:bench", "How fast a model is on this machine."),
 }
-_RAG_COMMANDS = {
-    "add": ("rag_commands:add", "Files and folders into an index."),
-    "list": ("rag_commands:list_documents", "The documents of an index."),
-    "rm": ("rag_commands:rm", "Removes documents from an index."),
-    "search": ("rag_commands:search", "Passages that fit a question."),
-    "ask": ("rag_commands:ask", "An answer, with what supports each sentence."),
-    "explain": ("rag_commands:explain", "How a question is answered."),
-    "eval": ("rag_evaluation:rag_eval", "How good search and answers are, on a file of questions."),
+# Commands that have subcommands: their line in `llama --help`, and where those are.
+_GROUPS = {
+    "tokenizer": (
+        "A tokenizer from text.",
+        {"train": ("llama.training.command:tokenizer_command", "Trains one on text.")},
+    ),
+    "rag": (
+        "Search and answers from your documents.",
+        {
+            "add": ("llama.retrieval.rag_commands:add", "Files and folders into an index."),
+            "list": ("llama.retrieval.rag_commands:list_documents", "The documents of an index."),
+            "rm": ("llama.retrieval.rag_commands:rm", "Removes documents from an index."),
+            "search": ("llama.retrieval.rag_commands:search", "Passages that fit a question."),
+            "ask": (
+                "llama.retrieval.rag_commands:ask",
+                "An answer, with what supports each sentence.",
+            ),
+            "explain": ("llama.retrieval.rag_commands:explain", "How a question is answered."),
+            "eval": (
+                "llama.retrieval.rag_evaluation:rag_eval",
+                "How good search and answers are, on a file of questions.",
+            ),
+        },
+    ),
+    "tasks": (
+        "Small jobs: classify, answer, translate.",
+        {
+            "classify": ("llama.tasks.task_commands:classify_command", "Which label fits a text."),
+            "answer": (
+                "llama.tasks.task_commands:answer_command",
+                "Answers to questions, from a context or without one.",
+            ),
+            "translate": (
+                "llama.tasks.task_commands:translate_command",
+                "Texts in another language.",
+            ),
+            "train": (
+                "llama.tasks.task_commands:train_command",
+                "A classifier, from labelled examples.",
+            ),
+        },
+    ),
 }
 # Libraries that the package installs only with an extra.
 _EXTRA_OF = dict.fromkeys(("fastapi", "prompt_toolkit", "rich", "uvicorn"), "serve")
@@ -64,15 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         for name, (function, summary) in _COMMANDS.items():
             app.command(function, name=name, help=summary)
-        tokenizer = cyclopts.App("tokenizer", "A tokenizer from text.")
-        tokenizer.command(
-            "llama.training.command:tokenizer_command", name="train", help="Trains one on text."
-        )
-        app.command(tokenizer)
-        rag = cyclopts.App("rag", "Search and answers from your documents.")
-        for name, (function, summary) in _RAG_COMMANDS.items():
-            rag.command(f"llama.retrieval.{function}", name=name, help=summary)
-        app.command(rag)
+        for name, (summary, commands) in _GROUPS.items():
+            group = cyclopts.App(name, summary)
+            for command, (function, line) in commands.items():
+                group.command(function, name=command, help=line)
+            app.command(group)
         app(arguments, result_action="return_none")
         sys.stdout.flush()
 

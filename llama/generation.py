@@ -10,6 +10,7 @@ Any number of prompts may be given at once: `max_batch_size` is how many run at 
 """
 
 import contextlib
+import functools
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -174,6 +175,7 @@ class Llama:
             draft=smaller,
             tool_format=tool_format,
         )
+        llama._checkpoint = checkpoint.folder.path, adapter
         held, args = llama.engine.memory.positions, model.params
         if held < args.max_batch_size * args.max_seq_len:
             console.notice(
@@ -208,6 +210,21 @@ class Llama:
             draft=draft,
         )
         self._seeds = random.Random(seed)
+        self._checkpoint: tuple[str, str | Path | None] | None = None  # with its adapter
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The identity of the weights: `Checkpoint.fingerprint` of what `Llama.build` opened.
+
+        Another dtype or format that weights are packed into while they are read leaves it as it
+        is. Raises InputError for a model that is not of `Llama.build`, or has an adapter.
+        """
+        if self._checkpoint is None:
+            raise InputError("only a model that Llama.build opened has a fingerprint")
+        path, adapter = self._checkpoint
+        if adapter is not None:
+            raise InputError(f"with the adapter {adapter} a model has no fingerprint: merge it")
+        return open_checkpoint(path).fingerprint
 
     def __reduce__(self) -> NoReturn:
         raise InputTypeError(

@@ -12,9 +12,12 @@ be what the model expects.
 """
 
 import dataclasses
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from llama.args import ModelArgs, weight_shapes
 from llama.checkpoint import huggingface_config
@@ -72,6 +75,16 @@ class Checkpoint:
         """The path or address of its tokenizer, None where the folder has none."""
         name = tokenizer_in(self.folder)
         return self.folder.where(name) if name else None
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the first rows of each weight: the model's identity, wherever its folder is."""
+        digest = hashlib.sha256()
+        for weight in self.weights.values():
+            region = (slice(0, weight.head_dim or 1), *(slice(0, n) for n in weight.shape[1:]))
+            rows = weight.read(region, torch.device("cpu"), weight.dtype)
+            digest.update(rows.contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def open_tokenizer(self, path: str | Path | None = None) -> Tokenizer:
         """The tokenizer at `path`, else the folder's own, with all tokens that end an answer.

@@ -13,7 +13,6 @@ crash the same call resumes at the last saved state and makes the same steps. Wi
 epochs it extends a run, under the learning rate schedule of the new length.
 """
 
-import hashlib
 import itertools
 import json
 import math
@@ -162,7 +161,7 @@ class _Run:
             **asdict(self.args),
             **{k: v for k, v in asdict(self.config).items() if k not in _MAY_CHANGE},
             "dtype": self.config.compute_dtype(device, packed),
-            "base": self.base and _fingerprint(self.base),
+            "base": self.base and self.base.fingerprint,
             "documents": [len(lengths), int(lengths.sum())],
         }
         return json.loads(json.dumps(identity, default=str))
@@ -332,16 +331,6 @@ class _Run:
 def _matrix_parameters(args: ModelArgs) -> int:
     """Parameters that each token is multiplied by."""
     return sum(math.prod(s) for name, s in weight_shapes(args).items() if is_linear(name, s))
-
-
-def _fingerprint(base: Checkpoint) -> str:
-    """A hash of the first rows of each weight: the model's identity, wherever its folder is."""
-    digest = hashlib.sha256()
-    for weight in base.weights.values():
-        region = (slice(0, weight.head_dim or 1), *(slice(0, n) for n in weight.shape[1:]))
-        rows = weight.read(region, torch.device("cpu"), weight.dtype)
-        digest.update(rows.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 @contextmanager
