@@ -20,6 +20,7 @@ EXAMPLES = [
 ]
 CONFIG = TrainConfig(
     steps=60,
+    seq_len=128,
     batch_size=1,
     learning_rate=1e-2,
     warmup_steps=1,
@@ -72,7 +73,7 @@ def test_the_label_and_its_end_count_in_the_loss(
         (EXAMPLES, ["积极", "一般"], CONFIG, InputError, r"examples\[4\] has the label '消极'"),
         (EXAMPLES, ["积极"], CONFIG, InputError, "labels is only '积极'"),
         (EXAMPLES, LABELS, TrainConfig(), InputError, "config.lora is None"),
-        ([("b" * 1000, "积极")], LABELS, CONFIG, ContextLengthError, r"examples\[0\] has 1\d{3} t"),
+        ([("b" * 1000, "积极")], LABELS, CONFIG, ContextLengthError, r"\[0\] has 1\d{3} .* 128"),
     ],
 )
 def test_wrong_input(
