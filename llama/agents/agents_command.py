@@ -14,7 +14,6 @@ from cyclopts.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from llama import console
 from llama.agents.agent_app import team_app
-from llama.agents.agent_models import ServedChatModel
 from llama.agents.team_file import read_team
 from llama.agents.traces import show_trace
 from llama.serving.app import MAX_BODY_SIZE
@@ -101,9 +100,6 @@ def serve_team(
     )
 
     async def load() -> None:
-        for agent in members.local.values():
-            if isinstance(agent.model, ServedChatModel):
-                await members.models.preload(agent.model.name)
         await members.warm()
         address, shown_port = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address

@@ -80,6 +80,8 @@ class RemoteAgent:
             if not isinstance(response, str) or not response.strip():
                 raise AgentError(f"{where} gave no response: {str(answer)[:200]}")
             step["gen_ai.output.messages"] = response
+        if run.on_text is not None:
+            run.on_text(response)
         return Outcome(response, run.trace)
 
     async def _post(self, body: dict[str, Any], run: Run) -> Any:

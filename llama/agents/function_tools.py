@@ -202,9 +202,13 @@ class _Runner:
                 self.hanging.discard(thread)
 
         thread = threading.Thread(target=work, name=f"tool {self.name}", daemon=True)
-        self.hanging.add(thread)
         thread.start()
-        return await done
+        try:
+            return await done
+        except asyncio.CancelledError:
+            if thread.is_alive():
+                self.hanging.add(thread)
+            raise
 
 
 def result_text(result: Any) -> str:

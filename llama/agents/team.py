@@ -9,15 +9,15 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llama.agents.agent import Agent, Outcome
+from llama.agents.agent_models import ServedChatModel
 from llama.agents.conversations import Conversations
 from llama.agents.experts import Expert
 from llama.agents.function_tools import Tool
-from llama.agents.limits import AgentError, Run
+from llama.agents.limits import AgentError, Limits, Run
 from llama.agents.mcp_tools import mcp_tools
 from llama.agents.traces import Trace
 from llama.dialog import Message
@@ -87,14 +87,15 @@ class Team:
                     agent.tools = own[name]
 
     async def warm(self) -> None:
-        """Computes the beginning of each agent's prompts, which the prefix store then has."""
+        """Loads the models, and computes the beginning of each agent's prompts.
+
+        The prefix store has it from then on. Raises InputError for a model or a setting that there
+        is not.
+        """
         for agent in self.local.values():
-            if agent.seed_memory:
-                dialog: list[Message] = [
-                    {"role": "system", "content": agent.seed_memory},
-                    {"role": "user", "content": "?"},
-                ]
-                await agent.reply(dialog, Run.starting(agent.limits), [], 1, {})
+            if isinstance(agent.model, ServedChatModel):
+                dialog = agent.dialog([{"role": "user", "content": "?"}])
+                await agent.reply(dialog, Run.starting(agent.limits), [], 1, agent.settings)
 
     def start(self, name: str, path: Sequence[str] = (), **options: Any) -> Run:
         """A question to an agent: its deadline, and its trace.
@@ -103,8 +104,8 @@ class Team:
         """
         agent = self.agent(name)
         options.setdefault("trace", Trace(self.trace_file))
-        run = Run.starting(agent.limits, **options) if isinstance(agent, Agent) else Run.starting()
-        return replace(run, path=tuple(path))
+        limits = agent.limits if isinstance(agent, Agent) else Limits()
+        return Run.starting(limits, path=tuple(path), **options)
 
     async def answer(
         self,
@@ -124,6 +125,9 @@ class Team:
         if not isinstance(agent, Agent):
             if conversation is not None:
                 raise AgentError(f"{name} is elsewhere, and keeps no conversations here", 400)
+            if options:
+                text = f"{name} is elsewhere, and takes no {' and no '.join(options)}"
+                raise AgentError(text, 400)
             return await agent.answer(messages, run)
         if conversation is None:
             return await agent.answer(messages, run, **options)

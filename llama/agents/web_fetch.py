@@ -41,7 +41,8 @@ async def fetch(url: str, start: int = 0) -> str:
         start: From which character on; long pages come in parts
     """
     page = await fetch_page(url)
-    text = page.text[max(start, 0) :]
+    start = max(start, 0)
+    text = page.text[start:]
     if len(text) > _PAGE_CHARS:
         more = start + _PAGE_CHARS
         note = f"\n[characters {start} to {more} of {len(page.text)}; start={more} has more]"
@@ -100,7 +101,7 @@ async def _get(url: str) -> Page | str:
             extensions={"sni_hostname": parsed.raw_host.decode("ascii")},
         ) as response,
     ):
-        if response.is_redirect:
+        if response.has_redirect_location:
             return urljoin(url, response.headers["location"])
         if response.status_code != 200:
             raise ToolError(f"{url[:200]} answered {response.status_code}")

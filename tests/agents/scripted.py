@@ -42,6 +42,7 @@ class Scripted:
         self.settings: list[Mapping[str, Any]] = []
         self.tokens = 10  # of each reply
         self.context: int | None = None
+        self.finish_reason = "stop"  # of the next text
 
     def num_parameters(self) -> int | None:
         return self._size
@@ -58,6 +59,7 @@ class Scripted:
         max_tokens: int,
         settings: Mapping[str, Any] = {},
     ) -> Reply:
+        await asyncio.sleep(0)  # others run meanwhile
         self.asked.append([*messages])
         self.offered.append([tool["function"]["name"] for tool in tools])
         self.max_tokens.append(max_tokens)
@@ -69,11 +71,12 @@ class Scripted:
         if isinstance(reply, list):
             message["tool_calls"] = reply
             return Reply(message, "tool_calls", 20, self.tokens)
+        reason, self.finish_reason = self.finish_reason, "stop"
         for piece in (reply[:3], reply[3:]):
             if piece and run.on_text is not None:
                 run.on_text(piece)
         message["content"] = reply
-        return Reply(message, "stop", 20, self.tokens)
+        return Reply(message, reason, 20, self.tokens)
 
 
 class Hanging(Scripted):

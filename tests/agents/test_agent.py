@@ -151,15 +151,30 @@ def test_the_model_reads_what_was_wrong_with_a_call(
     assert steps(outcome, "execute_tool")[0]["error.message"] == last(model)["content"]
 
 
-@pytest.mark.parametrize("text", ['{"name": "ad', "[add(a=1, b=", '{"type": "function"}'])
-def test_what_only_looks_like_a_call_is_no_answer(text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"name": "ad', "length"),
+        ("[add(a=1, b=", "length"),
+        ('{"name": "sub", "parameters": {"a": 1}}', "stop"),
+        ('{"type": "function", "name": "add"}', "stop"),
+        ("[sub(a=1), add(a=2)]", "stop"),
+    ],
+)
+def test_what_only_looks_like_a_call_is_no_answer(text: str, reason: str) -> None:
     said: list[str] = []
     model = Scripted(text, "It is 3.")
+    model.finish_reason = reason
     outcome = Agent("helper", model, tools=[add]).ask("1 + 2?", on_text=said.append)
     assert outcome.text == "".join(said) == "It is 3."
     assert last(model)["content"] == "this is no call of a tool; there are add"
     # Without tools it is text as any other.
     assert Agent("helper", Scripted(text)).ask("1 + 2?").text == text
+
+
+@pytest.mark.parametrize("text", ['{"name": "Tom"}', "[1] says so.", "[a](b)", "[f(x) is 3", "{}"])
+def test_text_that_begins_like_a_call_is_an_answer(text: str) -> None:
+    assert Agent("helper", Scripted(text), tools=[add]).ask("?").text == text
 
 
 # Limits.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from fastapi import FastAPI, Request
 from scripted import Hanging, Scripted, call
@@ -170,6 +171,22 @@ def test_an_agent_of_another_machine(serve: Serve) -> None:
         {"role": "user", "content": "Three?"},
     ]
     assert asyncio.run(remote.answer(long)).text == "It costs 40 dollars."
+
+
+def test_an_agent_of_another_machine_is_a_model_too(serve: Serve) -> None:
+    there = serve(create_app("", Scripted("It costs 40 dollars."), name="law"))
+    far = RemoteAgent("far", there)
+    url = serve(team_app(Team({"far": far}, "far")))
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    asked: Any = [{"role": "user", "content": "?"}]
+    answer = client.chat.completions.create(model="far", messages=asked)
+    assert answer.choices[0].message.content == "It costs 40 dollars."
+    with pytest.raises(openai.BadRequestError, match="far is elsewhere, and takes no max_tokens"):
+        client.chat.completions.create(model="far", messages=asked, max_tokens=3)
+    far.url = "http://127.0.0.1:1"
+    response = httpx.post(f"{url}/chat", json={"intent": "?"})
+    assert response.status_code == 502
+    assert "far at http://127.0.0.1:1 can't be asked" in response.json()["error"]["message"]
 
 
 def test_agents_of_the_course_are_asked_as_they_are(serve: Serve) -> None:

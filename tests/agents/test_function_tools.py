@@ -115,6 +115,20 @@ def test_a_function_runs_in_a_thread_and_a_coroutine_in_the_loop() -> None:
     assert result(here) == threading.current_thread().name
 
 
+def test_many_calls_run_at_a_time() -> None:
+    all_of_them = threading.Barrier(8, timeout=10)
+
+    @tool
+    def meet() -> int:
+        """Waits for the others."""
+        return all_of_them.wait()
+
+    async def calls() -> list[int]:
+        return await asyncio.gather(*(meet.call({}, Run.starting()) for _ in range(8)))
+
+    assert sorted(asyncio.run(calls())) == [*range(8)]
+
+
 def test_only_a_few_calls_may_hang() -> None:
     go_on = threading.Event()
 

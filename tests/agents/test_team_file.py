@@ -195,3 +195,6 @@ def test_what_the_command_says_of_wrong_files(
     code, _, err = run_command("agents", tmp_path / "team.toml", "--port", "0")
     assert code == 1
     assert "/none" in err
+    (tmp_path / "team.toml").write_text(f'[agents.a]\nmodel = "{TINY}"\nsettings = {{ temp = 0 }}')
+    code, _, err = run_command("agents", tmp_path / "team.toml", "--port", "0")
+    assert (code, "unknown option 'temp'" in err) == (1, True)

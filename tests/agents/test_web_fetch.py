@@ -185,6 +185,7 @@ def test_the_connection_goes_to_the_address_that_was_checked(
         return resolve(host, *args, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", rebind)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")  # would resolve it again
     asyncio.run(fetch_page(f"{site}/page"))
     assert asked.count("public.example") == 1
     assert {*asked} <= {"public.example", "127.0.0.1"}
