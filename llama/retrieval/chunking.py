@@ -3,12 +3,14 @@
     chunks = split_document(document, count_tokens, size=256, overlap=32)
     document.text[chunks[0].start : chunks[0].end]
 
-A chunk stays within one section, ends with a paragraph where it is at least half full, else with a
-sentence, and repeats the last sentences of the one before it, as far as they have `overlap` tokens.
+A chunk stays within one section and one page, ends with a paragraph where it is at least half full,
+else with a sentence, and repeats the last sentences of the one before it, as far as they have
+`overlap` tokens.
 """
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 from llama.retrieval.parsing import Document
@@ -22,7 +24,7 @@ _PARAGRAPH_END = re.compile(r"\n[^\S\n]*\n\s*")
 
 
 class Chunk(NamedTuple):
-    """A part of a document's text: its offsets, the headings above it, and its first page."""
+    """A part of a document's text: its offsets, the headings above it, and its page."""
 
     start: int
     end: int
@@ -47,13 +49,23 @@ def split_document(
     text of its own is in the headings of the sections below it.
     """
     chunks = []
-    for start, end, heading in _sections(document):
+    parts = [
+        (start, end, heading)
+        for *section, heading in _sections(document)
+        for start, end in _pages(document, *section)
+    ]
+    for start, end, heading in parts:
         for first, last in _packed(document.text, start, end, count_tokens, size, overlap):
             text = document.text[first:last]
             first += len(text) - len(text.lstrip())
             last -= len(text) - len(text.rstrip())
             chunks.append(Chunk(first, last, heading, document.page(first)))
     return chunks
+
+
+def _pages(document: Document, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The parts of a section on each page: a citation of a page has to be exact."""
+    yield from pairwise([start, *(page for page in document.pages if start < page < end), end])
 
 
 def _sections(document: Document) -> Iterator[tuple[int, int, str]]:

@@ -41,7 +41,7 @@ class Hit:
     """A passage that was found.
 
     source: the path or name of its document.
-    page: the page that it begins on, from 1; None for documents without pages.
+    page: the page that it is on, from 1; None for documents without pages.
     heading: the headings above it, joined by " > ".
     start, end: where it stands in the text of its document, in characters.
     score: the last ranking's, larger is better; it compares hits of one search.

@@ -11,6 +11,7 @@ import bisect
 import codecs
 import html.parser
 import io
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,6 +185,8 @@ def _read_pdf(path: Path, data: bytes) -> Document:
         import pypdf
     except ImportError:
         raise InputError(f"{path}: PDF needs pypdf: pip install pypdf") from None
+    if not (logger := logging.getLogger("pypdf")).handlers:
+        logger.addHandler(logging.NullHandler())  # else its warnings go to standard error
     try:
         reader = pypdf.PdfReader(io.BytesIO(data))
         if reader.is_encrypted and not reader.decrypt(""):

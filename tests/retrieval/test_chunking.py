@@ -67,6 +67,7 @@ def test_a_long_sentence_is_divided_between_words() -> None:
     assert [document.text[c.start : c.end] for c in chunks] == ["alpha beta", "gamma delta"]
 
 
-def test_a_chunk_has_the_page_that_it_begins_on() -> None:
+def test_a_chunk_is_of_one_page() -> None:
     document = Document("one.\n\ntwo.", pages=(0, 6))
-    assert [c.page for c in split_document(document, words, 1, 0)] == [1, 2]
+    chunks = split_document(document, words, 100, 10)
+    assert [(document.text[c.start : c.end], c.page) for c in chunks] == [("one.", 1), ("two.", 2)]
