@@ -65,6 +65,8 @@ def test_an_index_is_a_model_of_openais_client(chat: openai.OpenAI) -> None:
     assert whole.usage.completion_tokens > 0
     stream = chat.chat.completions.create(model="rag:notes", messages=messages, stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == ANSWER
+    response = chat.responses.create(model="rag:notes", input=QUESTION)
+    assert response.output_text == ANSWER
 
 
 def test_what_is_not_in_the_documents_is_said(chat: openai.OpenAI) -> None:
