@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from examples.retrieval_facts import facts_file
 from llama.cli import main
 from llama.errors import InputError
 from llama.retrieval.rag_evaluation import answer_metrics, ranking_metrics, read_questions
@@ -79,3 +80,16 @@ def test_files_that_can_not_be_measured(
     file.write_text(json.dumps(QUESTIONS | change))
     with pytest.raises(InputError, match=reason):
         read_questions(str(file))
+
+
+def test_facts_are_in_one_document_each_or_in_none() -> None:
+    content = facts_file(20)
+    texts = {document["id"]: document["text"] for document in content["documents"]}
+    assert len(texts) == 20
+    known = [query for query in content["queries"] if "document" in query]
+    assert len(known) == 20
+    assert len(content["queries"]) == 24
+    for query in known:
+        value = query["answers"][1]
+        assert value.lower() in texts[query["document"]].lower()
+    assert content == facts_file(20)
