@@ -48,8 +48,8 @@ setup(
         ],
         # PDF files in `llama rag`.
         "rag": ["pypdf>=5.0"],
-        # Tools of MCP servers, and agents as such tools; for agents also install "serve".
-        "agents": ["mcp>=2.3"],
+        # Teams of agents, also as tools of MCP servers and with those of others.
+        "agents": ["llama[serve]", "mcp>=2.3"],
         "train": ["tokenizers>=0.20", "tensorboard>=2.16", "matplotlib>=3.9"],
         "eval": ["lm-eval>=0.4.10,<0.5"],
         # For benchmarks/: the other programs, their files, and the plots.

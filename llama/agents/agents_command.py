@@ -12,10 +12,11 @@ import uvicorn
 from cyclopts import Parameter
 from cyclopts.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from llama import console
+from llama import console, distributed
 from llama.agents.agent_app import team_app
 from llama.agents.team_file import read_team
 from llama.agents.traces import show_trace
+from llama.errors import InputError
 from llama.serving.app import MAX_BODY_SIZE
 from llama.serving.lifecycle import Lifecycle, Server
 from llama.serving.serve import api_keys, listen
@@ -85,6 +86,8 @@ def serve_team(
         "prefix_memory": prefix_memory,
         "prefix_folder": prefix_folder,
     }
+    if distributed.under_torchrun():
+        raise InputError("a team runs in one process: start llama agents without torchrun")
     members = read_team(team, model, trace_file=trace, **options)
     keys = api_keys(api_keys_file)
     listener = listen(host, port)

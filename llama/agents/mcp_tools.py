@@ -12,6 +12,7 @@ read-only has side effects. Results are marked as data, as all that others wrote
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from llama.agents.function_tools import Tool, ToolError, tool_definition
@@ -23,12 +24,14 @@ _SECONDS = 30  # to connect, and to list the tools
 
 
 @asynccontextmanager
-async def mcp_tools(server: str | Sequence[str]) -> AsyncIterator[list[Tool]]:
-    """The tools of a server: by its URL, or by the command that starts it.
+async def mcp_tools(
+    server: str | Sequence[str], folder: str | Path | None = None
+) -> AsyncIterator[list[Tool]]:
+    """The tools of a server: by its URL, or by the command that starts it, in `folder`.
 
     Raises InputError where the server can't be reached, or `mcp` is not installed.
     """
-    client = _client(server)
+    client = _client(server, folder)
     shown = server if isinstance(server, str) else " ".join(server)
     try:
         await client.__aenter__()
@@ -47,7 +50,7 @@ async def mcp_tools(server: str | Sequence[str]) -> AsyncIterator[list[Tool]]:
         await client.__aexit__(None, None, None)
 
 
-def _client(server: str | Sequence[str]) -> Any:
+def _client(server: str | Sequence[str], folder: str | Path | None) -> Any:
     try:
         from mcp import Client, StdioServerParameters
     except ImportError:
@@ -57,7 +60,7 @@ def _client(server: str | Sequence[str]) -> Any:
     if not server:
         raise InputError("an MCP server needs a command")
     command, *arguments = server
-    parameters = StdioServerParameters(command=command, args=arguments)
+    parameters = StdioServerParameters(command=command, args=arguments, cwd=folder)
     return Client(parameters, read_timeout_seconds=_SECONDS)
 
 

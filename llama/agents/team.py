@@ -32,6 +32,7 @@ class Team:
     entry: the name of the one that is asked unless another one is named.
     models: the models that they share, in one engine each.
     mcp_servers: by name, the URL or the command of a server.
+    mcp_folder: where commands are run.
     mcp_users: for each agent, the names of the servers whose tools it gets.
     trace_file: gets a line for each step of each question.
     """
@@ -44,6 +45,7 @@ class Team:
         *,
         conversations: Conversations | None = None,
         mcp_servers: Mapping[str, str | Sequence[str]] | None = None,
+        mcp_folder: str | Path | None = None,
         mcp_users: Mapping[str, Sequence[str]] | None = None,
         trace_file: str | Path | None = None,
     ) -> None:
@@ -51,7 +53,9 @@ class Team:
         self.models = models or ModelRegistry({})
         self.conversations = conversations or Conversations()
         self.trace_file = trace_file
-        self._mcp_servers, self._mcp_users = mcp_servers or {}, mcp_users or {}
+        Trace(trace_file)  # an error now, and not with the first question
+        self._mcp_servers, self._mcp_folder = mcp_servers or {}, mcp_folder
+        self._mcp_users = mcp_users or {}
         if both := sorted(self.agents.keys() & self.models.names.keys()):
             raise InputError(f"an agent and a model have the same name, {both[0]!r}")
 
@@ -76,7 +80,7 @@ class Team:
         async with contextlib.AsyncExitStack() as stack:
             tools: dict[str, list[Tool]] = {}
             for name, server in self._mcp_servers.items():
-                tools[name] = await stack.enter_async_context(mcp_tools(server))
+                tools[name] = await stack.enter_async_context(mcp_tools(server, self._mcp_folder))
             own = {name: dict(agent.tools) for name, agent in self.local.items()}
             try:
                 for name, servers in self._mcp_users.items():

@@ -6,7 +6,7 @@
     [agents.lawyer]
     description = "Knows the law"          # tells the others when to ask
     seed_memory = "You are a lawyer."
-    tools = ["calculator", "clock", "fetch", "rag:notes.db", "mcp:files", "my_tools:population"]
+    tools = ["calculator", "clock", "fetch", "rag:notes.db", "mcp:files", "my_tools.py:ring"]
     approved = ["delete_all"]              # tools with side effects that may be called unasked
 
     [agents.engineer]
@@ -22,13 +22,14 @@
 Every key that there is stands in the classes below; any other one is an error.
 """
 
-import importlib
+import importlib.util
 import os
 import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pydantic import Field, ValidationError
@@ -168,6 +169,7 @@ class _Reader:
                 kept.window_chars,
             ),
             mcp_servers={name: self._mcp(name, server) for name, server in fields.mcp.items()},
+            mcp_folder=self._folder,
             mcp_users=mcp_users,
             trace_file=trace_file,
         )
@@ -253,11 +255,13 @@ class _Reader:
 
             return retrieval_tool(Index.open(self._folder / expand(rest)))
         if not colon:
-            known = ", ".join([*BUILTIN, "fetch", "rag:FILE", "mcp:SERVER", "module:function"])
+            known = ", ".join([*BUILTIN, "fetch", "rag:FILE", "mcp:SERVER", "FILE.py:function"])
             raise InputError(f"{where}.tools: there is no tool {text!r}; there are {known}")
         try:
-            found = getattr(importlib.import_module(kind), rest)
-        except (ImportError, AttributeError) as error:
+            is_file = kind.endswith(".py")
+            module = _module(self._folder / kind) if is_file else importlib.import_module(kind)
+            found = getattr(module, rest)
+        except (ImportError, AttributeError, OSError, SyntaxError) as error:
             raise InputError(f"{where}.tools: {text!r} can't be imported: {error}") from error
         return found if isinstance(found, Tool) else tool(found)
 
@@ -267,6 +271,16 @@ class _Reader:
         if server.command and server.url is None:
             return server.command
         raise InputError(f"mcp.{name} needs either a url or a command")
+
+
+def _module(file: Path) -> ModuleType:
+    """The module in a file, under no name that others could import."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _approval(names: list[str]) -> Approve | None:

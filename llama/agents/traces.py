@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from llama import console
-from llama.errors import InputError, MissingFileError
+from llama.errors import InputError, MissingFileError, message
 from llama.storage.files import expand
 
 Step = dict[str, Any]
@@ -33,6 +33,8 @@ class Trace:
 
     file: gets a line for each step; it is appended to.
     on_step: is called with each step.
+
+    Raises InputError for a file that can't be written.
     """
 
     def __init__(
@@ -42,6 +44,11 @@ class Trace:
         self.steps: list[Step] = []
         self._file = None if file is None else Path(expand(file))
         self._on_step = on_step
+        if self._file is not None:
+            try:
+                _append(self._file, "")
+            except OSError as error:
+                raise InputError(f"no trace can be written: {message(error)}") from None
 
     @contextlib.contextmanager
     def step(

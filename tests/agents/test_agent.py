@@ -66,6 +66,28 @@ def test_the_bundled_model_calls_its_calculator(tiny: Llama) -> None:
     assert agent.ask("Hello! How are you?").text.startswith("Hi")
 
 
+@pytest.mark.parametrize(
+    ("form", "written"),
+    [
+        ("json", '{"name": "add", "parameters": {"a": 20, "b": 3}}'),
+        ("pythonic", "[add(a=20, b=3)]"),
+    ],
+)
+def test_both_formats_of_calls(form: Any, written: str, tiny: Llama) -> None:
+    """A model that is made to begin each answer with a call."""
+    llama = Llama(tiny.model, tiny.tokenizer, tool_format=form)
+    agent = Agent(
+        "helper",
+        LocalModel(llama),
+        tools=[add],
+        limits=Limits(steps=2, tokens=100),
+        settings={"prefix": written, "temperature": 0},
+    )
+    (made,) = steps(agent.ask("20 + 3?"), "execute_tool")
+    assert json.loads(made["gen_ai.tool.call.arguments"]) == {"a": 20, "b": 3}
+    assert json.loads(made["gen_ai.tool.call.result"])["result"] == "23"
+
+
 def test_several_calls_run_side_by_side() -> None:
     both = threading.Barrier(2, timeout=10)
 

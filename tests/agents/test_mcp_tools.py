@@ -17,7 +17,8 @@ from llama.agents import Agent, Limits, Team, mcp_tools
 
 pytestmark = needs("mcp")
 
-SERVER = [sys.executable, str(Path(__file__).with_name("mcp_calculator.py"))]
+FOLDER = Path(__file__).parent
+SERVER = [sys.executable, str(FOLDER / "mcp_calculator.py")]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,13 @@ def test_servers_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_team_has_them_while_it_runs() -> None:
     agent = Agent("helper", Scripted("Yes."))
-    team = Team({"helper": agent}, "helper", mcp_servers={"c": SERVER}, mcp_users={"helper": ["c"]})
+    team = Team(
+        {"helper": agent},
+        "helper",
+        mcp_servers={"c": [sys.executable, "mcp_calculator.py"]},
+        mcp_folder=FOLDER,
+        mcp_users={"helper": ["c"]},
+    )
 
     async def run() -> list[str]:
         async with team.running():

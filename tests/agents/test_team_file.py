@@ -25,7 +25,7 @@ settings = { temperature = 0 }
 [agents.lawyer]
 description = "Knows the law"
 seed_memory = "You are a lawyer."
-tools = ["calculator", "clock", "fetch", "rag:notes.db", "mcp:files", "my_team_tools:ring"]
+tools = ["calculator", "clock", "fetch", "rag:notes.db", "mcp:files", "my_team_tools.py:ring"]
 approved = ["ring"]
 limits = { steps = 2 }
 settings = { top_p = 0.5 }
@@ -118,6 +118,8 @@ AGENT = '[agents.a]\nmodel = "tiny"\n'
         (AGENT + 'tools = ["calc"]', "agents.a.tools: there is no tool 'calc'; there are calc"),
         (AGENT + 'tools = ["no_such_module:f"]', "'no_such_module:f' can't be imported"),
         (AGENT + 'tools = ["my_team_tools:f"]', "'my_team_tools:f' can't be imported"),
+        (AGENT + 'tools = ["my_team_tools.py:f"]', "'my_team_tools.py:f' can't be imported"),
+        (AGENT + 'tools = ["none.py:f"]', "'none.py:f' can't be imported"),
         (AGENT + 'tools = ["my_team_tools:silent"]', "needs a docstring"),
         (AGENT + 'tools = ["clock", "clock"]', "a has two tools called clock"),
         (AGENT + 'tools = ["mcp:x"]', "agents.a.tools: there is no [mcp.x]"),
@@ -159,6 +161,7 @@ def test_the_examples(name: str) -> None:
     assert [expert.name for expert in lead.experts] == ["computer_scientist", "lawyer"]
 
 
+@pytest.mark.slow
 def test_the_command_serves_the_example(tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
     file = ROOT / "examples" / "team" / "team.toml"
@@ -195,6 +198,13 @@ def test_what_the_command_says_of_wrong_files(
     code, _, err = run_command("agents", tmp_path / "team.toml", "--port", "0")
     assert code == 1
     assert "/none" in err
+    folder = tmp_path / "none" / "trace"
+    code, _, err = run_command("agents", tmp_path / "team.toml", "--trace", folder)
+    assert (code, "no trace can be written" in err) == (1, True)
+    ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    code, _, err = run_command("agents", tmp_path / "team.toml", **ranks)
+    assert (code, "without torchrun" in err) == (1, True)
     (tmp_path / "team.toml").write_text(f'[agents.a]\nmodel = "{TINY}"\nsettings = {{ temp = 0 }}')
     code, _, err = run_command("agents", tmp_path / "team.toml", "--port", "0")
     assert (code, "unknown option 'temp'" in err) == (1, True)
