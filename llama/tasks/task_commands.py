@@ -286,7 +286,7 @@ def train_command(
 
 
 def _split(labels: str) -> list[str]:
-    return [label.strip() for label in labels.split(",")]
+    return [label.strip() for label in labels.replace("，", ",").split(",")]
 
 
 def _print(line: str, entry: dict[str, str], result: Any, as_json: bool) -> None:
