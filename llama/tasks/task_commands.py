@@ -212,7 +212,7 @@ def train_command(
     labels: str | None = None,
     valid_data: str | None = None,
     l2: PositiveFloat = 1.0,
-    echo: Annotated[bool, _Flag] = False,
+    echo: bool = True,
     epochs: PositiveFloat | None = None,
     learning_rate: PositiveFloat | None = None,
     batch_size: PositiveInt | None = None,
@@ -232,7 +232,7 @@ def train_command(
         valid_data: Such a file that is not trained on; the share of right labels is printed, and
             of an adapter the best is kept.
         l2: How strongly large weights of a head are penalized.
-        echo: Read each text twice for the embeddings of a head.
+        echo: Read each text twice for the embeddings of a head, which gives better labels.
         epochs: Passes over the data for an adapter; default: 3.
         learning_rate: Of an adapter; default: 2e-4.
         batch_size: Sequences of a step, into which several examples go.
