@@ -56,8 +56,9 @@ class ClassifierHead:
 
         The labels are those of the examples, in the order of their first. `l2` is how strongly
         large weights are penalized: more for few examples or wrong labels. Each dimension is
-        scaled to a variance of 1 first. Without `echo` a text is read once instead of twice,
-        in half the time, which gives worse labels. Raises InputError for fewer than two labels, and as `Llama.embed` does.
+        scaled to a variance of 1 first. Without `echo` a text is read once instead of twice, in
+        half the time, and labels are worse. Raises InputError for fewer than two labels, and as
+        `Llama.embed` does.
         """
         check_llama(llama)
         if not 0 < l2 < float("inf"):
