@@ -93,9 +93,9 @@ def team_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(team.running())
             if mcp is not None:
                 await stack.enter_async_context(mcp.session_manager.run())
-            await stack.enter_async_context(team.running())
             yield
 
     app.router.lifespan_context = lifespan

@@ -4,6 +4,7 @@ llama agents examples/team/team.toml
 llama agents trace trace.jsonl
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from cyclopts.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from llama import console, distributed
 from llama.agents.agent_app import team_app
+from llama.agents.team import Team
 from llama.agents.team_file import read_team
 from llama.agents.traces import show_trace
 from llama.errors import InputError
@@ -89,6 +91,7 @@ def serve_team(
     if distributed.under_torchrun():
         raise InputError("a team runs in one process: start llama agents without torchrun")
     members = read_team(team, model, trace_file=trace, **options)
+    asyncio.run(_connect(members))  # what is wrong is said here, in one line
     keys = api_keys(api_keys_file)
     listener = listen(host, port)
     lifecycle = Lifecycle("loading")
@@ -115,3 +118,8 @@ def serve_team(
     members.close()
     if server.error is not None:
         raise server.error
+
+
+async def _connect(team: Team) -> None:
+    async with team.running():
+        pass

@@ -198,6 +198,12 @@ def test_what_the_command_says_of_wrong_files(
     code, _, err = run_command("agents", tmp_path / "team.toml", "--port", "0")
     assert code == 1
     assert "/none" in err
+    server = 'tools = ["mcp:x"]\n[mcp.x]\ncommand = ["/no/such/program"]'
+    (tmp_path / "mcp.toml").write_text(f'[agents.a]\nmodel = "{TINY}"\n{server}')
+    code, _, err = run_command("agents", tmp_path / "mcp.toml", "--port", "0")
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert "MCP server" in err
     folder = tmp_path / "none" / "trace"
     code, _, err = run_command("agents", tmp_path / "team.toml", "--trace", folder)
     assert (code, "no trace can be written" in err) == (1, True)
