@@ -16,7 +16,7 @@ label answers), `classification`, `classifier_head`, `classifier_adapter`, `ques
 """
 
 from llama.tasks.classification import Classification, classify
-from llama.tasks.classifier_adapter import train_adapter
+from llama.tasks.classifier_adapter import adapter_prompt, train_adapter
 from llama.tasks.classifier_head import ClassifierHead
 from llama.tasks.label_prompts import LabelledText
 from llama.tasks.question_answering import Answer, answer
@@ -28,6 +28,7 @@ __all__ = [
     "ClassifierHead",
     "LabelledText",
     "Translation",
+    "adapter_prompt",
     "answer",
     "classify",
     "train_adapter",

@@ -2,25 +2,40 @@
 
     train_adapter("mood", "params/tiny", examples, ["positive", "negative"])
     llama = Llama.build("params/tiny", adapter="mood")
-    classify(llama, texts, ["positive", "negative"], calibrate=False)
+    classify(llama, texts, **adapter_prompt("mood"))
 
-The prompt is that of `classify`, so the labels have to be the same, in the same order. Training is
-`llama.training.train`, which resumes after Ctrl-C as `llama train` does.
+The prompt is that of `classify`. It lists the labels in an order that has to stay, so a file
+beside the adapter keeps it. Training is `llama.training.train`, which resumes after Ctrl-C as
+`llama train` does.
 """
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 
+from llama import console
 from llama.checkpoint.opening import open_checkpoint
-from llama.errors import ContextLengthError, InputError
+from llama.errors import ContextLengthError, InputError, MissingFileError
 from llama.lora.adapter_layers import LoraConfig
-from llama.tasks.label_prompts import LabelPrompt, checked_examples
+from llama.storage.files import expand, read_json, write_json
+from llama.storage.pulled import open_folder
+from llama.tasks.label_prompts import LabelPrompt, checked_examples, checked_labels
 from llama.tokenizer import ChatFormat
 from llama.training import Document, TrainConfig, train
 
+_PROMPT_FILE = "classifier.json"
 _DEFAULTS = TrainConfig(epochs=3, batch_size=1, lora=LoraConfig())
+
+
+class AdapterPrompt(TypedDict):
+    """The settings of `classify` for which an adapter was trained."""
+
+    labels: list[str]
+    instruction: str | None
+    chat: bool
+    calibrate: bool
 
 
 def train_adapter(
@@ -65,3 +80,29 @@ def train_adapter(
     if not trained:
         raise InputError("examples is empty: give at least one for each label")
     train(out, tokenizer, trained, config, base=base, held_out=validation, device=device)
+    if console.is_main():
+        content = {"labels": prompt.labels, "instruction": instruction, "chat": chat}
+        write_json(Path(expand(out)) / _PROMPT_FILE, content)
+
+
+def adapter_prompt(path: str | Path) -> AdapterPrompt:
+    """What `train_adapter` has written beside an adapter: arguments of `classify`.
+
+    Raises MissingFileError or InputError, naming the file, for another adapter and a damaged file.
+    """
+    folder = open_folder(path)
+    if _PROMPT_FILE not in folder.names:
+        raise MissingFileError(
+            f"no {_PROMPT_FILE} in {folder.path}, which `llama tasks train --lora` writes: give "
+            "the labels (--labels)"
+        )
+    where = folder.where(_PROMPT_FILE)
+    content = read_json(where)
+    instruction, chat = content.get("instruction"), content.get("chat")
+    if not isinstance(instruction, str | None) or not isinstance(chat, bool):
+        raise InputError(f"{where} is damaged: instruction is {instruction!r:.60}, chat {chat!r}")
+    try:
+        labels = checked_labels(content.get("labels"))
+    except InputError as error:
+        raise InputError(f"{where} is damaged: {error}") from error
+    return {"labels": labels, "instruction": instruction, "chat": chat, "calibrate": False}

@@ -25,7 +25,7 @@ from llama.generation import Llama
 from llama.lora.adapter_layers import LoraConfig
 from llama.storage.files import read_text
 from llama.tasks.classification import classify
-from llama.tasks.classifier_adapter import train_adapter
+from llama.tasks.classifier_adapter import adapter_prompt, train_adapter
 from llama.tasks.classifier_head import ClassifierHead
 from llama.tasks.label_prompts import LabelledText
 from llama.tasks.question_answering import answer
@@ -80,7 +80,9 @@ def classify_command(
     as_json: Json = False,
     model: ModelFlags = _MODEL,
 ) -> None:
-    """Says which label fits each text, by the labels' likelihoods or by a trained head.
+    """Says which label fits each text, by the labels' likelihoods or by a trained classifier.
+
+    With an --adapter and no labels, these are the ones that `llama tasks train --lora` has trained.
 
     Args:
         texts: Texts; default: the lines of --file, or of what is piped in.
@@ -95,8 +97,15 @@ def classify_command(
         normalize: Compare likelihoods per token, not those of whole labels.
         as_json: Print an object with the scores of all labels for each text.
     """
-    if (labels is None) == (head is None):
-        raise InputError("give --labels, with commas between them, or a trained --head")
+    is_trained = head is None and labels is None and model.adapter is not None
+    if not is_trained and (labels is None) == (head is None):
+        raise InputError(
+            "give --labels, with commas between them, a trained --head or a trained --adapter"
+        )
+    if is_trained and (instruction or examples):
+        raise InputError(
+            "--examples and --instruction are for --labels, not for an --adapter alone"
+        )
     if head is not None and (examples or instruction):
         raise InputError("--examples and --instruction are for --labels, not for a --head")
     entries = read_entries(texts, file, "text", ("label",))
@@ -104,12 +113,14 @@ def classify_command(
     given = [entry["text"] for entry in entries]
     if head is not None:
         results = ClassifierHead.open(head).classify(model.build(), given)
+    elif is_trained:
+        prompt = adapter_prompt(model.adapter or "")
+        results = classify(model.build(), given, **prompt, normalize=normalize)
     else:
-        assert labels is not None
         results = classify(
             model.build(),
             given,
-            _split(labels),
+            _split(labels or ""),
             shown,
             instruction=instruction,
             chat=chat,
@@ -273,15 +284,21 @@ def train_command(
         lora=LoraConfig(seed=seed, r=lora_r or LoraConfig.r),
     )
     base = model.model or bundled_model()
-    options: dict[str, Any] = {"instruction": instruction, "chat": chat}
     train_adapter(
-        out, base, pairs, names, config, held_out=held_out, device=model.device, **options
+        out,
+        base,
+        pairs,
+        names,
+        config,
+        held_out=held_out,
+        device=model.device,
+        instruction=instruction,
+        chat=chat,
     )
-    console.say(f"{out}: an adapter for --labels {','.join(names)} --no-calibrate")
+    console.say(f"{out}: an adapter for {', '.join(names)}, of {len(pairs)} examples")
     if held_out:
         llama = dataclasses.replace(model, adapter=out).build()
-        texts = [pair.text for pair in held_out]
-        found = classify(llama, texts, names, calibrate=False, **options)
+        found = classify(llama, [pair.text for pair in held_out], **adapter_prompt(out))
         _report(held_out, [result.label for result in found])
 
 

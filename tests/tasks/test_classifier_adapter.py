@@ -9,7 +9,7 @@ import torch
 from llama import InputError, Llama
 from llama.errors import ContextLengthError
 from llama.lora.adapter_layers import LoraConfig
-from llama.tasks import classifier_adapter, classify, train_adapter
+from llama.tasks import adapter_prompt, classifier_adapter, classify, train_adapter
 from llama.tasks.label_prompts import LabelPrompt
 from llama.training import Document, TrainConfig
 
@@ -33,11 +33,13 @@ def test_it_tells_apart_what_it_was_trained_on(folder: Path, tmp_path: Path) -> 
     train_adapter(tmp_path / "out", folder, EXAMPLES, LABELS, CONFIG, instruction="?", device="cpu")
     llama = Llama.build(folder, adapter=tmp_path / "out", device="cpu", dtype="float32")
     texts = [text for text, _ in EXAMPLES]
-    options: dict[str, Any] = {"instruction": "?", "calibrate": False}
-    found = [result.label for result in classify(llama, texts, LABELS, **options)]
+    options = adapter_prompt(tmp_path / "out")
+    expected = {"labels": LABELS, "instruction": "?", "chat": True, "calibrate": False}
+    assert options == expected
+    found = [result.label for result in classify(llama, texts, **options)]
     assert found == [label for _, label in EXAMPLES]
     before = Llama.build(folder, device="cpu", dtype="float32")
-    assert [r.label for r in classify(before, texts, LABELS, **options)] != found
+    assert [r.label for r in classify(before, texts, **options)] != found
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -47,6 +49,7 @@ def test_the_label_and_its_end_count_in_the_loss(
     chat: bool,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     llama: Llama = request.getfixturevalue(kind)
     base = Path(llama.tokenizer.model_path).parent
@@ -58,7 +61,8 @@ def test_the_label_and_its_end_count_in_the_loss(
     monkeypatch.setattr(classifier_adapter, "train", spy)
     config = TrainConfig(lora=LoraConfig())
     held_out = [("the user", "消极")]
-    train_adapter("-", base, EXAMPLES, LABELS, config, held_out=held_out, chat=chat)
+    train_adapter(tmp_path, base, EXAMPLES, LABELS, config, held_out=held_out, chat=chat)
+    assert adapter_prompt(tmp_path)["chat"] == chat
     prompt = LabelPrompt(llama.formatter, LABELS, chat=chat)
     for (text, label), document in zip([*EXAMPLES, *held_out], seen, strict=True):
         before, completion = prompt.encode(text, label)
@@ -82,3 +86,22 @@ def test_wrong_input(
     with pytest.raises(error, match=message):
         train_adapter(tmp_path / "out", folder, examples, labels, config)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            None,
+            "no classifier.json in .*, which `llama tasks train --lora` writes: give the labels",
+        ),
+        ('{"labels": ["a"], "chat": true}', "is damaged: labels is only 'a'"),
+        ('{"labels": ["a", "b"], "chat": 3}', "is damaged: instruction is None, chat 3"),
+        ("[", "is not JSON"),
+    ],
+)
+def test_adapters_without_their_labels(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "classifier.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        adapter_prompt(tmp_path)

@@ -115,11 +115,14 @@ def test_train_writes_an_adapter_that_classifies(
     words = ("--model", folder, "--device", "cpu")
     code, printed, err = run_command("tasks", "train", data, "--lora", "--out", out, *flags, *words)
     assert code == 0, err
-    assert f"{out}: an adapter for --labels 积极,消极 --no-calibrate" in printed
+    assert f"{out}: an adapter for 积极, 消极, of 3 examples" in printed
     assert "right of 3 held-out texts: " in printed
     flags = ("--labels", "积极,消极", "--no-calibrate", "--instruction", "?")
     code, printed, err = tasks("classify", "hello", "--adapter", out, *flags)
     assert (code, err) == (0, "")
+    assert tasks("classify", "hello", "--adapter", out) == (0, printed, "")
+    code, _, err = tasks("classify", "hello", "--adapter", out, "--instruction", "?")
+    assert "are for --labels, not for an --adapter alone" in err
 
 
 def test_answer_prints_what_the_function_returns(tasks: Run, llama: Llama, tmp_path: Path) -> None:
@@ -160,7 +163,7 @@ def test_translate_prints_what_the_function_returns(tasks: Run, llama: Llama) ->
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("classify", "a"), "give --labels, with commas between them, or a trained --head"),
+        (("classify", "a"), "give --labels, with commas between them, a trained --head or"),
         (("classify", "a", "--labels", "x,y", "--head", "h"), "give --labels, with commas"),
         (("classify", "a", "--labels", "x"), "labels is only 'x': give at least two"),
         (("classify", "a", "--labels", "x,,y"), "labels[1] is empty"),
