@@ -125,7 +125,7 @@ def next_tokens(
         beams: How many beginnings beam search keeps.
         device: cuda, mps or cpu; default: the best there is.
         dtype: bfloat16, float16 or float32.
-        quantize: int8 or int4.
+        quantize: bf12, which rounds nothing, int8 or int4.
         adapter: Folder of a LoRA adapter.
         as_json: Print one JSON object instead of tables.
     """

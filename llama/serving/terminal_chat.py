@@ -39,7 +39,7 @@ class ModelOptions:
         api_key: The server's key; default: LLAMA_API_KEY or OPENAI_API_KEY of the environment.
         device: cuda, mps or cpu; default: the best there is.
         dtype: bfloat16, float16 or float32.
-        quantize: int8 or int4.
+        quantize: bf12, which rounds nothing, int8 or int4.
         adapter: Folder of a LoRA adapter.
         max_seq_len: Most tokens of a dialog and its answer; default: the model's context.
         kv_cache_dtype: int8 takes near half the memory.
