@@ -232,7 +232,7 @@ def serving(name: str, command: list[str], vocab_size: int, log: Path, seed: int
 
         def run(work: Callable[[Client], Awaitable[Any]]) -> Any:
             async def task() -> Any:
-                limits = httpx.Limits(max_connections=64)
+                limits = httpx.Limits(max_connections=64, max_keepalive_connections=0)
                 async with httpx.AsyncClient(base_url=url, timeout=900, limits=limits) as http:
                     client = Client(http, name, vocab_size, random.Random(seed))
                     return await work(client)
