@@ -82,7 +82,7 @@ _TEMPLATE = """\
 
 
 def chat_template(tool_format: ToolFormat = "json") -> str:
-    """The template, in Jinja; `tool_format` is the one it writes functions in unless told."""
+    """The template, in Jinja; `tool_format` is the one it writes functions in by default."""
     template = _TEMPLATE
     for name, text in {
         "DEFAULT_FORMAT": tool_format,

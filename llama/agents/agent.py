@@ -30,7 +30,7 @@ from llama.errors import InputError
 
 _RESERVE = 4  # one in so many tokens is kept for the last step
 _MAX_REPEATS = 2
-_MAX_ERROR = 500  # characters of an exception's text that the model is told
+_MAX_ERROR = 500  # characters of an exception's text that the model gets
 # What is meant as a call and is none, and the beginning of one that was broken off.
 _CALL_LIKE = re.compile(
     r'\s*(\{\s*("name"\s*:\s*"[^"]*"\s*,\s*"(parameters|arguments)"|"type"\s*:\s*"function")'

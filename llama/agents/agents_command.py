@@ -21,7 +21,7 @@ from llama.agents.traces import show_trace
 from llama.errors import InputError
 from llama.serving.app import MAX_BODY_SIZE
 from llama.serving.lifecycle import Lifecycle, Server
-from llama.serving.serve import api_keys, listen
+from llama.serving.serve import api_keys, listen, url_of
 
 _SEVERAL = Parameter(consume_multiple=True, negative=())
 
@@ -66,7 +66,7 @@ def serve_team(
         trace: File that gets a line for each step of each question.
         device: cuda, mps or cpu; default: the best there is.
         dtype: bfloat16, float16 or float32; default: by device and size.
-        quantize: int8 or int4.
+        quantize: bf12, which rounds nothing, int8 or int4.
         max_seq_len: Tokens of a prompt and its answer; default: the model's context.
         max_batch_size: Requests that run at a time; default: 8.
         prefix_memory: Bytes for prompts that later ones may begin with; 0 for none.
@@ -76,7 +76,7 @@ def serve_team(
         cors: Origins of web pages that may call the server, besides this machine's; * is all.
         max_body_size: Bytes of a request.
         ping_seconds: Silence before a stream gets a comment, 0 for never.
-        drain_seconds: Time for running requests when the server is told to end.
+        drain_seconds: Time for running requests when a signal ends the server.
     """
     options: dict[str, Any] = {
         "max_seq_len": max_seq_len,
@@ -107,17 +107,15 @@ def serve_team(
 
     async def load() -> None:
         await members.warm()
-        address, shown_port = listener.getsockname()[:2]
-        shown = f"[{address}]" if ":" in address else address
         names = ", ".join(members.agents)
-        console.say(f"http://{shown}:{shown_port}/chat asks {members.entry}; there are {names}")
+        console.say(f"{url_of(listener)}/chat asks {members.entry}; there are {names}")
 
     config = uvicorn.Config(app, log_level="warning", lifespan="on", access_log=False)
     server = Server(config, lifecycle, members.models, load, drain_seconds)
-    server.run([listener])
-    members.close()
-    if server.error is not None:
-        raise server.error
+    try:
+        server.run_on(listener)
+    finally:
+        members.close()
 
 
 async def _connect(team: Team) -> None:

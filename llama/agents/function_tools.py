@@ -1,4 +1,4 @@
-"""Tools from Python functions: what a model is told of them, and how they are called.
+"""Tools from Python functions: what a model sees of them, and how they are called.
 
     @tool
     def population(city: str, year: int = 2024) -> int:

@@ -34,8 +34,8 @@ class Limits:
     tokens: that the model writes, over all steps.
     seconds: until there is an answer, or an error that says why not.
     calls_per_tool: of one tool.
-    tool_seconds: for a call; what takes longer is an error that the model is told.
-    result_chars: of a tool's result; a longer one is an error that the model is told.
+    tool_seconds: for a call; what takes longer is an error that the model gets.
+    result_chars: of a tool's result; a longer one is an error that the model gets.
     hops: agents that a question may pass through, one asking the next.
     """
 

@@ -31,6 +31,9 @@ _MAX_ECHO = 200  # characters of a client's input in a message
 _MAX_MESSAGE = 2000  # of a message, whatever it echoes
 
 
+RETRY_LATER = {"Retry-After": "5"}  # headers of a 503
+
+
 class HttpError(Exception):
     """An answer that is an error: its status, a message, and OpenAI's `param` and `code`."""
 

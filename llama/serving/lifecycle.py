@@ -21,10 +21,9 @@ from typing import Literal
 
 import uvicorn
 
-from llama.serving.http_errors import HttpError
+from llama.serving.http_errors import RETRY_LATER, HttpError
 from llama.serving.registry import ModelRegistry
 
-_RETRY = {"Retry-After": "5"}
 _CLOSING_SECONDS = 5  # for what is left of cancelled requests
 
 
@@ -38,9 +37,9 @@ class Lifecycle:
     def refusal(self) -> HttpError | None:
         """Why no request is taken now; None if it is."""
         if self.phase == "loading":
-            return HttpError(503, "the model is being loaded", code="loading", headers=_RETRY)
+            return HttpError(503, "the model is being loaded", code="loading", headers=RETRY_LATER)
         if self.phase == "draining":
-            headers = {**_RETRY, "Connection": "close"}
+            headers = {**RETRY_LATER, "Connection": "close"}
             return HttpError(503, "the server is shutting down", code="draining", headers=headers)
         return None
 
@@ -64,6 +63,12 @@ class Server(uvicorn.Server):
         self.error: BaseException | None = None
         self._lifecycle, self._models = lifecycle, models
         self._load, self._drain_seconds = load, drain_seconds
+
+    def run_on(self, listener: socket.socket) -> None:
+        """Serves on a socket until a signal ends it. Raises what `load` raised."""
+        self.run([listener])
+        if self.error is not None:
+            raise self.error
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

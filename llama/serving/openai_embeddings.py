@@ -11,9 +11,9 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from llama.engine.request import Sequence
-from llama.serving.answers import Usage, embed
+from llama.serving.answers import embed
 from llama.serving.json_output import JSONResponse
-from llama.serving.openai_fields import wrong
+from llama.serving.openai_fields import PromptUsage, prompt_usage, wrong
 from llama.serving.registry import ModelRegistry
 from llama.serving.wire import StrictModel, while_connected
 
@@ -55,15 +55,8 @@ class Embedding(BaseModel):
     embedding: list[float] | str
 
 
-class PromptUsage(BaseModel):
-    """How many tokens the model read. A text is read twice (`llama.engine.embedding`)."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
 class EmbeddingList(BaseModel):
-    """The vector of each text, in their order."""
+    """The vector of each text, in their order. A text is read twice (`llama.engine.embedding`)."""
 
     object: Literal["list"]
     model: str
@@ -95,8 +88,7 @@ async def _embeddings(models: ModelRegistry, body: EmbeddingRequest) -> dict[str
         {"object": "embedding", "index": i, "embedding": _vector(sequence, as_base64)}
         for i, sequence in enumerate(sequences)
     ]
-    tokens = Usage.of(sequences).prompt_tokens
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    usage = prompt_usage(sequences)
     return {"object": "list", "model": body.model, "data": data, "usage": usage}
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from llama.engine.grammar import Grammar
+from llama.engine.request import Sequence
 from llama.serving.answers import Usage
 from llama.serving.http_errors import HttpError
 from llama.serving.wire import StrictModel
@@ -166,6 +167,19 @@ class PromptTokensDetails(BaseModel):
     """How many of the prompt's tokens came from the prefix store."""
 
     cached_tokens: int
+
+
+class PromptUsage(BaseModel):
+    """How many tokens the model read, where it writes none."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+def prompt_usage(sequences: list[Sequence]) -> dict[str, int]:
+    """The counts of requests that generate nothing."""
+    tokens = Usage.of(sequences).prompt_tokens
+    return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
 class OpenAIUsage(BaseModel):

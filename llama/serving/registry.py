@@ -27,12 +27,10 @@ from llama.checkpoint.info import need, read_facts
 from llama.engine.async_engine import AsyncEngine
 from llama.errors import InputError
 from llama.generation import Llama
-from llama.serving.http_errors import HttpError
+from llama.serving.http_errors import RETRY_LATER, HttpError
 from llama.serving.server_metrics import Metrics, ModelMetrics
 from llama.storage.files import short_size
 from llama.storage.model_names import model_name
-
-_RETRY = {"Retry-After": "5"}
 
 Models = Mapping[str, str | Path]
 
@@ -231,7 +229,7 @@ class ModelRegistry:
             if entry.engine is None:
                 await self._load(entry)
             if entry.llama is None or entry.engine is None:
-                raise HttpError(503, "the server is shutting down", headers=_RETRY)
+                raise HttpError(503, "the server is shutting down", headers=RETRY_LATER)
             metrics = self.metrics.of(entry.name)
             yield ServedModel(name, entry.llama, entry.engine, metrics, self._limits, adapter)
         finally:
@@ -282,7 +280,7 @@ class ModelRegistry:
                 503,
                 f"{entry.num_users} requests run or wait for {entry.name}; try again later",
                 code="queue_full",
-                headers=_RETRY,
+                headers=RETRY_LATER,
             )
 
     async def _load(self, entry: _Entry) -> None:
@@ -333,7 +331,7 @@ class ModelRegistry:
                 await self._unload(min(idle, key=lambda e: e.last_used))
             elif loaded:
                 text = f"{entry.name} has to wait: {lack}; those that are loaded are in use"
-                raise HttpError(503, text, code="no_room", headers=_RETRY)
+                raise HttpError(503, text, code="no_room", headers=RETRY_LATER)
             else:  # and would be next time
                 raise InputError(f"{entry.name} can't be loaded: {lack}")
 

@@ -13,9 +13,9 @@ from pydantic import BaseModel, Field
 
 from llama.engine.request import Sequence
 from llama.engine.reranking import query_likelihood, query_likelihood_sequences
-from llama.serving.answers import Usage, finish
+from llama.serving.answers import finish
 from llama.serving.json_output import JSONResponse
-from llama.serving.openai_fields import wrong
+from llama.serving.openai_fields import PromptUsage, prompt_usage, wrong
 from llama.serving.registry import ModelRegistry, ServedModel
 from llama.serving.wire import StrictModel, while_connected
 
@@ -52,20 +52,13 @@ class RankedDocument(BaseModel):
     document: DocumentObject | None = None
 
 
-class RerankUsage(BaseModel):
-    """How many tokens the model read."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
 class Ranking(BaseModel):
     """The `top_n` most relevant documents, best first."""
 
     id: str
     model: str
     results: list[RankedDocument]
-    usage: RerankUsage
+    usage: PromptUsage
 
 
 def routes(models: ModelRegistry) -> APIRouter:
@@ -94,12 +87,11 @@ async def _rank(models: ModelRegistry, body: RerankRequest) -> dict[str, Any]:
         for result, text in zip(results, texts, strict=True):
             result["document"] = {"text": text}
     results.sort(key=lambda result: -result["relevance_score"])
-    tokens = Usage.of(sequences).prompt_tokens
     return {
         "id": f"rerank-{uuid.uuid4().hex}",
         "model": body.model,
         "results": results[: body.top_n],
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "usage": prompt_usage(sequences),
     }
 
 

@@ -6,10 +6,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from llama.engine.request import Sequence
-from llama.serving.http_errors import HttpError
+from llama.serving.http_errors import RETRY_LATER, HttpError
 from llama.serving.registry import ServedModel
-
-_RETRY = {"Retry-After": "5"}
 
 
 async def changes(served: ServedModel, sequences: list[Sequence]) -> AsyncGenerator[Sequence, None]:
@@ -65,7 +63,7 @@ def _check_queue(served: ServedModel, sequences: list[Sequence]) -> None:
             f"prompts of {waiting} tokens wait, of at most {limit} (--max_queue_tokens); try again "
             "later",
             code="queue_full",
-            headers=_RETRY,
+            headers=RETRY_LATER,
         )
 
 
@@ -74,7 +72,7 @@ def _too_late(served: ServedModel, sequences: list[Sequence]) -> HttpError:
     seconds = f"{served.limits.timeout:g} s (--timeout)"
     if not any("started" in s.times for s in sequences):
         text = f"the request waited {seconds} for other requests"
-        return HttpError(503, text, code="timeout", headers=_RETRY)
+        return HttpError(503, text, code="timeout", headers=RETRY_LATER)
     count = sum(len(s.tokens) for s in sequences)
     done = f"the answer had {count} tokens; ask for fewer" if count else "the prompt was being read"
     text = f"the request was not finished after {seconds}: {done}"
@@ -82,4 +80,4 @@ def _too_late(served: ServedModel, sequences: list[Sequence]) -> HttpError:
 
 
 def _shutting_down() -> HttpError:
-    return HttpError(503, "the server is shutting down", code="draining", headers=_RETRY)
+    return HttpError(503, "the server is shutting down", code="draining", headers=RETRY_LATER)

@@ -100,7 +100,7 @@ def serve(
         max_queue_tokens: Tokens of prompts that may wait; default: any number.
         timeout: Seconds for a request; default: any time.
         ping_seconds: Silence before a stream gets a comment, 0 for never.
-        drain_seconds: Time for running requests when the server is told to end.
+        drain_seconds: Time for running requests when a signal ends the server.
     """
     options: dict[str, Any] = {
         "tokenizer_path": tokenizer_path,
@@ -156,18 +156,16 @@ def serve(
     async def load() -> None:
         if name is not None:
             await models.preload(name)
-        address, shown_port = listener.getsockname()[:2]
-        shown = f"[{address}]" if ":" in address else address
         what = ", ".join([*models.names, *models.chats]) or "no model yet (llama pull fetches one)"
-        console.say(f"http://{shown}:{shown_port} serves {what}; Ctrl-C ends it")
+        console.say(f"{url_of(listener)} serves {what}; Ctrl-C ends it")
 
     config = uvicorn.Config(app, log_level="warning", lifespan="off", access_log=False)
     server = Server(config, lifecycle, models, load, drain_seconds)
-    server.run([listener])
-    for index in indexes.values():
-        index.close()
-    if server.error is not None:
-        raise server.error
+    try:
+        server.run_on(listener)
+    finally:
+        for index in indexes.values():
+            index.close()
 
 
 def _name(model: str) -> str:
@@ -229,3 +227,9 @@ def listen(host: str, port: int) -> socket.socket:
         is_name = isinstance(error, socket.gaierror) or error.errno is None
         reason = error.strerror if is_name else os.strerror(error.errno or 0)
         raise InputError(f"can't listen on {host}, port {port}: {reason}") from None
+
+
+def url_of(listener: socket.socket) -> str:
+    """The address that clients call."""
+    address, port = listener.getsockname()[:2]
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"

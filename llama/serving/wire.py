@@ -57,10 +57,6 @@ class StrictModel(BaseModel):
         return {name: data[name] for name in (*unknown, *(known & data.keys()))}
 
 
-class Disconnected(Exception):
-    """The client is gone."""
-
-
 async def while_connected(request: Request, awaitable: Awaitable[T]) -> T:
     """The result of `awaitable`, which is cancelled when the client goes away."""
     work = asyncio.ensure_future(awaitable)
