@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_engines import engine_of
 
 from llama import Engine, InputError, Llama, SamplingParams, Sequence
 from llama.engine import AsyncEngine, Grammar, request
@@ -17,10 +18,6 @@ from llama.engine.inbox import Inbox
 from llama.engine.scheduler import Scheduler
 
 OPEN = {"ignore_eos": True, "params": SamplingParams(temperature=0.8, seed=1)}
-
-
-def engine_of(llama: Llama, rows: int = 3, **options: Any) -> Engine:
-    return Engine(llama.model, llama.tokenizer, rows, 64, **options)
 
 
 async def consume(service: AsyncEngine, *sequences: Sequence) -> list[Sequence]:

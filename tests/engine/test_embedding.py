@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from fixtures import run_ranks
+from small_engines import engine_of, finish
 
 from llama import Engine, InputError, Llama, SamplingParams, Sequence, Transformer
 from llama.engine import (
@@ -20,18 +21,6 @@ from llama.engine.decoding import BatchDecoder
 from llama.errors import ContextLengthError
 
 TEXTS = ["hello the world", "the user", "12 assist", "hello the world"]
-
-
-def engine_of(llama: Llama, rows: int = 3, **options: Any) -> Engine:
-    return Engine(llama.model, llama.tokenizer, rows, 64, **options)
-
-
-def finish(engine: Engine) -> None:
-    for _ in range(2000):
-        if engine.idle:
-            return
-        engine.step()
-    raise AssertionError("the engine does not come to an end")
 
 
 def pooled(model: Transformer, prompt: list[int], start: int) -> torch.Tensor:

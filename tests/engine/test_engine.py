@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures import tiny_args
+from small_engines import engine_of, finish
 
 from llama import Engine, InputError, Llama, SamplingParams, Sequence, Tokenizer, Transformer
 
@@ -18,18 +19,6 @@ def prompts(count: int) -> list[list[int]]:
 
 def request(prompt: list[int], size: int, seed: int = 0, temperature: float = 1.0) -> Sequence:
     return Sequence(prompt, size, SamplingParams(temperature=temperature, top_p=1.0, seed=seed))
-
-
-def engine_of(llama: Llama, rows: int = 3, **options: Any) -> Engine:
-    return Engine(llama.model, llama.tokenizer, max_batch_size=rows, max_seq_len=64, **options)
-
-
-def finish(engine: Engine) -> None:
-    for _ in range(1000):
-        if engine.idle:
-            return
-        engine.step()
-    raise AssertionError("the engine does not come to an end")
 
 
 def alone(llama: Llama, sequence: Sequence) -> Sequence:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from fixtures import MERGES, run_ranks, tiny_args, write_tiktoken
 from random_schedules import FORMATS, build, outcome, run_schedule
+from small_engines import engine_of, finish
 
 from llama import Engine, InputError, Llama, SamplingParams, Sequence, Tokenizer, Transformer
 from llama.cache import KVCache
@@ -21,18 +22,6 @@ from llama.engine.prefix_store import fingerprint
 from llama.lora.adapter_layers import LoraConfig, add_lora, lora_parameters, save_adapter
 
 PLAIN = SamplingParams(temperature=0.9, top_p=1.0, seed=4)
-
-
-def engine_of(llama: Llama, rows: int = 3, **options: Any) -> Engine:
-    return Engine(llama.model, llama.tokenizer, rows, 64, **options)
-
-
-def finish(engine: Engine) -> None:
-    for _ in range(2000):
-        if engine.idle:
-            return
-        engine.step()
-    raise AssertionError("the engine does not come to an end")
 
 
 def expected(llama: Llama, sequence: Sequence, **options: Any) -> tuple:

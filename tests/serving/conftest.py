@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 
 import openai
@@ -13,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from llama.generation import Llama
+from llama.serving.answers import ChatAnswer, ChatDelta
 from llama.serving.app import create_app
 from llama.serving.registry import ModelRegistry
 
@@ -94,3 +95,16 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
         return ran.stdout
 
     return run
+
+
+@pytest.fixture
+def broken_in_mid_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every answer fails after its first delta."""
+    deltas = ChatAnswer.deltas
+
+    async def broken(self: ChatAnswer) -> AsyncGenerator[ChatDelta, None]:
+        async for delta in deltas(self):
+            yield delta
+            raise RuntimeError("broken")
+
+    monkeypatch.setattr(ChatAnswer, "deltas", broken)

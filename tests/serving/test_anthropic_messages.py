@@ -9,7 +9,6 @@ import pytest
 from pydantic import BaseModel
 
 from llama.generation import Llama
-from llama.serving.answers import ChatAnswer
 from llama.serving.anthropic_messages import chat_request
 from llama.serving.anthropic_types import MessagesRequest, PromptFields
 
@@ -509,16 +508,8 @@ def test_errors_are_the_clients_exceptions(client: anthropic.Anthropic) -> None:
 
 
 def test_an_error_in_mid_stream_is_an_event(
-    client: anthropic.Anthropic, monkeypatch: pytest.MonkeyPatch
+    client: anthropic.Anthropic, broken_in_mid_stream: None
 ) -> None:
-    deltas = ChatAnswer.deltas
-
-    async def broken(self: ChatAnswer) -> Any:
-        async for delta in deltas(self):
-            yield delta
-            raise RuntimeError("broken")
-
-    monkeypatch.setattr(ChatAnswer, "deltas", broken)
     settings: dict[str, Any] = {"model": "tiny", "max_tokens": 50, "messages": QUESTION}
     with client.messages.stream(**settings, extra_body=GREEDY) as stream:
         assert next(iter(stream)).type == "message_start"

@@ -8,7 +8,6 @@ import ollama
 import pytest
 
 from llama.generation import Llama
-from llama.serving.answers import ChatAnswer
 from llama.serving.ollama_chat import ChatFields, GenerateFields
 
 QUESTION = [{"role": "user", "content": "What is 12 + 30?"}]
@@ -406,16 +405,8 @@ def test_a_model_that_does_not_exist(ollama_client: ollama.Client) -> None:
 
 
 def test_an_error_in_mid_stream_is_a_line(
-    ollama_client: ollama.Client, monkeypatch: pytest.MonkeyPatch
+    ollama_client: ollama.Client, broken_in_mid_stream: None
 ) -> None:
-    deltas = ChatAnswer.deltas
-
-    async def broken(self: ChatAnswer) -> Any:
-        async for delta in deltas(self):
-            yield delta
-            raise RuntimeError("broken")
-
-    monkeypatch.setattr(ChatAnswer, "deltas", broken)
     parts = ollama_client.chat("tiny", QUESTION, stream=True)
     assert not next(parts).done
     with pytest.raises(ollama.ResponseError, match="RuntimeError: broken"):
