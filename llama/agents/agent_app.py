@@ -3,7 +3,7 @@
     app = create_app("You are a lawyer. Answer in one sentence.", "llama3:8b")
     uvicorn.run(app)                                   # POST /chat {"intent": "..."}
 
-`team_app` serves a team; each agent is also a model of POST /v1/chat/completions.
+`team_app` serves a team; each agent is also a model of every dialect's chats.
 """
 
 import contextlib

@@ -6,13 +6,13 @@
 Both ask the agent that leads the team; /agents/NAME/chat and /agents/NAME/integrate ask another.
 Instead of the question there may be `messages`; `conversation` goes on with a dialog that the
 server keeps, `stream` has events, `trace` the steps. `AgentAnswer` makes an agent a model of
-OpenAI's route.
+every dialect's chats.
 """
 
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -203,7 +203,7 @@ async def watch(
 
 
 class AgentAnswer:
-    """An agent's answer to a chat of OpenAI's route, as `llama.serving.answers.Answer`.
+    """An agent's answer to a chat of any dialect, as `llama.serving.answers.Answer`.
 
     Raises HttpError for what an agent's answer can't have.
     """
@@ -227,6 +227,11 @@ class AgentAnswer:
         if self._outcome is None:
             return Usage(0, 0, 0)
         return Usage(self._outcome.prompt_tokens, self._outcome.completion_tokens, 0)
+
+    @property
+    def times(self) -> Mapping[str, float]:
+        """None: other machines may have answered."""
+        return {}
 
     async def deltas(self) -> AsyncGenerator[ChatDelta, None]:
         """Asks the agent."""

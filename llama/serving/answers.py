@@ -183,12 +183,16 @@ ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 @dataclass(frozen=True)
 class ChatDelta:
-    """What is new of answer number `index`: text, beginnings of calls, and their arguments."""
+    """What is new of answer number `index`: text, beginnings of calls, and their arguments.
+
+    The last delta has the `finish_reason`, and in `stopped_by` the stop string if one ended it.
+    """
 
     index: int
     events: list[Event]
     tokens: list[Token]
     finish_reason: ChatFinishReason | None
+    stopped_by: str | None = None
 
 
 @dataclass
@@ -199,16 +203,21 @@ class ChatMessage:
     tool_calls: list[ToolCall]
     tokens: list[Token]
     finish_reason: ChatFinishReason
+    stopped_by: str | None
 
 
 class Answer(Protocol):
     """The answers to a `ChatRequest`, of a model or of what has a model's name.
 
-    `tokenizer` is that of the tokens in them; None if they have no tokens.
+    `tokenizer` is that of the tokens in them; None if they have no tokens. `times` are when the
+    first one started and had a token, as `Sequence.times`, as far as it is known.
     """
 
     @property
     def tokenizer(self) -> Tokenizer | None: ...
+
+    @property
+    def times(self) -> Mapping[str, float]: ...
 
     @property
     def usage(self) -> Usage: ...
@@ -220,16 +229,16 @@ class Answer(Protocol):
 
 @asynccontextmanager
 async def chat_answer(
-    models: ModelRegistry, name: str, request: ChatRequest
+    models: ModelRegistry, name: str, request: ChatRequest, keep_alive: float | None = None
 ) -> AsyncIterator[Answer]:
     """What the model `name` answers, or what `models.chats` has of that name.
 
     Raises as `ModelRegistry.use` and `ChatAnswer` do.
     """
-    if name in models.chats:
-        yield models.chats[name](request)
+    if (chat := models.chat(name)) is not None:
+        yield chat(request)
         return
-    async with models.use(name) as served:
+    async with models.use(name, keep_alive) as served:
         yield await asyncio.to_thread(ChatAnswer, served, request)
 
 
@@ -257,6 +266,11 @@ class ChatAnswer:
         """The counts so far."""
         return Usage.of(self.sequences)
 
+    @property
+    def times(self) -> Mapping[str, float]:
+        """Those of the first answer."""
+        return self.sequences[0].times
+
     async def deltas(self) -> AsyncGenerator[ChatDelta, None]:
         """Runs the request; as `answer_deltas`."""
         readers = [_Reader(self.served, self._use, sequence) for sequence in self.sequences]
@@ -278,6 +292,7 @@ class _Reader:
 
     def __init__(self, served: ServedModel, use: ToolUse, sequence: Sequence) -> None:
         formatter = served.llama.formatter
+        self._sequence = sequence
         self._parser = None
         self._has_call = False
         if use:
@@ -296,9 +311,15 @@ class _Reader:
         self._has_call |= any(isinstance(event, CallStart) for event in events)
         reason = delta.finish_reason
         assert reason in ("stop", "length", None)
+        stopped_by = stop_string(self._sequence) if reason else None
         if reason == "stop" and self._has_call:
-            return ChatDelta(delta.index, events, delta.tokens, "tool_calls")
-        return ChatDelta(delta.index, events, delta.tokens, reason)
+            return ChatDelta(delta.index, events, delta.tokens, "tool_calls", stopped_by)
+        return ChatDelta(delta.index, events, delta.tokens, reason, stopped_by)
+
+
+def stop_string(sequence: Sequence) -> str | None:
+    """The stop string that ended a request; a stop token is none."""
+    return sequence.stopped_by if isinstance(sequence.stopped_by, str) else None
 
 
 def whole_message(deltas: list[ChatDelta]) -> ChatMessage:
@@ -308,4 +329,5 @@ def whole_message(deltas: list[ChatDelta]) -> ChatMessage:
     assert reason is not None
     if reason == "tool_calls" and not calls:  # it was malformed, and is text
         reason = "stop"
-    return ChatMessage(text, calls, [token for delta in deltas for token in delta.tokens], reason)
+    tokens = [token for delta in deltas for token in delta.tokens]
+    return ChatMessage(text, calls, tokens, reason, deltas[-1].stopped_by)

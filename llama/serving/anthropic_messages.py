@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request, Response
 
 from llama.dialog import CalledFunction, Function, Message, Tool, ToolCall, call_arguments
 from llama.engine.grammar import Grammar
-from llama.serving.answers import ChatAnswer, ChatFinishReason, ChatMessage, ChatRequest, Usage
+from llama.serving.answers import Answer, ChatDelta, ChatMessage, ChatRequest, Usage, chat_answer
 from llama.serving.anthropic_types import (
     AnswerMessage,
     AnyChoice,
@@ -170,11 +170,10 @@ def _text(blocks: list[TextBlock]) -> str:
 
 async def _answer(models: ModelRegistry, body: MessagesRequest) -> dict[str, Any]:
     chat = chat_request(body)
-    async with models.use(body.model) as served:
-        answer = await asyncio.to_thread(ChatAnswer, served, chat)
+    async with chat_answer(models, body.model, chat) as answer:
         (message,) = await answer.messages()
-    stop = _stop(answer, message.finish_reason, body.max_tokens)
-    return {**_head(body), "content": _content(message), **stop, "usage": _usage(answer.usage)}
+    usage, stop = _usage(answer.usage), _stop(message, answer.usage, body.max_tokens)
+    return {**_head(body), "content": _content(message), **stop, "usage": usage}
 
 
 def _head(body: MessagesRequest) -> dict[str, Any]:
@@ -201,16 +200,15 @@ def _content(message: ChatMessage) -> list[dict[str, Any]]:
     return [text, *calls] if message.text or not calls else calls
 
 
-def _stop(answer: ChatAnswer, reason: ChatFinishReason, max_tokens: int) -> dict[str, Any]:
+def _stop(end: ChatMessage | ChatDelta, usage: Usage, max_tokens: int) -> dict[str, Any]:
     """Why an answer ended."""
-    (sequence,) = answer.sequences
-    if isinstance(sequence.stopped_by, str):
-        return {"stop_reason": "stop_sequence", "stop_sequence": sequence.stopped_by}
-    if reason == "tool_calls":
+    if end.stopped_by is not None:
+        return {"stop_reason": "stop_sequence", "stop_sequence": end.stopped_by}
+    if end.finish_reason == "tool_calls":
         return {"stop_reason": "tool_use", "stop_sequence": None}
-    if reason == "stop":
+    if end.finish_reason == "stop":
         return {"stop_reason": "end_turn", "stop_sequence": None}
-    is_full = len(sequence.tokens) < max_tokens
+    is_full = usage.completion_tokens < max_tokens
     name = "model_context_window_exceeded" if is_full else "max_tokens"
     return {"stop_reason": name, "stop_sequence": None}
 
@@ -227,21 +225,22 @@ def _usage(usage: Usage) -> dict[str, int]:
 async def _events(models: ModelRegistry, body: MessagesRequest) -> AsyncGenerator[str, None]:
     """The server-sent events of a stream."""
     chat, blocks, has_begun = chat_request(body), _Blocks(), False
-    async with models.use(body.model) as served:
-        answer = await asyncio.to_thread(ChatAnswer, served, chat)
-        async with aclosing(answer.deltas()) as deltas:
-            async for delta in deltas:
-                if not has_begun:
-                    has_begun = True
-                    yield _event("message_start", message=_first(body, answer))
-                for event in delta.events:
-                    for line in blocks.add(event):
-                        yield line
-                if delta.finish_reason:
-                    for line in blocks.end():
-                        yield line
-                    stop = _stop(answer, delta.finish_reason, body.max_tokens)
-                    yield _event("message_delta", delta=stop, usage=_usage(answer.usage))
+    async with (
+        chat_answer(models, body.model, chat) as answer,
+        aclosing(answer.deltas()) as deltas,
+    ):
+        async for delta in deltas:
+            if not has_begun:
+                has_begun = True
+                yield _event("message_start", message=_first(body, answer))
+            for event in delta.events:
+                for line in blocks.add(event):
+                    yield line
+            if delta.finish_reason:
+                for line in blocks.end():
+                    yield line
+                stop = _stop(delta, answer.usage, body.max_tokens)
+                yield _event("message_delta", delta=stop, usage=_usage(answer.usage))
     yield _event("message_stop")
 
 
@@ -249,7 +248,7 @@ def _error_event(error: HttpError) -> str:
     return server_sent_event(error.body("/v1/messages"), event="error")
 
 
-def _first(body: MessagesRequest, answer: ChatAnswer) -> dict[str, Any]:
+def _first(body: MessagesRequest, answer: Answer) -> dict[str, Any]:
     """The message that a stream begins with: its content is empty, the prompt is counted."""
     usage = {**_usage(answer.usage), "output_tokens": 0}
     stop = {"stop_reason": None, "stop_sequence": None}

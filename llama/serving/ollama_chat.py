@@ -5,10 +5,9 @@ counts and durations; without `stream` these are one object. A request without m
 loads the model, and unloads it where `keep_alive` is 0.
 """
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,8 +15,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from llama.dialog import Message, ToolCall, call_arguments
-from llama.engine.request import Sequence
-from llama.serving.answers import ChatAnswer, ChatDelta, ChatRequest, answer_deltas, sequences
+from llama.serving.answers import Answer, ChatAnswer, ChatRequest, chat_answer
 from llama.serving.http_errors import HttpError
 from llama.serving.json_output import JSONResponse
 from llama.serving.ollama_answers import ChatLine, GenerateLine, lines, ndjson
@@ -92,11 +90,6 @@ class ChatFields(GenerationFields):
             tools=[tool.function.tool() for tool in self.tools or ()],
         )
 
-    def request(self, served: ServedModel) -> tuple[Sequence, AsyncGenerator[ChatDelta, None]]:
-        """The request, checked, and its answer, which runs when it is iterated."""
-        answer = ChatAnswer(served, self.chat_request())
-        return answer.sequences[0], answer.deltas()
-
     def part(self, text: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
         """What a line or a whole answer says."""
         message: dict[str, Any] = {"role": "assistant", "content": text}
@@ -117,24 +110,28 @@ class GenerateFields(GenerationFields):
     height: None = None
     steps: None = None
 
-    def request(self, served: ServedModel) -> tuple[Sequence, AsyncGenerator[ChatDelta, None]]:
-        """The request, checked, and its answer, which runs when it is iterated."""
-        limit, settings = self.given_options.max_tokens, self.settings()
-        if not self.raw:
-            messages: list[Message] = [{"role": "user", "content": self.prompt or ""}]
-            if self.system:
-                messages.insert(0, {"role": "system", "content": self.system})
-            answer = ChatAnswer(served, ChatRequest(messages, settings, limit))
-            return answer.sequences[0], answer.deltas()
+    def chat_request(self) -> ChatRequest:
+        """The request in the form of all dialects."""
+        messages: list[Message] = [{"role": "user", "content": self.prompt or ""}]
         if self.system:
-            raise HttpError(400, "system: a raw prompt has none; write it into the prompt")
-        prompt = served.llama.tokenizer.encode(self.prompt or "", bos=True)
-        found = sequences(served, "the prompt", [prompt], settings, limit)
-        return found[0], _raw_deltas(served, found)
+            messages.insert(0, {"role": "system", "content": self.system})
+        kind = _RawRequest if self.raw else ChatRequest
+        return kind(messages, self.settings(), self.given_options.max_tokens)
 
     def part(self, text: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
         """What a line or a whole answer says."""
         return {"response": text}
+
+
+class _RawRequest(ChatRequest):
+    """A prompt that is no dialog, but text that goes on."""
+
+    def prompt(self, served: ServedModel) -> list[int]:
+        """The tokens of the text."""
+        *system, message = self.messages
+        if system:
+            raise HttpError(400, "system: a raw prompt has none; write it into the prompt")
+        return served.llama.tokenizer.encode(message["content"], bos=True)
 
 
 def routes(models: ModelRegistry) -> APIRouter:
@@ -167,7 +164,7 @@ async def _respond(
 async def _load(models: ModelRegistry, body: ChatFields | GenerateFields) -> dict[str, Any]:
     """Loads the model of a request without a prompt, or unloads it."""
     reason = "unload" if body.seconds_alive == 0 else "load"
-    if reason == "load" or models.is_loaded(body.model):
+    if models.chat(body.model) is None and (reason == "load" or models.is_loaded(body.model)):
         async with models.use(body.model, body.seconds_alive):
             pass
     return _object(body, _Part(end={"done_reason": reason}))
@@ -219,19 +216,38 @@ async def _parts(
 ) -> AsyncGenerator[_Part, None]:
     """Runs a request."""
     begin = time.monotonic()
-    async with models.use(body.model, body.seconds_alive) as served:
+    async with _answer(models, body) as answer:
         loaded = time.monotonic()
-        sequence, deltas = await asyncio.to_thread(body.request, served)
-        body.given_options.limit(sequence, served)
-        async with aclosing(deltas):
+        async with aclosing(answer.deltas()) as deltas:
             async for delta in deltas:
                 part = _part(delta.events)
-                if body.logprobs:
-                    part.logprobs = token_logprobs(delta.tokens, served.llama.tokenizer)
+                if body.logprobs and answer.tokenizer is not None:
+                    part.logprobs = token_logprobs(delta.tokens, answer.tokenizer)
                 if part != _Part():
                     yield part
-        reason = "length" if sequence.finish_reason == "length" else "stop"
-        yield _Part(end={"done_reason": reason, **_counts(sequence, begin, loaded)})
+        reason = "length" if delta.finish_reason == "length" else "stop"
+        yield _Part(end={"done_reason": reason, **_counts(answer, begin, loaded)})
+
+
+@asynccontextmanager
+async def _answer(
+    models: ModelRegistry, body: ChatFields | GenerateFields
+) -> AsyncIterator[Answer]:
+    """The answer; raises HttpError for what only a model's own has."""
+    request = body.chat_request()
+    async with chat_answer(models, body.model, request, body.seconds_alive) as answer:
+        if isinstance(answer, ChatAnswer):
+            body.given_options.limit(answer.sequences[0], answer.served)
+        else:
+            refused = {
+                "raw": isinstance(request, _RawRequest),
+                "logprobs": body.logprobs,
+                "options.num_ctx": body.given_options.num_ctx is not None,
+            }
+            for name, is_given in refused.items():
+                if is_given:
+                    raise HttpError(400, f"{name}: the answers of {body.model} have none")
+        yield answer
 
 
 def _part(events: list[Event]) -> _Part:
@@ -252,27 +268,16 @@ def _part(events: list[Event]) -> _Part:
     return part
 
 
-def _counts(sequence: Sequence, begin: float, loaded: float) -> dict[str, int]:
+def _counts(answer: Answer, begin: float, loaded: float) -> dict[str, int]:
     """Token counts, and durations in nanoseconds."""
-    end = time.monotonic()
-    started = sequence.times.get("started", end)
-    first = sequence.times.get("first_token", end)
+    end, usage = time.monotonic(), answer.usage
+    started = answer.times.get("started", loaded)
+    first = answer.times.get("first_token", started)
     durations = {
         "total_duration": end - begin,
         "load_duration": loaded - begin,
         "prompt_eval_duration": first - started,
         "eval_duration": end - first,
     }
-    counts = {"prompt_eval_count": len(sequence.prompt), "eval_count": len(sequence.tokens)}
+    counts = {"prompt_eval_count": usage.prompt_tokens, "eval_count": usage.completion_tokens}
     return counts | {name: int(seconds * 1e9) for name, seconds in durations.items()}
-
-
-async def _raw_deltas(
-    served: ServedModel, found: list[Sequence]
-) -> AsyncGenerator[ChatDelta, None]:
-    """The deltas of a text completion, in the form of a chat's."""
-    async with aclosing(answer_deltas(served, found)) as deltas:
-        async for delta in deltas:
-            events: list[Event] = [TextDelta(delta.text)] if delta.text else []
-            assert delta.finish_reason in ("stop", "length", None)
-            yield ChatDelta(delta.index, events, delta.tokens, delta.finish_reason)

@@ -6,6 +6,7 @@ them: the shape of a model is in its folder. What changes them is in `ollama_pul
 
 import asyncio
 import hashlib
+import time
 from typing import Any, Literal
 
 from fastapi import APIRouter
@@ -24,6 +25,14 @@ from llama.storage import pulled
 VERSION = "0.20.0"
 
 _NEVER = 2**40  # seconds since 1970
+_NO_DETAILS = {
+    "parent_model": "",
+    "format": "",
+    "family": "",
+    "families": [],
+    "parameter_size": "",
+    "quantization_level": "",
+}
 
 
 class ShowFields(NamedModel):
@@ -101,6 +110,7 @@ class Shown(BaseModel):
 def routes(models: ModelRegistry) -> APIRouter:
     """The routes that change nothing."""
     router = APIRouter()
+    started = int(time.time())
 
     @router.get("/", response_class=PlainTextResponse)
     @router.head("/", response_class=PlainTextResponse, include_in_schema=False)
@@ -118,7 +128,9 @@ def routes(models: ModelRegistry) -> APIRouter:
         """Every model that a request may name."""
         known = models.known.values()
         listed = await asyncio.to_thread(lambda: [_listed(model) for model in known])
-        return JSONResponse({"models": listed})
+        return JSONResponse(
+            {"models": listed + [_listed_chat(name, started) for name in models.chats]}
+        )
 
     @router.get("/api/ps", response_model=RunningList)
     async def ps() -> JSONResponse:
@@ -131,6 +143,8 @@ def routes(models: ModelRegistry) -> APIRouter:
     @router.post("/api/show", response_model=Shown)
     async def show(body: ShowFields) -> JSONResponse:
         """What a model is and can do."""
+        if models.chat(body.named) is not None:
+            return JSONResponse(_shown_chat(body.named, started))
         length = models.max_model_len(body.named)
         return JSONResponse(await asyncio.to_thread(_shown, models.find(body.named), length))
 
@@ -144,7 +158,7 @@ def _listed(model: KnownModel) -> dict[str, Any]:
         facts = None
     files = facts.checkpoint.files if facts and facts.checkpoint else ()
     return {
-        **_names(model),
+        **_names(model.name),
         "modified_at": timestamp(model.created),
         "size": sum(file.size for file in files),
         "digest": _digest(model, facts),
@@ -152,11 +166,22 @@ def _listed(model: KnownModel) -> dict[str, Any]:
     }
 
 
+def _listed_chat(name: str, started: int) -> dict[str, Any]:
+    """What more than a model answers; it has no files."""
+    return {
+        **_names(name),
+        "modified_at": timestamp(started),
+        "size": 0,
+        "digest": hashlib.sha256(name.encode()).hexdigest(),
+        "details": _NO_DETAILS,
+    }
+
+
 def _running(model: KnownModel, loaded: LoadedModel) -> dict[str, Any]:
     facts = read_facts(model.folder)
     tensors = (*loaded.llama.model.parameters(), *loaded.llama.model.buffers())
     return {
-        **_names(model),
+        **_names(model.name),
         "size": sum(tensor.nbytes for tensor in tensors),
         "digest": _digest(model, facts),
         "details": _details(model, facts),
@@ -194,17 +219,29 @@ def _shown(model: KnownModel, max_model_len: int | None) -> dict[str, Any]:
     }
 
 
-def _names(model: KnownModel) -> dict[str, str]:
+def _shown_chat(name: str, started: int) -> dict[str, Any]:
+    return {
+        "license": "",
+        "modelfile": f"FROM {name}\n",
+        "parameters": "",
+        "template": "",
+        "details": _NO_DETAILS,
+        "model_info": {},
+        "capabilities": ["completion"],
+        "modified_at": timestamp(started),
+    }
+
+
+def _names(name: str) -> dict[str, str]:
     """A name as Ollama writes it, with a tag."""
-    is_tagged = ":" in model.name.rpartition("/")[2]
-    name = model.name if is_tagged else f"{model.name}:latest"
+    is_tagged = ":" in name.rpartition("/")[2]
+    name = name if is_tagged else f"{name}:latest"
     return {"name": name, "model": name}
 
 
 def _details(model: KnownModel, facts: Facts | None) -> dict[str, Any]:
     if facts is None:
-        names = ("parent_model", "format", "family", "parameter_size", "quantization_level")
-        return dict.fromkeys(names, "") | {"families": []}
+        return _NO_DETAILS
     stored = facts.checkpoint
     dtypes = {str(weight.dtype) for weight in stored.weights.values()} if stored else set()
     form = {"torch.bfloat16": "BF16", "torch.float16": "F16"}.get("".join(dtypes), "F32")

@@ -37,7 +37,7 @@ def routes(models: ModelRegistry) -> APIRouter:
     started = int(time.time())
 
     def card(name: str) -> dict[str, Any]:
-        if name in models.chats:
+        if models.chat(name) is not None:
             return {"id": name, "object": "model", "created": started, "owned_by": "llama"}
         length = models.max_model_len(name)  # an error for a name that nothing has
         created = models.names.get(name) or models.names[name.removesuffix(":latest")]

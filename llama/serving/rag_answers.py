@@ -8,7 +8,7 @@ limits, and ends when the client goes away.
 
 import asyncio
 import concurrent.futures
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
@@ -24,6 +24,7 @@ from llama.serving.answers import (
     ChatRequest,
     Usage,
     finish,
+    stop_string,
     whole_message,
 )
 from llama.serving.http_errors import HttpError
@@ -85,8 +86,10 @@ class _Runner:
 class RagAnswer:
     """The answer to a dialog's last question, with its sources; an `Answer` of `answers`.
 
-    It comes as a whole, also in a stream: what supports a sentence is known at the end. Raises
-    HttpError for a request for what it does not have: tools, several answers, a continued message.
+    It comes as a whole, also in a stream: what supports a sentence is known at the end. It has as
+    many tokens as the request allows, but at most half of the context: passages have the rest.
+    Raises HttpError for a request for what it does not have: tools, several answers, a continued
+    message, and JSON, since its sources are text.
     """
 
     tokenizer = None  # what is sent is more than the model's tokens
@@ -96,6 +99,7 @@ class RagAnswer:
             "tools": request.tools or request.builtin_tools,
             "n": request.settings.get("n", 1) != 1,
             "continue_final_message": request.continue_final_message,
+            "format": "grammar" in request.settings,
         }
         for param, is_given in refused.items():
             if is_given:
@@ -109,17 +113,26 @@ class RagAnswer:
         """The counts of the answer and of all that was read to check it."""
         return Usage.of(self._requests)
 
+    @property
+    def times(self) -> Mapping[str, float]:
+        """None: searching and checking take time too."""
+        return {}
+
     async def deltas(self) -> AsyncGenerator[ChatDelta, None]:
         """Searches, answers and checks."""
         request = self._request
         settings = {k: v for k, v in request.settings.items() if k != "n"}
 
         def work(index: Index) -> Answer:
-            return index.answer(request.messages, max_gen_len=request.max_tokens, **settings)
+            limit = request.max_tokens
+            if limit is not None:
+                limit = min(limit, index.reader.llama.engine.max_seq_len // 2)
+            return index.answer(request.messages, max_gen_len=limit, **settings)
 
         answer = await self._served.use(work, self._requests)
         reason: ChatFinishReason = "length" if answer.finish_reason == "length" else "stop"
-        yield ChatDelta(0, [TextDelta(str(answer))], [], reason)
+        stopped_by = next(filter(None, map(stop_string, self._requests)), None)
+        yield ChatDelta(0, [TextDelta(str(answer))], [], reason, stopped_by)
 
     async def messages(self) -> list[ChatMessage]:
         """Runs the request to its end."""

@@ -120,7 +120,7 @@ class ModelRegistry:
     options: arguments of `Llama.build`.
 
     `chats` are names that more than a model answers, each with a function from a `ChatRequest` to
-    an `Answer` (see `llama.serving.answers`); OpenAI's chat completions have them as models.
+    an `Answer` (see `llama.serving.answers`); the chats of all dialects have them as models.
     `may_change` says whether there may be other models at another time.
     """
 
@@ -196,6 +196,10 @@ class ModelRegistry:
         entry, adapter = self._find(name)
         return self.known[adapter or entry.name]
 
+    def chat(self, name: str) -> Callable[[Any], Any] | None:
+        """What `chats` has of a name, in any of its spellings."""
+        return self.chats.get(name) or self.chats.get(name.removesuffix(":latest"))
+
     def is_loaded(self, name: str) -> bool:
         """Whether the model of that name is in memory. Raises as `find`."""
         return self._find(name)[0].engine is not None
@@ -255,8 +259,8 @@ class ModelRegistry:
         folders = self._folders()
         spellings = (name, name.removesuffix(":latest"), model_name(name))
         known = next((spelling for spelling in spellings if spelling in folders), None)
-        if known is None and name in self.chats:
-            text = f"{name!r} is no model; it answers POST /v1/chat/completions"
+        if known is None and self.chat(name) is not None:
+            text = f"{name!r} is no model of its own; it answers chats alone"
             raise HttpError(400, text, param="model", code="invalid_value")
         if known is None:
             names = ", ".join([*folders, *self.chats]) or "none: llama pull fetches one"

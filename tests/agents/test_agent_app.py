@@ -5,7 +5,9 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import anthropic
 import httpx
+import ollama
 import openai
 import pytest
 from fastapi import FastAPI
@@ -207,7 +209,7 @@ def test_one_engine_has_the_prefixes_of_all(models: ModelRegistry) -> None:
     assert len(models.loaded) == 1
 
 
-# As a model of OpenAI's route.
+# As a model.
 
 
 @pytest.fixture
@@ -229,6 +231,28 @@ def test_an_agent_is_a_model(client: openai.OpenAI) -> None:
     assert text == FINE["response"]
     short = client.chat.completions.create(model="lawyer", messages=ASKED, max_tokens=2)
     assert short.choices[0].finish_reason == "length"
+
+
+def test_an_agent_is_a_model_of_anthropic_and_ollama(url: str) -> None:
+    claude = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
+    body: dict[str, Any] = {"model": "lawyer", "max_tokens": 50, "messages": ASKED}
+    whole = claude.messages.create(**body)
+    assert (whole.content[0].text, whole.stop_reason) == (FINE["response"], "end_turn")
+    assert whole.usage.output_tokens > 3
+    with claude.messages.stream(**body | {"max_tokens": 2}) as stream:
+        assert FINE["response"].startswith("".join(stream.text_stream))
+        assert stream.get_final_message().stop_reason == "max_tokens"
+    with pytest.raises(anthropic.BadRequestError, match="lawyer is an agent, and has its own"):
+        claude.messages.create(**body, tools=[{"name": "f", "input_schema": {"type": "object"}}])
+    client = ollama.Client(url)
+    names = [model.model for model in client.list().models]
+    assert names == ["tiny:latest", "lawyer:latest", "clerk:latest", "late:latest"]
+    assert client.chat("lawyer:latest", ASKED).message.content == FINE["response"]
+    lines = [*client.chat("lawyer", ASKED, stream=True)]
+    assert "".join(line.message.content or "" for line in lines) == FINE["response"]
+    assert lines[-1].eval_count == whole.usage.output_tokens
+    with pytest.raises(ollama.ResponseError, match="lawyer is an agent, and begins itself"):
+        client.chat("lawyer", [*ASKED, {"role": "assistant", "content": "The"}])
 
 
 def test_what_an_agent_s_answer_can_t_have_is_refused(client: openai.OpenAI) -> None:

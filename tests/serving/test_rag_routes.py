@@ -1,12 +1,15 @@
-"""Indexes over HTTP: their own routes, and as models of OpenAI's clients."""
+"""Indexes over HTTP: their own routes, and as models of every dialect's clients."""
 
 import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import anthropic
 import httpx
+import ollama
 import openai
 import pytest
 from serving.conftest import TINY, running
@@ -69,6 +72,38 @@ def test_an_index_is_a_model_of_openais_client(chat: openai.OpenAI) -> None:
     assert response.output_text == ANSWER
 
 
+def test_an_index_is_a_model_of_anthropics_client(rag: httpx.Client) -> None:
+    client = anthropic.Anthropic(base_url=str(rag.base_url.join("/")), api_key="none")
+    messages: list[Any] = [{"role": "user", "content": QUESTION}]
+    for max_tokens in (100, 5000):  # the passages have room beside any of these
+        whole = client.messages.create(model="rag:notes", max_tokens=max_tokens, messages=messages)
+        assert (whole.content[0].text, whole.stop_reason) == (ANSWER, "end_turn")
+    body: dict[str, Any] = {"model": "rag:notes", "max_tokens": 100, "messages": messages}
+    with client.messages.stream(**body) as stream:
+        assert "".join(stream.text_stream) == ANSWER
+        assert stream.get_final_message().usage.output_tokens == whole.usage.output_tokens > 0
+    stopped = client.messages.create(**body, stop_sequences=["opens"])
+    assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", "opens")
+    with pytest.raises(anthropic.BadRequestError, match="tools: answers from documents"):
+        client.messages.create(**body, tools=[{"name": "f", "input_schema": {"type": "object"}}])
+
+
+def test_an_index_is_a_model_of_ollamas_client(rag: httpx.Client) -> None:
+    client = ollama.Client(str(rag.base_url.join("/")))
+    assert [model.model for model in client.list().models] == ["tiny:latest", "rag:notes"]
+    assert client.show("rag:notes").capabilities == ["completion"]
+    messages = [{"role": "user", "content": QUESTION}]
+    assert client.chat("rag:notes", messages).message.content == ANSWER
+    lines = client.chat("rag:notes", messages, stream=True)
+    assert "".join(line.message.content or "" for line in lines) == ANSWER
+    assert client.generate("rag:notes", QUESTION).response == ANSWER
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    with pytest.raises(ollama.ResponseError, match="tools: answers from documents"):
+        client.chat("rag:notes", messages, tools=[tool])
+    with pytest.raises(ollama.ResponseError, match="format: answers from documents"):
+        client.chat("rag:notes", messages, format="json")
+
+
 def test_what_is_not_in_the_documents_is_said(chat: openai.OpenAI) -> None:
     messages = [{"role": "user", "content": "Where does Nora live?"}]
     whole = chat.chat.completions.create(model="rag:notes", messages=messages)
@@ -82,6 +117,7 @@ def test_what_answers_from_documents_do_not_have_is_refused(chat: openai.OpenAI)
         ({"n": 2}, "n"),
         ({"tools": [tool]}, "tools"),
         ({"logprobs": True}, "logprobs"),
+        ({"response_format": {"type": "json_object"}}, "format"),
     ):
         with pytest.raises(openai.BadRequestError, match=param):
             chat.chat.completions.create(model="rag:notes", messages=messages, **fields)
