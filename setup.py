@@ -15,7 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["llama", "llama.*"]),
-    package_data={"llama.kernels": ["csrc/*.c", "csrc/*.h"]},
+    package_data={"llama.kernels": ["csrc/*.c", "csrc/*.h"], "llama.serving": ["page/*"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.5",

@@ -1,4 +1,4 @@
-"""The ASGI application: all dialects' routes on the models of a registry.
+"""The ASGI application: all dialects' routes on the models of a registry, and the web page.
 
 app = create_app(ModelRegistry({"tiny": "params/tiny"}))
 uvicorn.run(app)
@@ -19,6 +19,7 @@ from llama.serving import (
     ollama_routes,
     openai_routes,
     rag_routes,
+    web_page,
 )
 from llama.serving.lifecycle import Lifecycle
 from llama.serving.openai_fields import ERRORS
@@ -52,6 +53,7 @@ def create_app(
     http_errors.install(app)
     middleware.install(app, lifecycle, api_keys, cors, max_body_size)
     app.state.ping_seconds = ping_seconds
+    app.include_router(web_page.routes())
     app.include_router(openai_routes.routes(models))
     app.include_router(llama_server.routes(models, lifecycle), responses=ERRORS)
     app.include_router(anthropic_messages.routes(models), prefix="/v1")

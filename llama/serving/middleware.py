@@ -21,7 +21,8 @@ from llama.serving.lifecycle import Lifecycle
 # Pages that this machine serves, and no others, may call a server without further ado.
 _LOCAL_ORIGIN = re.compile(r"https?://(localhost|[\w-]+\.localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
 _PORT = re.compile(r":\d+$")
-_OPEN = ("/health", "/v1/health")  # to anyone, always
+# To anyone, always; the web page asks for a key itself.
+_OPEN = re.compile(r"/|/page/[^/]*|(/v1)?/health")
 
 
 def install(
@@ -60,14 +61,32 @@ class Origins:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            origin = Headers(scope=scope).get("origin")
+            headers = Headers(scope=scope)
+            origin = headers.get("origin")
             known = origin is None or "*" in self._allowed or origin in self._allowed
-            if origin is not None and not known and not _LOCAL_ORIGIN.fullmatch(origin):
+            if origin is not None and not (known or _is_own(origin, headers.get("host", ""))):
                 text = f"pages of {origin[:200]!r} may not use this server (--cors allows them)"
                 error = HttpError(403, text)
                 await error.response(scope["path"])(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def _is_own(origin: str, host: str) -> bool:
+    """Whether a page is this machine's, or was loaded from the address that it now calls.
+
+    From an address and not a name: any name may suddenly mean this machine (DNS rebinding).
+    """
+    if _LOCAL_ORIGIN.fullmatch(origin):
+        return True
+    return origin.partition("://")[2] == host and _is_address(_PORT.sub("", host))
+
+
+def _is_address(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        return True
+    return False
 
 
 class Hosts:
@@ -94,12 +113,7 @@ class Hosts:
         name = _PORT.sub("", host.lower())
         if "*" in self._allowed or name in self._allowed:
             return True
-        if name == "localhost" or name.endswith(".localhost"):
-            return True
-        with contextlib.suppress(ValueError):
-            ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
-            return True
-        return False
+        return name == "localhost" or name.endswith(".localhost") or _is_address(name)
 
 
 class Errors:
@@ -134,7 +148,7 @@ class ApiKeys:
         self._app, self._keys = app, [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in _OPEN:
+        if scope["type"] == "http" and not _OPEN.fullmatch(scope["path"]):
             headers = Headers(scope=scope)
             scheme, _, token = headers.get("authorization", "").partition(" ")
             given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
@@ -159,7 +173,8 @@ class Admission:
         self._app, self._lifecycle = app, lifecycle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in (*_OPEN, "/metrics"):
+        path = scope["path"]
+        if scope["type"] != "http" or _OPEN.fullmatch(path) or path == "/metrics":
             await self._app(scope, receive, send)
         elif refusal := self._lifecycle.refusal():
             await refusal.response(scope["path"])(scope, receive, send)

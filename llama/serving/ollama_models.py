@@ -10,7 +10,6 @@ import time
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
 from llama.checkpoint.info import Facts, read_facts, short_count
@@ -111,12 +110,6 @@ def routes(models: ModelRegistry) -> APIRouter:
     """The routes that change nothing."""
     router = APIRouter()
     started = int(time.time())
-
-    @router.get("/", response_class=PlainTextResponse)
-    @router.head("/", response_class=PlainTextResponse, include_in_schema=False)
-    async def root() -> str:
-        """Says that there is a server, in the words by which clients know Ollama."""
-        return "Ollama is running"
 
     @router.get("/api/version", response_model=Version)
     async def version() -> JSONResponse:

@@ -1,4 +1,5 @@
-"""Indexes of documents over HTTP: POST /v1/rag/add, /remove, /search and /ask, GET /documents.
+"""Indexes of documents over HTTP: POST /v1/rag/add, /remove, /search, /ask and /explain, GET
+/v1/rag/documents.
 
 Documents come as texts by their names: a client can't make the server read its files. Where there
 is one index, a request need not name it.
@@ -54,10 +55,15 @@ class SearchFields(OfIndex):
     rerank: Rerank | None = None
 
 
-class AskFields(SearchFields):
-    """The body of POST /v1/rag/ask."""
+class ExplainFields(SearchFields):
+    """The body of POST /v1/rag/explain."""
 
     max_tokens: int | None = Field(None, ge=1)
+
+
+class AskFields(ExplainFields):
+    """The body of POST /v1/rag/ask."""
+
     temperature: float = Field(0.0, ge=0)
     seed: int | None = None
 
@@ -137,6 +143,25 @@ class AnswerBody(BaseModel):
     sources: list[HitBody]
 
 
+class StageBody(BaseModel):
+    """The candidates of a step of a search, the best first."""
+
+    name: str
+    hits: list[HitBody]
+
+
+class ExplanationBody(BaseModel):
+    """How a question is answered: the full-text query, each step of the search, the prompt."""
+
+    question: str
+    query: str
+    stages: list[StageBody]
+    prompt: str
+    prompt_tokens: int
+    hits: list[HitBody]
+    left_out: list[HitBody]
+
+
 def routes(models: ModelRegistry, model: str, indexes: Mapping[str, Index]) -> APIRouter:
     """The routes of `indexes`, which the model reads; each is also a model's name, rag:NAME."""
     router = APIRouter(prefix="/v1/rag", tags=["Documents"])
@@ -196,5 +221,15 @@ def routes(models: ModelRegistry, model: str, indexes: Mapping[str, Index]) -> A
         answer = await while_connected(request, work)
         sources = [asdict(hit) for hit in answer.sources]
         return JSONResponse({**asdict(answer), "sources": sources})
+
+    @router.post("/explain", response_model=ExplanationBody)
+    async def explain(body: ExplainFields, request: Request) -> JSONResponse:
+        """How a question would be answered: the candidates with their scores, the exact prompt."""
+        work = named(body.index).use(
+            lambda index: index.explain(
+                body.question, body.k, body.rerank, max_gen_len=body.max_tokens
+            )
+        )
+        return JSONResponse(asdict(await while_connected(request, work)))
 
     return router

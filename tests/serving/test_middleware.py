@@ -116,6 +116,25 @@ def test_pages_of_other_origins_are_refused(guarded: str, origin: str, status: i
     assert allowed == (origin if status == 200 else None)
 
 
+@pytest.mark.parametrize(
+    ("origin", "host", "status"),
+    [
+        ("http://192.168.1.5:8000", "192.168.1.5:8000", 200),
+        ("http://[fd00::5]:8000", "[fd00::5]:8000", 200),
+        ("http://192.168.1.5", "192.168.1.5", 200),
+        ("http://192.168.1.5:3000", "192.168.1.5:8000", 403),
+        ("http://192.168.1.6:8000", "192.168.1.5:8000", 403),
+        # A name that means this machine since a moment ago (DNS rebinding).
+        ("http://evil.example:8000", "evil.example:8000", 403),
+    ],
+)
+def test_the_page_of_an_address_may_use_it(
+    guarded: str, origin: str, host: str, status: int
+) -> None:
+    headers = {"Origin": origin, "Host": host, "x-api-key": "first"}
+    assert httpx.post(f"{guarded}{CHAT}", json=BODY, headers=headers).status_code == status
+
+
 def test_what_a_browser_asks_first_needs_no_key(guarded: str) -> None:
     headers = {
         "Origin": "https://chat.example",

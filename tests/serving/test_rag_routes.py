@@ -1,9 +1,11 @@
 """Indexes over HTTP: their own routes, and as models of every dialect's clients."""
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,15 @@ def test_search_and_ask_are_those_of_python(rag: httpx.Client, index: Index) -> 
     assert [hit["source"] for hit in asked["sources"]] == ["museum"]
     support = asked["sentences"][0]["supports"][0]
     assert support["drop"] == expected.sentences[0].supports[0].drop
+
+
+def test_explain_is_that_of_python(rag: httpx.Client, index: Index) -> None:
+    body = {"question": QUESTION, "k": 1, "rerank": "likelihood", "max_tokens": 20}
+    found = rag.post("/rag/explain", json=body).json()
+    expected = index.explain(QUESTION, 1, "likelihood", max_gen_len=20)
+    assert found == json.loads(json.dumps(asdict(expected)))
+    assert [stage["name"] for stage in found["stages"]] == ["BM25", "likelihood"]
+    assert found["prompt"].count("The museum opens at 10:15.") == 1
 
 
 def test_documents_come_change_and_go(rag: httpx.Client) -> None:
