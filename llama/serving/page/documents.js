@@ -60,8 +60,9 @@ function source(hit, i, sentences) {
   const most = Math.max(...drops.map(({ drop, alone }) => Math.max(drop, alone)));
   const facts = `Characters ${hit.start} to ${hit.end}. A sentence of the answer is likelier with it,
     by ${number(most)} nats.`.replace(/\s+/g, " ");
+  const breakable = place(hit).replaceAll("/", "/\u200b");
   return element("li", {}, element("details", {},
-    element("summary", {}, element("span", { className: "number" }, `${i}`), place(hit)),
+    element("summary", {}, element("span", { className: "number" }, `${i}`), breakable),
     element("blockquote", {}, hit.text.trim()),
     element("p", { className: "note" }, facts)));
 }
