@@ -173,8 +173,8 @@ class Admission:
         self._app, self._lifecycle = app, lifecycle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
-        if scope["type"] != "http" or _OPEN.fullmatch(path) or path == "/metrics":
+        is_open = scope["type"] != "http" or _OPEN.fullmatch(scope["path"])
+        if is_open or scope["path"] == "/metrics":
             await self._app(scope, receive, send)
         elif refusal := self._lifecycle.refusal():
             await refusal.response(scope["path"])(scope, receive, send)

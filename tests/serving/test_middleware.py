@@ -7,6 +7,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 from serving.conftest import running
+from starlette.testclient import TestClient
 
 from llama.serving.app import create_app
 from llama.serving.lifecycle import Lifecycle
@@ -133,6 +134,12 @@ def test_the_page_of_an_address_may_use_it(
 ) -> None:
     headers = {"Origin": origin, "Host": host, "x-api-key": "first"}
     assert httpx.post(f"{guarded}{CHAT}", json=BODY, headers=headers).status_code == status
+
+
+def test_what_is_no_request_goes_through() -> None:
+    """An application that is mounted or extended begins and ends by events of its lifespan."""
+    with TestClient(create_app(ModelRegistry({}), api_keys=["first"])) as client:
+        assert client.get("/health").status_code == 200
 
 
 def test_what_a_browser_asks_first_needs_no_key(guarded: str) -> None:
