@@ -14,7 +14,6 @@ it, and so are those that `relevance` pairs with it; without any, nothing in the
 the query. Passages are ranked; a document's rank is that of its best passage.
 """
 
-import functools
 import json
 import math
 import re
@@ -185,10 +184,8 @@ def answer_row(
     return shares
 
 
-def bm25s_searches(index: Index, path: Path) -> dict[str, Search]:
-    """The library bm25s over the same passages and terms as the index's full-text search.
-
-    With its own settings, and with those of SQLite.
+def bm25s_search(index: Index, path: Path) -> Search:
+    """The library bm25s as it comes, over the passages and terms of the index's full-text search.
 
     Raises InputError where it is not installed.
     """
@@ -202,12 +199,8 @@ def bm25s_searches(index: Index, path: Path) -> dict[str, Search]:
     for term, number in connection.execute("select term, doc from temp.words order by doc, offset"):
         corpus.setdefault(number, []).append(term)
     ids = list(corpus)
-    models = {
-        "bm25s": bm25s.BM25(),
-        "bm25s (k1=1.2, robertson)": bm25s.BM25(k1=1.2, b=0.75, method="robertson"),
-    }
-    for model in models.values():
-        model.index(list(corpus.values()), show_progress=False)
+    model = bm25s.BM25()
+    model.index(list(corpus.values()), show_progress=False)
     connection.execute(
         "create virtual table temp.asked using fts5 (b, tokenize='porter unicode61')"
     )
@@ -215,7 +208,7 @@ def bm25s_searches(index: Index, path: Path) -> dict[str, Search]:
         "create virtual table temp.asked_words using fts5vocab (temp, asked, instance)"
     )
 
-    def search(model: Any, question: str) -> list[Hit]:
+    def search(question: str) -> list[Hit]:
         text = " ".join(_TERM.findall(" ".join(match_terms(question))))
         connection.execute("delete from temp.asked")
         connection.execute("insert into temp.asked values (?)", (text,))
@@ -229,7 +222,7 @@ def bm25s_searches(index: Index, path: Path) -> dict[str, Search]:
         found = ((chunks[number], score) for number, score in best)
         return [Hit(c.text, c.source, c.page, c.heading, c.start, c.end, s) for c, s in found]
 
-    return {name: functools.partial(search, model) for name, model in models.items()}
+    return search
 
 
 def evaluate(
@@ -256,7 +249,7 @@ def evaluate(
             first = "fusion" if embed is not None else "BM25"
             searches: dict[str, Search] = {}
             if compare:
-                searches.update(bm25s_searches(index, path))
+                searches["bm25s"] = bm25s_search(index, path)
             if embed is not None:
                 searches["BM25"] = lambda q: list(index.stages(q)[0].hits)
                 searches["vectors"] = lambda q: list(index.stages(q)[1].hits)

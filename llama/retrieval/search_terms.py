@@ -33,13 +33,16 @@ def match_terms(question: str) -> list[str]:
     """The terms of the FTS5 query that finds texts with any of a question's words.
 
     A run of three CJK characters or more is looked for as a phrase, and by its bigrams: a text
-    that has all of it ranks first, and one that has a part of it is found too.
+    that has all of it ranks first, and one that has a part of it is found too. One character
+    behind a number is its unit (3年, 5人), which is not looked for.
     """
     normal = unicodedata.normalize("NFKC", question)
     terms: list[str] = []
-    for run in _CJK.findall(normal):
+    for match in _CJK.finditer(normal):
+        run = match[0]
         if len(run) == 1:
-            terms.append(f'"{run}" *')
+            if not normal[match.start() - 1 : match.start()].isdigit():
+                terms.append(f'"{run}" *')
             continue
         bigrams = _bigrams(run)[:-1]
         terms += [f'"{bigram}"' for bigram in bigrams]

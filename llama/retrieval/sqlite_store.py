@@ -6,8 +6,10 @@ file is open there are two more beside it, -wal and -shm, which the last process
 """
 
 import contextlib
+import math
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -23,7 +25,9 @@ from llama.storage.files import expand
 VERSION = 1
 _APPLICATION = 0x4C6C5261  # SQLite's mark of whose file it is
 _BUSY_SECONDS = 60.0
-_MANY_CHUNKS = 1000
+# FTS5 has k1 = 1.2, and multiplies counts of a term by the column's weight: 1.2 / 0.8 = 1.5.
+_TERM_RANKS = "select rowid, rank from terms where terms match ? and rank match 'bm25(0.8)'"
+_FTS5_FACTOR = -(1.2 + 1)  # of its scores, beside their idf
 _TABLES = """
 create table settings (name text primary key, value text not null) without rowid;
 create table documents (
@@ -46,6 +50,7 @@ create virtual table terms using fts5 (body, tokenize = 'porter unicode61');
 create table changes (count integer not null);
 insert into changes values (0);
 """
+_Scores = tuple[np.ndarray, np.ndarray]  # ids of chunks, and a number for each
 
 
 class SqliteStore:
@@ -63,7 +68,7 @@ class SqliteStore:
             if not self.path.absolute().parent.is_dir():
                 raise MissingFileError(f"{self.path}: its folder does not exist; make it first")
         self._lock = threading.RLock()
-        self._counts: tuple[int, int, dict[str, int]] = (-1, 0, {})  # changes, chunks, of a term
+        self._frequent: tuple[int, int, dict[str, _Scores]] = (-1, 0, {})  # changes, chunks, terms
         self._connection = sqlite3.connect(
             self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
@@ -117,6 +122,16 @@ class SqliteStore:
             except BaseException:
                 self._connection.execute("rollback")
                 raise
+
+    @contextlib.contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """Reads of one state of the index, whatever other processes write in the meantime."""
+        with self._lock, self._errors():
+            self._connection.execute("begin")
+            try:
+                yield
+            finally:
+                self._connection.rollback()
 
     def _rows(self, statement: str, values: Sequence[object] = ()) -> list[tuple]:
         with self._lock, self._errors():
@@ -178,34 +193,46 @@ class SqliteStore:
 
     def full_text_query(self, question: str) -> str:
         """The FTS5 query of a question."""
-        return " OR ".join(self._telling(match_terms(question)))
+        return " OR ".join(match_terms(question))
 
     def matching(self, question: str, k: int) -> Ranked:
-        """The `k` best chunks by FTS5's BM25 (k1 = 1.2, b = 0.75)."""
-        if not (query := self.full_text_query(question)):
+        """The `k` best chunks by BM25 with Lucene's idf, k1 = 1.5 and b = 0.75."""
+        times = Counter(match_terms(question))
+        with self._snapshot():
+            found = [(*self._term_scores(term), count) for term, count in times.items()]
+        if not any(len(ids) for ids, _, _ in found):
             return []
-        statement = "select rowid, -rank from terms where terms match ? order by rank limit ?"
-        return [(number, score) for number, score in self._rows(statement, (query, k))]
+        totals = np.bincount(
+            np.concatenate([ids for ids, _, _ in found]),
+            np.concatenate([count * scores for _, scores, count in found]),
+        )
+        ids = np.flatnonzero(totals)
+        best = ids[np.argsort(-totals[ids], kind="stable")[:k]]
+        return list(zip(best.tolist(), totals[best].tolist(), strict=True))
 
-    def _telling(self, terms: list[str]) -> list[str]:
-        """The terms without those that more than half of the chunks have, if others are left.
+    def _term_scores(self, term: str) -> _Scores:
+        """The chunks that have a term, and what it adds to the score of each.
 
-        FTS5 gives these a weight of 1e-6, and takes most of its time for them. In a small index
-        they stay: there a chunk that has nothing else may still be wanted.
+        FTS5's bm25() gives a term that half of the chunks have no weight, so its idf is replaced.
+        The terms that a tenth of the chunks have are few and take most of the time: their scores
+        are kept until some process changes the index.
         """
-        with self._lock:
-            ((changes,),) = self._rows("select count from changes")
-            if self._counts[0] != changes:
-                ((total,),) = self._rows("select count(*) from chunks")
-                self._counts = changes, total, {}
-            _, total, counts = self._counts
-            if total < _MANY_CHUNKS:
-                return terms
-            for term in terms:
-                if term not in counts:
-                    statement = "select count(*) from terms where terms match ?"
-                    ((counts[term],),) = self._rows(statement, (term,))
-            return [term for term in terms if counts[term] <= total / 2] or terms
+        ((changes,),) = self._rows("select count from changes")
+        if self._frequent[0] != changes:
+            ((total,),) = self._rows("select count(*) from chunks")
+            self._frequent = changes, total, {}
+        _, total, kept = self._frequent
+        if term in kept:
+            return kept[term]
+        rows = self._rows(_TERM_RANKS, (term,))
+        ids = np.fromiter((number for number, _ in rows), np.int64, len(rows))
+        ranks = np.fromiter((rank for _, rank in rows), np.float64, len(rows))
+        odds = (total - len(rows) + 0.5) / (len(rows) + 0.5)
+        fts5_idf = math.log(odds) if odds > 1 else 1e-6
+        scores = ranks * (math.log1p(odds) / fts5_idf / _FTS5_FACTOR)
+        if len(rows) > total / 10:
+            kept[term] = ids, scores
+        return ids, scores
 
     def nearest(self, vector: np.ndarray, k: int) -> Ranked:
         """The `k` chunks whose vectors have the largest dot product with `vector`, (dim,)."""

@@ -53,7 +53,7 @@ def test_a_file_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     report = json.loads(capsys.readouterr().out)
     assert (report["documents"], report["chunks"], report["queries"]) == (3, 3, 3)
     rows = report["retrieval"]
-    assert list(rows) == ["bm25s", "bm25s (k1=1.2, robertson)", "BM25", "likelihood"]
+    assert list(rows) == ["bm25s", "BM25", "likelihood"]
     assert all(row["recall@1"] == row["MRR"] == row["nDCG@10"] == 1 for row in rows.values())
     answers = report["answers"]["BM25"]
     assert {**answers, "F1": 0} == {

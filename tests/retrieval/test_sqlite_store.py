@@ -1,5 +1,6 @@
 """One file: words of any script, versions, several processes, and processes that are killed."""
 
+import math
 import sqlite3
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from llama.errors import InputError, MissingFileError
 from llama.retrieval.chunking import Chunk
+from llama.retrieval.search_terms import match_terms
 from llama.retrieval.sqlite_store import VERSION, SqliteStore
 
 SETTINGS = {"model": "tiny", "embed": "", "chunk_tokens": "128"}
@@ -71,6 +73,64 @@ def test_words_of_any_script_are_found(
     assert sorted(found(store, question)) == sorted(sources)
     if question in ("東京大学", "北京大学"):
         assert found(store, question) == sources
+
+
+def test_units_are_not_looked_for() -> None:
+    assert match_terms("2008年5月") == match_terms("２００８年５月") == ['"2008"', '"5"']
+    assert match_terms("年 2008") == ['"年" *', '"2008"']
+
+
+def scores(store: SqliteStore, question: str) -> dict[str, float]:
+    ranked = store.matching(question, 10**6)
+    chunks = store.chunks(number for number, _ in ranked)
+    return {chunks[number].source: score for number, score in ranked}
+
+
+def test_scores_are_those_of_bm25s(store: SqliteStore) -> None:
+    bm25s = pytest.importorskip("bm25s")
+    draw = np.random.default_rng(1)
+    shares = 1 / np.arange(1, 301)
+    lengths = draw.integers(1, 60, 200)
+    texts = [[f"w{n}" for n in draw.choice(300, k, p=shares / shares.sum())] for k in lengths]
+    for i, text in enumerate(texts):
+        put(store, f"{i}", " ".join([*text, "all"]))
+    model = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
+    model.index([[*text, "all"] for text in texts], show_progress=False)
+    for _ in range(20):
+        asked = [f"w{n}" for n in draw.integers(0, 40, 8)]
+        asked = [word for word in asked if any(word in text for text in texts)]
+        asked = [*asked, *asked[:2], "w0", "all"]
+        found = scores(store, " ".join(asked))
+        assert len(found) == 200
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+        expected = model.get_scores(asked)
+        assert [found[f"{i}"] for i in range(200)] == pytest.approx(expected, rel=1e-5)
+
+
+def test_words_that_most_chunks_have_count(store: SqliteStore) -> None:
+    for i in range(8):
+        put(store, f"{i}", "common other" if i < 5 else "plain other")
+    put(store, "with", "rare common other words")
+    put(store, "without", "rare other words")  # shorter, so better by "rare" alone
+    assert found(store, "rare") == ["without", "with"]
+    assert found(store, "rare common")[:2] == ["with", "without"]
+    # Six of ten have it, and the mean length is 2.3.
+    idf = math.log(1 + (10 - 6 + 0.5) / (6 + 0.5))
+    expected = idf / (1 + 1.5 * (0.25 + 0.75 * 2 / 2.3))
+    assert scores(store, "common")["0"] == pytest.approx(expected)
+
+
+def test_scores_follow_changes_by_others(store: SqliteStore) -> None:
+    put(store, "a", "common rare")
+    before = scores(store, "common")
+    other = SqliteStore(store.path)
+    put(other, "b", "common words")
+    put(other, "c", "more words")
+    after = scores(store, "common")
+    assert (list(before), sorted(after)) == (["a"], ["a", "b"])
+    assert after == scores(SqliteStore(store.path), "common")
+    store.remove(["a"])
+    assert list(scores(other, "common rare")) == ["b"]
 
 
 def test_a_replaced_document_leaves_nothing_behind(store: SqliteStore) -> None:
@@ -151,6 +211,7 @@ def test_threads_and_connections_write_and_read_at_once(tmp_path: Path) -> None:
 _WRITER = """
 import sys
 from llama.retrieval.chunking import Chunk
+from llama.retrieval.search_terms import match_terms
 from llama.retrieval.sqlite_store import SqliteStore
 store = SqliteStore(sys.argv[1], {})
 for i in range(10**9):
