@@ -239,6 +239,7 @@ class Engine:
             unfinished.difference_update(s for s in new if s.finish_reason is not None)
             yield new
             if not unfinished:
+                self._take_inbox_if_idle()  # what was cancelled during the last step
                 return
             seen = self._num_steps
             if self._stepping.acquire(blocking=False):

@@ -183,6 +183,26 @@ def test_a_stream_that_is_dropped_cancels_while_another_thread_steps(llama: Llam
     assert llama.engine.running == []
 
 
+def test_what_is_cancelled_during_the_last_step_is_taken(
+    llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(llama)
+    sequence = engine.add(Sequence([5, 6], 3, PLAIN))
+    step = engine._scheduler.step
+
+    def step_and_cancel() -> None:
+        step()
+        other = threading.Thread(target=engine.cancel, args=(Sequence([7]),))
+        other.start()
+        other.join()
+
+    monkeypatch.setattr(engine._scheduler, "step", step_and_cancel)
+    for _ in engine.run([sequence]):
+        pass
+    assert sequence.finish_reason is not None
+    assert engine.idle
+
+
 def test_asyncio_streams_at_once_and_cancels_with_its_consumer(llama: Llama) -> None:
     engine = engine_of(llama)
     service = AsyncEngine(engine)
