@@ -199,7 +199,8 @@ class SqliteStore:
         """The `k` best chunks by BM25 with Lucene's idf, k1 = 1.5 and b = 0.75."""
         times = Counter(match_terms(question))
         with self._snapshot():
-            found = [(*self._term_scores(term), count) for term, count in times.items()]
+            total = self._num_chunks()
+            found = [(*self._term_scores(term, total), count) for term, count in times.items()]
         if not any(len(ids) for ids, _, _ in found):
             return []
         totals = np.bincount(
@@ -210,18 +211,22 @@ class SqliteStore:
         best = ids[np.argsort(-totals[ids], kind="stable")[:k]]
         return list(zip(best.tolist(), totals[best].tolist(), strict=True))
 
-    def _term_scores(self, term: str) -> _Scores:
-        """The chunks that have a term, and what it adds to the score of each.
+    def _num_chunks(self) -> int:
+        """How many chunks there are; forgets what is kept of an index that has changed."""
+        ((changes,),) = self._rows("select count from changes")
+        if self._frequent[0] != changes:
+            ((total,),) = self._rows("select count(*) from chunks")
+            self._frequent = changes, total, {}
+        return self._frequent[1]
+
+    def _term_scores(self, term: str, total: int) -> _Scores:
+        """The chunks of `total` that have a term, and what it adds to the score of each.
 
         FTS5's bm25() gives a term that half of the chunks have no weight, so its idf is replaced.
         The terms that a tenth of the chunks have are few and take most of the time: their scores
         are kept until some process changes the index.
         """
-        ((changes,),) = self._rows("select count from changes")
-        if self._frequent[0] != changes:
-            ((total,),) = self._rows("select count(*) from chunks")
-            self._frequent = changes, total, {}
-        _, total, kept = self._frequent
+        kept = self._frequent[2]
         if term in kept:
             return kept[term]
         rows = self._rows(_TERM_RANKS, (term,))

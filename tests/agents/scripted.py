@@ -1,22 +1,24 @@
 """Models that say what a test wants, and servers of agents."""
 
 import asyncio
-import contextlib
+import functools
 import importlib.util
 import json
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
+from serving import conftest as serving
 
 from llama.agents import Reply, Run
 from llama.dialog import Message, Tool, ToolCall
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "params" / "tiny"
+
+# Agents have a startup, and some of these never answer.
+running = functools.partial(serving.running, lifespan="auto", timeout_graceful_shutdown=1)
 
 
 def call(name: str, arguments: object = None, id: str | None = None) -> ToolCall:
@@ -85,31 +87,6 @@ class Hanging(Scripted):
     async def ask(self, *args: Any, **options: Any) -> Reply:
         await asyncio.Event().wait()
         raise AssertionError
-
-
-@contextlib.contextmanager
-def running(app: Any) -> Iterator[str]:
-    """The address of a server that runs `app` in a thread, from its startup to its shutdown."""
-    server = uvicorn.Server(
-        uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1)
-    )
-    listening = threading.Event()
-    startup = server.startup
-
-    async def report(*args: Any, **kwargs: Any) -> None:
-        await startup(*args, **kwargs)
-        listening.set()
-
-    server.startup = report  # type: ignore[method-assign]
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        assert listening.wait(60)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def needs(package: str) -> pytest.MarkDecorator:

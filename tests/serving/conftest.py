@@ -6,11 +6,13 @@ import subprocess
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import LifespanType
 
 from llama.generation import Llama
 from llama.serving.answers import ChatAnswer, ChatDelta
@@ -21,10 +23,11 @@ TINY = Path(__file__).parents[2] / "params" / "tiny"
 
 
 @contextlib.contextmanager
-def running(app: FastAPI) -> Iterator[str]:
-    """The address of a server that runs `app` in a thread."""
-    config = uvicorn.Config(app, port=0, log_level="warning", lifespan="off")
-    server = uvicorn.Server(config)
+def running(app: FastAPI, lifespan: LifespanType = "off", **config: Any) -> Iterator[str]:
+    """The address of a server that runs `app` in a thread, from its startup to its shutdown."""
+    server = uvicorn.Server(
+        uvicorn.Config(app, port=0, log_level="warning", lifespan=lifespan, **config)
+    )
     listening = threading.Event()
     startup = server.startup
 
