@@ -35,6 +35,7 @@ from llama.quantization.linear_layers import (
     packed_linear,
     use_format,
 )
+from llama.storage import huge_pages
 from llama.storage.sharding import share
 
 
@@ -196,8 +197,7 @@ def _pack(
 ) -> kernels.Packed:
     """Packs a matrix of that shape, of which `blocks` are the rows."""
     shapes = packed_formats.packed_shapes(name, shape, quantize).values()
-    dtypes = packed_formats.DTYPES.values()
-    packed = kernels.Packed(*(torch.empty(s, dtype=d) for s, d in zip(shapes, dtypes, strict=True)))
+    packed = kernels.Packed(*map(huge_pages.empty, shapes, packed_formats.DTYPES.values()))
     start = 0
     for block in pack_blocks(blocks, packed_formats.bits(quantize, name), name):
         for whole, rows in zip(packed, block, strict=True):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llama.errors import InputError
 from llama.kernels import bindings
+from llama.storage import huge_pages
 
 BLOCK, _BLOCK_BYTES, _TABLE = 128, 192, 16  # inputs of a block; as in csrc/bf12_matmul.c
 # A matrix of more escapes a weight, or with less than an eighth of its bytes saved, gains nothing.
@@ -95,7 +96,7 @@ def pack_bf12(weight: Tensor) -> Bf12:
     native.find_bf12_tables(weight.data_ptr(), n, k, tables.data_ptr(), counts.data_ptr())
     starts = _starts(counts)
     shape, *_ = bf12_shapes((n, k), 0)
-    blocks = torch.empty(shape, dtype=torch.uint8)
+    blocks = huge_pages.empty(shape, torch.uint8)
     escapes = torch.empty(int(starts[-1]), dtype=torch.int32)
     pointers = (t.data_ptr() for t in (tables, starts, blocks, escapes))
     native.pack_bf12(weight.data_ptr(), n, k, *pointers)
@@ -174,8 +175,10 @@ def join_bf12(weights: Sequence[Bf12]) -> Bf12:
     for each, escapes in zip(all_starts, all_escapes, strict=True):
         starts.append(each[1:] + total)
         total += len(escapes)
+    whole = huge_pages.empty((sum(map(len, blocks)), *blocks[0].shape[1:]), torch.uint8)
+    torch.cat(blocks, out=whole)
     escapes = torch.cat(all_escapes)
-    return Bf12(columns[0], torch.cat(blocks), torch.cat(tables), torch.cat(starts), escapes)
+    return Bf12(columns[0], whole, torch.cat(tables), torch.cat(starts), escapes)
 
 
 def _starts(counts: Tensor) -> Tensor:

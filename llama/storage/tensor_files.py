@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from llama.errors import InputError
+from llama.storage import huge_pages
 from llama.storage.files import AGAIN, Folder, atomic_write, what_it_is
 
 # The dtypes of weights, by their names in safetensors and in torch's pickles.
@@ -106,7 +107,10 @@ class TensorFile:
     def _map(self, start: int, length: int) -> mmap.mmap:
         with open(self.folder.local(self.name), "rb") as file:
             protection = mmap.PROT_READ | mmap.PROT_WRITE
-            return mmap.mmap(file.fileno(), length, flags=_MAP_FLAGS, prot=protection, offset=start)
+            number = file.fileno()
+            mapping = mmap.mmap(number, length, flags=_MAP_FLAGS, prot=protection, offset=start)
+        huge_pages.ask(mapping)
+        return mapping
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@
 #define HALF 64
 #define VECTORS (HALF / STEP)        /* in half a block */
 #define UNITS (HALF / BYTES_OF_LANES) /* registers of low bytes in half a block */
+#define BLOCKS_AHEAD 48               /* to prefetch */
 #define UNLIKELY(x) __builtin_expect(x, 0)
 
 #ifdef NO_SIMD /* unrolled, they take minutes to compile */
@@ -147,7 +148,7 @@ INLINE void multiply_rows(const int rows, const int outputs, const matrix *m, co
 #pragma GCC unroll 4
         for (int o = 0; o < outputs; o++) {
             const uint8_t *ahead =
-                outputs > 1 ? next : row[0].blocks + (i / BLOCK + 16) * BLOCK_BYTES;
+                outputs > 1 ? next : row[0].blocks + (i / BLOCK + BLOCKS_AHEAD) * BLOCK_BYTES;
             prefetch_block(ahead);
             next += BLOCK_BYTES;
         }
@@ -192,45 +193,49 @@ static __attribute__((noinline)) void multiply_row(int rows, const matrix *m, co
 }
 
 #ifndef NO_SIMD
-/* Many rows of inputs do not stay in the first cache while a row of the matrix is read. They go in
-   chunks of inputs instead, for all outputs of a tile, whose sums wait in memory meanwhile. From how
-   many rows on that pays off was measured. */
-INLINE int prefers_chunks(const inputs *in) {
-    return in->rows > 6 && (COPIES_FACTORS || in->rows * in->k * sizeof(factor) > 1 << 16);
+/* Many rows of inputs do not stay in the first cache while a row of the matrix is read. They go block
+   by block instead, for all outputs of a tile, whose sums wait in memory meanwhile. From how many rows
+   on that pays off was measured. */
+INLINE int goes_by_blocks(const inputs *in) {
+#ifdef HAS_AVX2
+    const int least = 4;
+#else
+    const int least = 7;
+#endif
+    return in->rows >= least && (COPIES_FACTORS || in->rows * in->k * sizeof(factor) > 1 << 16);
 }
 
-#define CHUNK 512
-#define CHUNK_OUTPUTS (SUMS / FACTOR_ROWS) /* whose sums with FACTOR_ROWS rows fit into registers */
+#define BLOCK_OUTPUTS (SUMS / FACTOR_ROWS) /* whose sums with FACTOR_ROWS rows fit into registers */
 
-/* Adds to the sums of `rows` rows of the inputs and CHUNK_OUTPUTS outputs their products over `count`
+/* Adds to the sums of `rows` rows of the inputs and BLOCK_OUTPUTS outputs their products over `count`
    inputs from `input` on, with weights w. */
-INLINE void add_chunk(const int rows, const inputs *in, int64_t first, int64_t input, int64_t count,
-                      vector (*w)[CHUNK / STEP], lanes (*sums)[TILE]) {
-    lanes s[FACTOR_ROWS][CHUNK_OUTPUTS];
+INLINE void add_block(const int rows, const inputs *in, int64_t first, int64_t input, int64_t count,
+                      vector (*w)[BLOCK / STEP], lanes (*sums)[TILE]) {
+    lanes s[FACTOR_ROWS][BLOCK_OUTPUTS];
 #pragma GCC unroll 4
     for (int b = 0; b < rows; b++)
 #pragma GCC unroll 4
-        for (int o = 0; o < CHUNK_OUTPUTS; o++) s[b][o] = sums[b][o];
+        for (int o = 0; o < BLOCK_OUTPUTS; o++) s[b][o] = sums[b][o];
 #pragma GCC unroll 2
     for (int64_t i = 0; i < count; i += STEP) {
-        vector v[CHUNK_OUTPUTS];
+        vector v[BLOCK_OUTPUTS];
 #pragma GCC unroll 4
-        for (int o = 0; o < CHUNK_OUTPUTS; o++) v[o] = w[o][i / STEP];
+        for (int o = 0; o < BLOCK_OUTPUTS; o++) v[o] = w[o][i / STEP];
 #pragma GCC unroll 4
         for (int b = 0; b < rows; b++) {
             const factor *f = factors_of(in, rows, first, b, input + i);
 #pragma GCC unroll 4
-            for (int o = 0; o < CHUNK_OUTPUTS; o++) s[b][o] = add_dot(s[b][o], f, v[o]);
+            for (int o = 0; o < BLOCK_OUTPUTS; o++) s[b][o] = add_dot(s[b][o], f, v[o]);
         }
     }
 #pragma GCC unroll 4
     for (int b = 0; b < rows; b++)
 #pragma GCC unroll 4
-        for (int o = 0; o < CHUNK_OUTPUTS; o++) sums[b][o] = s[b][o];
+        for (int o = 0; o < BLOCK_OUTPUTS; o++) sums[b][o] = s[b][o];
 }
 
-static __attribute__((noinline)) void multiply_chunks(const matrix *m, const inputs *in, int64_t tile,
-                                                      float *y, int64_t stride) {
+static __attribute__((noinline)) void multiply_by_blocks(const matrix *m, const inputs *in,
+                                                         int64_t tile, float *y, int64_t stride) {
     const int64_t k = m->k, begin = tile * TILE, outputs = outputs_of(m, tile);
     packed_row row[TILE];
     lanes sums[MAX_ROWS][TILE];
@@ -238,28 +243,26 @@ static __attribute__((noinline)) void multiply_chunks(const matrix *m, const inp
         row[o] = row_of(m, begin + min_int(o, outputs - 1)); /* a short tile repeats its last one */
         for (int64_t b = 0; b < in->rows; b++) sums[b][o] = broadcast_lanes(0);
     }
-    for (int64_t i = 0; i < k; i += CHUNK)
-        for (int64_t o = 0; o < TILE; o += CHUNK_OUTPUTS) {
-            vector w[CHUNK_OUTPUTS][CHUNK / STEP];
-            const int64_t count = min_int(CHUNK, k - i);
-            /* from a block to the same one of the next chunk, or of the next tile's first */
-            const int64_t ahead = i + CHUNK < k ? CHUNK / BLOCK * BLOCK_BYTES
-                                                : TILE * row_bytes(k) - i / BLOCK * BLOCK_BYTES;
-            for (int64_t at = 0; at < count; at += BLOCK)
+    for (int64_t i = 0; i < k; i += BLOCK)
+        for (int64_t o = 0; o < TILE; o += BLOCK_OUTPUTS) {
+            vector w[BLOCK_OUTPUTS][BLOCK / STEP];
+            const int64_t at = i / BLOCK * BLOCK_BYTES;
+            /* to the next block of the row, or to the first one of its row in the next tile */
+            const int64_t ahead = i + BLOCK < k ? BLOCK_BYTES : TILE * row_bytes(k) - at;
 #pragma GCC unroll 4
-                for (int p = 0; p < CHUNK_OUTPUTS; p++) {
-                    const uint8_t *block = row[o + p].blocks + (i + at) / BLOCK * BLOCK_BYTES;
-                    byte_lanes numbers[2][VECTORS];
-                    prefetch_block(block + ahead);
-                    unpack_half(&row[o + p], block, 0, i + at, numbers[0]);
-                    unpack_half(&row[o + p], block, 1, i + at + HALF, numbers[1]);
+            for (int p = 0; p < BLOCK_OUTPUTS; p++) {
+                const uint8_t *block = row[o + p].blocks + at;
+                byte_lanes numbers[2][VECTORS];
+                prefetch_block(block + ahead);
+                unpack_half(&row[o + p], block, 0, i, numbers[0]);
+                unpack_half(&row[o + p], block, 1, i + HALF, numbers[1]);
 #pragma GCC unroll 16
-                    for (int v = 0; v < 2 * VECTORS; v++)
-                        w[p][at / STEP + v] = widen(numbers[v / VECTORS][v % VECTORS]);
-                }
+                for (int v = 0; v < 2 * VECTORS; v++)
+                    w[p][v] = widen(numbers[v / VECTORS][v % VECTORS]);
+            }
             for (int64_t b = 0; b < in->rows; b += FACTOR_ROWS) {
                 lanes(*to)[TILE] = (lanes(*)[TILE]) & sums[b][o];
-#define CALL(ROWS) add_chunk(ROWS, in, b, i, count, w, to)
+#define CALL(ROWS) add_block(ROWS, in, b, i, min_int(BLOCK, k - i), w, to)
                 FOR_UP_TO_4_ROWS(in->rows - b, CALL);
 #undef CALL
             }
@@ -272,8 +275,8 @@ static __attribute__((noinline)) void multiply_chunks(const matrix *m, const inp
 void multiply_bf12_tile(const matrix *m, const inputs *in, int64_t tile, float *y, int64_t stride) {
     const int64_t begin = tile * TILE, outputs = outputs_of(m, tile);
 #ifndef NO_SIMD
-    if (prefers_chunks(in) && m->k % STEP == 0) {
-        multiply_chunks(m, in, tile, y, stride);
+    if (goes_by_blocks(in) && m->k % STEP == 0) {
+        multiply_by_blocks(m, in, tile, y, stride);
         return;
     }
 #endif
@@ -300,7 +303,7 @@ void unpack_bf12(const uint8_t *blocks, const uint8_t *tables, const int32_t *st
         for (int64_t at = 0; at < k; at += HALF) {
             byte_lanes numbers[VECTORS];
             const uint8_t *block = row.blocks + at / BLOCK * BLOCK_BYTES;
-            __builtin_prefetch(block + 16 * BLOCK_BYTES);
+            __builtin_prefetch(block + BLOCKS_AHEAD * BLOCK_BYTES);
             if (at % BLOCK)
                 unpack_half(&row, block, 1, at, numbers);
             else

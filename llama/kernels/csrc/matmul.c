@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #define AT_ONCE FACTOR_ROWS
+#define AHEAD (8192 / (int64_t)sizeof(element)) /* elements of a row, to prefetch */
 #ifdef NO_SIMD
 #define OUTPUTS 1
 #define FOR_ROWS(rows, call) call(1)
@@ -63,7 +64,7 @@ INLINE void multiply_block(const int rows, const int outputs, const element *x, 
         vector v[OUTPUTS];
 #pragma GCC unroll 4
         for (int r = 0; r < outputs; r++) {
-            if (outputs > 1) __builtin_prefetch(next + outputs * i + STEP * r);
+            __builtin_prefetch(outputs > 1 ? next + outputs * i + STEP * r : w + i + AHEAD);
             v[r] = load_vector(w + r * k + i);
         }
 #pragma GCC unroll 4
