@@ -48,6 +48,7 @@ from llama.quantization import packed_formats
 from llama.quantization.bf12_embedding import Bf12Embedding
 from llama.quantization.cuda_packed import MIN_CAPABILITY, CudaPacked, repack
 from llama.quantization.inference_block import InferenceBlock
+from llama.storage import huge_pages
 
 ParallelLinear: TypeAlias = ColumnParallelLinear | RowParallelLinear
 _FLOAT32_OUTPUTS = 512  # rows of a weight that are float32 at a time
@@ -210,7 +211,7 @@ def _unpack_to_kept_memory(weight: kernels.Bf12) -> Tensor:
     count = math.prod(weight.shape)
     memory = getattr(_unpacked, "memory", None)
     if memory is None or len(memory) < count:
-        memory = torch.empty(count, dtype=torch.bfloat16)
+        memory = huge_pages.empty((count,), torch.bfloat16)
         if count <= _KEPT_NUMBERS:
             _unpacked.memory = memory
     return kernels.unpack_bf12(weight, out=memory[:count].view(weight.shape))
