@@ -1,8 +1,8 @@
 """Memory in pages of 2 MB, for weights.
 
 A decoded token reads all weights. In pages of 4 kB a gigabyte has 262,144 addresses, more than a
-processor keeps, and it waits for the others to be looked up. Linux gives larger pages to memory that
-asks for them, and to a mapped file when it reads it from the disk.
+processor keeps, and it waits for the others to be looked up. Linux gives larger pages to memory
+that asks for them, and to a mapped file when it reads it from the disk.
 """
 
 import contextlib

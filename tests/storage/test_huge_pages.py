@@ -40,7 +40,8 @@ def test_empty_memory_holds_what_is_written(shape: tuple[int, ...]) -> None:
 )
 def test_weights_ask_for_large_pages() -> None:
     memory = huge_pages.empty((4 << 20,), torch.uint8)
-    mapped = open_tensors(Folder(bundled_model()), "consolidated.00.pth").tensors["norm.weight"].map(True)
+    file = open_tensors(Folder(bundled_model()), "consolidated.00.pth")
+    mapped = file.tensors["norm.weight"].map(keep=True)
     assert " hg" in _flags(memory.data_ptr() + (1 << 20))
     assert " hg" in _flags(mapped.data_ptr())
     assert " hg" not in _flags(torch.zeros(1 << 20).data_ptr())
