@@ -96,7 +96,7 @@ def pack_bf12(weight: Tensor) -> Bf12:
     native.find_bf12_tables(weight.data_ptr(), n, k, tables.data_ptr(), counts.data_ptr())
     starts = _starts(counts)
     shape, *_ = bf12_shapes((n, k), 0)
-    blocks = huge_pages.empty(shape, torch.uint8)
+    blocks = torch.empty(shape, dtype=torch.uint8)
     escapes = torch.empty(int(starts[-1]), dtype=torch.int32)
     pointers = (t.data_ptr() for t in (tables, starts, blocks, escapes))
     native.pack_bf12(weight.data_ptr(), n, k, *pointers)

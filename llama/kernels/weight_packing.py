@@ -13,7 +13,6 @@ from torch import Tensor
 
 from llama.errors import InputError
 from llama.kernels import bindings
-from llama.storage import huge_pages
 
 TILE, GROUP = 16, 32  # outputs side by side, and inputs that share a scale; as in csrc/matmul.h
 
@@ -55,8 +54,8 @@ def pack(weight: Tensor, bits: int) -> Packed:
     native = bindings.library("inference")
     if native is None:
         return _pack_reference(weight, bits)
-    data = huge_pages.empty(data_shape, torch.uint8)
-    scales = huge_pages.empty(scales_shape, torch.float16)
+    data = torch.empty(data_shape, dtype=torch.uint8)
+    scales = torch.empty(scales_shape, dtype=torch.float16)
     weight = weight.contiguous()
     native.pack_weight(weight.data_ptr(), data.data_ptr(), scales.data_ptr(), n, k, bits)
     return Packed(data, scales)

@@ -172,4 +172,4 @@ def pack_rows(blocks: Iterable[Tensor], shape: tuple[int, int]) -> kernels.Bf12 
         found.append(kernels.pack_bf12(block))
         if not gains(shape, sum(len(packed.escapes) for packed in found)):
             return None
-    return found[0] if len(found) == 1 else join_bf12(found)
+    return join_bf12(found)

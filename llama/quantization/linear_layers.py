@@ -209,11 +209,11 @@ def _unpack_to_kept_memory(weight: kernels.Bf12) -> Tensor:
     The system hands out large memory zeroed, which takes as long as unpacking does.
     """
     count = math.prod(weight.shape)
+    if count > _KEPT_NUMBERS:
+        return kernels.unpack_bf12(weight)
     memory = getattr(_unpacked, "memory", None)
     if memory is None or len(memory) < count:
-        memory = huge_pages.empty((count,), torch.bfloat16)
-        if count <= _KEPT_NUMBERS:
-            _unpacked.memory = memory
+        memory = _unpacked.memory = huge_pages.empty((count,), torch.bfloat16)
     return kernels.unpack_bf12(weight, out=memory[:count].view(weight.shape))
 
 

@@ -23,7 +23,10 @@ def ask(mapping: mmap.mmap) -> None:
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """As `torch.empty` on a CPU."""
+    """As `torch.empty` on a CPU, for memory that is kept.
+
+    Where free memory is in pieces, Linux moves others' pages first, up to a second for a gigabyte.
+    """
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < _PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(shape, dtype=dtype)
