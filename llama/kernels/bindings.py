@@ -48,7 +48,7 @@ SUFFIXES = {torch.bfloat16: "_bfloat16", torch.float32: "_float32"}
 DTYPES = frozenset(SUFFIXES)
 # What it costs to have none.
 _COST = {
-    "inference": "decoding takes 2.5 times as long, of int8 and int4 weights over 100 times",
+    "inference": "decoding takes 2.5 times as long, of int8, int4 and bf12 weights over 100 times",
     "training": "training takes longer",
 }
 

@@ -15,7 +15,8 @@ from llama import kernels
 from llama.kernels import bindings, compiler, linear
 
 NO_KERNELS = (
-    "no native kernels, decoding takes 2.5 times as long, of int8 and int4 weights over 100 times: "
+    "no native kernels, decoding takes 2.5 times as long, "
+    "of int8, int4 and bf12 weights over 100 times: "
 )
 
 
