@@ -102,15 +102,13 @@ class TensorFile:
             return self._map(start, offset + nbytes - start), offset - start
         if self._mapping is None:
             self._mapping = self._map(0, self.size)
+            huge_pages.ask(self._mapping)
         return self._mapping, offset
 
     def _map(self, start: int, length: int) -> mmap.mmap:
         with open(self.folder.local(self.name), "rb") as file:
             protection = mmap.PROT_READ | mmap.PROT_WRITE
-            number = file.fileno()
-            mapping = mmap.mmap(number, length, flags=_MAP_FLAGS, prot=protection, offset=start)
-        huge_pages.ask(mapping)
-        return mapping
+            return mmap.mmap(file.fileno(), length, flags=_MAP_FLAGS, prot=protection, offset=start)
 
 
 @dataclass(frozen=True)

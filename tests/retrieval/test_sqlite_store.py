@@ -211,7 +211,6 @@ def test_threads_and_connections_write_and_read_at_once(tmp_path: Path) -> None:
 _WRITER = """
 import sys
 from llama.retrieval.chunking import Chunk
-from llama.retrieval.search_terms import match_terms
 from llama.retrieval.sqlite_store import SqliteStore
 store = SqliteStore(sys.argv[1], {})
 for i in range(10**9):
