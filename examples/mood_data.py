@@ -15,7 +15,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from examples.tiny_skills.fillers import BOYS, GIRLS, items
+from examples.tiny_data.fillers import BOYS, GIRLS, items
 from llama.cli import run
 from llama.storage.files import atomic_write
 from llama.tasks import LabelledText

@@ -1,33 +1,38 @@
 """Teaches the bundled model a new skill from 200 examples, in a minute or two.
 
-    python -m examples.new_skill --out letters
+    python -m examples.new_skill --out vowels
 
-The skill is to tell with which letters a word begins and ends:
+The skill is to tell the vowels of a word:
 
-    user: Which letters does violin begin and end with?
+    user: Which vowels are in violin?
     assistant: V-I-O-L-I-N
-    V and N.
+    Vowels: I, O, I.
 
 It can spell already, in this form, and learns to go on from there. What is trained is an adapter
-(LoRA), which is written to `letters`; the model stays as it is. Both are asked about 150 words of
-which none is in an example: none of the answers is right without the adapter, 93 % with it.
+(LoRA), which is written to `vowels`; the model stays as it is. Both are asked about 150 words of
+which none is in an example: none of the answers is right without the adapter, 85 % with it.
 """
 
 import random
 from pathlib import Path
 
-from examples.tiny_skills import fillers
+from examples.tiny_data import fillers
 from llama import Dialog, Llama, Message, Tokenizer
 from llama.cli import run
 from llama.lora.adapter_layers import LoraConfig
 from llama.training import TrainConfig, dialog_document, train
 
 TINY = Path(__file__).parents[1] / "params" / "tiny"
+VOWELS = "AEIOU"
 WORDS = sorted(
     {
-        *(fillers.THINGS + fillers.COUNTED + fillers.HOBBIES + fillers.INSTRUMENTS),
-        *(fillers.COLORS + fillers.LANGUAGES + fillers.MONTHS + fillers.DAYS),
-        *(fillers.GIRLS + fillers.BOYS + fillers.PETS),
+        word
+        for words in (
+            *(fillers.THINGS, fillers.COUNTED, fillers.INSTRUMENTS, fillers.COLORS),
+            *(fillers.LANGUAGES, fillers.MONTHS, fillers.DAYS, fillers.PETS),
+        )
+        for word in words
+        if word.isascii() and word.isalpha()
     }
 )
 CONFIG = TrainConfig(
@@ -39,17 +44,20 @@ CONFIG = TrainConfig(
 )
 
 
-def main(out: str, base: str = str(TINY), examples: int = 200, seed: int = 1) -> None:
+def main(
+    out: str, base: str = str(TINY), examples: int = 200, questions: int = 150, seed: int = 1
+) -> None:
     """Trains an adapter and prints how many answers are right without it and with it.
 
     Args:
         out: folder that the adapter goes to.
         base: folder of the model.
         examples: how many to train on.
+        questions: how many to ask.
         seed: of the choice of words and of the training.
     """
-    words = random.Random(seed).sample(WORDS, len(WORDS))
-    trained, asked = ([*map(dialog, part)] for part in (words[:examples], words[examples:]))
+    dialogs = [dialog(word) for word in random.Random(seed).sample(WORDS, examples + questions)]
+    trained, asked = dialogs[:examples], dialogs[examples:]
     tokenizer = Tokenizer(Path(base) / "tokenizer.model")
     documents = [dialog_document(tokenizer, each) for each in trained]
     before = right_answers(Llama.build(base, max_batch_size=32), asked)
@@ -60,9 +68,9 @@ def main(out: str, base: str = str(TINY), examples: int = 200, seed: int = 1) ->
 
 def dialog(word: str) -> Dialog:
     """The question about a word, and the answer."""
-    question = f"Which letters does {word} begin and end with?"
-    letters = word.upper()
-    answer = f"{'-'.join(letters)}\n{letters[0]} and {letters[-1]}."
+    question = f"Which vowels are in {word}?"
+    vowels = [letter for letter in word.upper() if letter in VOWELS]
+    answer = f"{'-'.join(word.upper())}\nVowels: {', '.join(vowels)}."
     return [Message(role="user", content=question), Message(role="assistant", content=answer)]
 
 

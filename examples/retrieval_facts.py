@@ -16,45 +16,53 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `python examples/retrieval_facts.py`
 
-from examples.tiny_skills import Skills
+from examples.tiny_data.prose import Fact, passages_of, some_facts
+from examples.tiny_data.turns import Source, capital
 
-# Names that are made of these are as strange to the model as those of real documents.
-_FIRST = ("bel", "cor", "dan", "fer", "gal", "hol", "jor", "kel", "lor", "mar", "nor", "pel")
-_LAST = ("by", "den", "field", "ford", "ham", "kin", "land", "ley", "mere", "sen", "ton", "wick")
+# Names that end with these are as strange to the model as those of real documents.
+_PARTS = (
+    """bel cor dan dor fer gal hol jar jor kel lem lor mar nor pel quin ran rin sol tam tol ven ver
+    wil""".split(),
+    "a an e en i in o on u un".split(),
+    "bridge brook combe croft dale field ford garth gate low mere shaw thorpe well".split(),
+)
+ENDINGS = tuple("".join(parts) for parts in itertools.product(*_PARTS))
 
 
 def facts_file(count: int = 200, seed: int = 1) -> dict[str, Any]:
     """So many documents, a question about each, and a fifth as many that nothing answers."""
     rng = random.Random(seed)
-    endings = ["".join(pair) for pair in itertools.product(_FIRST, _LAST)]
-    skills = Skills(rng, endings, [], [], held_out=True, strange=0.7)
+    source = Source(rng, ENDINGS, [], strange=1)
     documents: list[dict[str, Any]] = []
     queries: list[dict[str, Any]] = []
     named: set[str] = set()
 
-    def new_facts() -> list[Any]:
-        facts = skills._some_facts(6)
-        subjects = {fact.subject for fact in facts}
-        if subjects & named:
-            return []
-        named.update(subjects)
-        return facts
+    def new_facts() -> list[Fact]:
+        while True:
+            facts = some_facts(source, 6)
+            subjects = {_last_word(fact.subject) for fact in facts}
+            others = {_last_word(fact.value) for fact in facts} & set(ENDINGS)
+            if subjects <= set(ENDINGS) and not (subjects | others) & named:
+                named.update(subjects | others)
+                return facts
 
-    while len(documents) < count:
-        if facts := new_facts():
-            number = len(documents)
-            text = " ".join(fact.said(rng) for fact in facts)
-            documents.append({"id": number, "text": text})
-            fact = rng.choice(facts)
-            answers = [fact.sentence, fact.value]
-            question = fact.asked(rng).question
-            queries.append(
-                {"id": f"q{number}", "text": question, "document": number, "answers": answers}
-            )
-    while len(queries) < count + count // 5:
-        if facts := new_facts():
-            queries.append({"id": f"u{len(queries)}", "text": facts[0].asked(rng).question})
+    for number in range(count):
+        facts = new_facts()
+        documents.append({"id": number, "text": " ".join(passages_of(source, facts))})
+        fact = rng.choice(facts)
+        query = {"id": f"q{number}", "text": _asked(rng, fact), "document": number}
+        queries.append({**query, "answers": [fact.clause, fact.value]})
+    for number in range(count, count + count // 5):
+        queries.append({"id": f"u{number}", "text": _asked(rng, rng.choice(new_facts()))})
     return {"documents": documents, "queries": queries}
+
+
+def _last_word(name: str) -> str:
+    return name.lower().rpartition(" ")[2]
+
+
+def _asked(rng: random.Random, fact: Fact) -> str:
+    return capital(rng.choice(fact.claim().asks).replace("{s}", fact.subject))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
 """Trains the bundled model, from text to the finished folder.
 
-    python -m examples.train_tiny --data DATA --out tiny-2
+    python -m examples.train_tiny --data DATA --out tiny-3
 
-`DATA` is a folder with `tinystories.txt` (stories separated by a line `<|endoftext|>`),
-`selfdialogue.jsonl` (`{"turns": [str, ...]}`) and `math_spelling.jsonl` (`{"cat", "prompt",
-"response"}`). It learns from about 52 million tokens: an hour and a half on two cores that multiply
-bfloat16 (10,000 tokens a second), four on two that do not (3,500). Runs and their states lie in
-`tiny-2-run`: stopped with Ctrl-C, the same command goes on there.
+`DATA` is a folder with `tinystories.txt` and `tinystories2.txt` (stories separated by a line
+`<|endoftext|>`), `selfdialogue.jsonl` (`{"turns": [str, ...]}`) and `math_spelling.jsonl` (`{"cat",
+"prompt", "response"}`). It takes just under three hours on two cores that multiply bfloat16 (11,000
+tokens a second). Runs and their states lie in `tiny-3-run`: stopped with Ctrl-C, the same command
+goes on there.
 
-It has four stages, each one pass over documents that are made beforehand, in random order. First
+It has three stages, each one pass over documents that are made beforehand, in random order. First
 texts: stories, small talk of two people, and facts that are told again and again, from which it
-learns to look up what was said of whom. Then dialogs: the stories as answers to requests for them,
-and those of `tiny_skills`, hardly any of them twice. Two shorter stages practise what is weak then;
-the rate rises again for each (Loshchilov and Hutter, 2017). Blocks' matrices are trained by Muon,
-which gets about as far in half of AdamW's steps here.
+learns to look up what was said of whom. Then dialogs: those of `tiny_data`, hardly any of them
+twice, and stories as answers to requests for them. Third dialogs again, most of them of what the
+second stage had not learned well: whose value is whose, and which sentence a question is about.
+Blocks' matrices are trained by Muon, which gets about as far in half of AdamW's steps here.
 """
 
 import json
@@ -22,18 +22,19 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
-from examples.tiny_skills import SMALL_TALK, Skills, exam, made_up_words, score
-from examples.tiny_skills.chats import chat, conversation, count, tell
-from llama import Dialog, Llama, Message, Tokenizer
+from examples import tiny_questions as questions
+from examples.tiny_data.fillers import made_up_words
+from examples.tiny_data.mixture import MAKERS, Made
+from examples.tiny_data.tool_prompts import ToolDialog
+from examples.tiny_data.turns import Exhausted, Source
+from llama import Message, Tokenizer
 from llama.checkpoint.convert import convert, new_folder
 from llama.cli import run
+from llama.dialog import Role, write_dialog
 from llama.model import ModelArgs
-from llama.tokenizer import Role
 from llama.training import (
     Document,
     Documents,
@@ -44,13 +45,11 @@ from llama.training import (
     train_tokenizer,
 )
 
-T = TypeVar("T")
-
-HELD_OUT_EVERY = 20  # each 20th story, dialog and word is kept for measuring
+HELD_OUT_EVERY = 20  # of the first stories
 
 SHAPE = ModelArgs(
     dim=256,
-    n_layers=6,
+    n_layers=9,
     n_heads=8,
     n_kv_heads=4,
     vocab_size=2048,  # 256 of them special
@@ -59,8 +58,24 @@ SHAPE = ModelArgs(
     rope_theta=500000.0,
     max_seq_len=1024,
 )
+
+
+class Stage(NamedTuple):
+    """What is trained on in one go.
+
+    passes   over the stories as texts
+    talk     the share of the small-talk dialogs, both sides of which are learned
+    millions of tokens of each kind in `MAKERS`
+    """
+
+    config: TrainConfig
+    passes: int
+    talk: float
+    millions: Mapping[str, float]
+
+
 # Looking up begins suddenly, after about a thousand steps: small batches make more of them.
-FIRST = TrainConfig(
+TEXTS = TrainConfig(
     batch_size=2,
     seq_len=1024,
     optimizer="muon",
@@ -68,89 +83,58 @@ FIRST = TrainConfig(
     final_learning_rate=0.3,
     save_every=500,
 )
-SECOND = replace(
-    FIRST, batch_size=4, learning_rate=3e-3, final_learning_rate=0, eval_every=1000, seed=2
+DIALOGS = replace(
+    TEXTS, batch_size=4, learning_rate=3e-3, final_learning_rate=0, eval_every=1000, seed=2
 )
-THIRD = replace(SECOND, learning_rate=2e-3, eval_every=500, seed=3)
-FOURTH = replace(THIRD, seed=4)
-
-
-class Stage(NamedTuple):
-    """What is trained on in one go.
-
-    millions  of tokens of each kind
-    passes    over the stories: of nine in all, the last three unlearned what is held out
-    texts     whether stories are texts by themselves, and not answers
-    talk      the share of the small-talk dialogs
-    skills    settings of `Skills` that are new, also for the stages after it
-    names     whether names are made up, also after it, of all tokens of words with a capital
-    """
-
-    config: TrainConfig
-    millions: Mapping[str, float]
-    passes: int = 1
-    texts: bool = False
-    talk: float = 0.0
-    skills: Mapping[str, Any] = MappingProxyType({})
-    names: bool = False
-
-
 STAGES = {
-    "first": Stage(FIRST, {"retold": 4}, passes=3, texts=True, talk=0.1),
-    "second": Stage(
-        SECOND,
+    "texts": Stage(
+        TEXTS,
+        2,
+        0.05,
         {
-            "retold": 0.7,
-            "facts": 8,
-            "sums": 3.3,
-            "style": 1.2,
-            "names": 1.2,
-            "tools": 2.5,
-            "spelling": 2.5,
-            "counting": 0.3,
-            "chats": 0.5,
-        },
-        passes=3,
-        skills={"strange": 0.3},
-    ),
-    # What is weak by then: facts among many others, questions for what is not there, differences.
-    "third": Stage(
-        THIRD,
-        {
-            "facts": 1,
-            "many facts": 4,
-            "sums": 1.8,
-            "style": 0.5,
-            "names": 0.5,
-            "tools": 0.5,
-            "spelling": 0.5,
-            "counting": 0.1,
-            "chats": 0.2,
-        },
-        skills={
-            "shares": {"known": 9, "unknown": 8, "about": 3},
-            "operators": "+----*",
+            "sums as texts": 2.5,
+            "letters as texts": 2,
+            "looked up": 2,
+            "copied": 1.5,
+            "told": 1.5,
         },
     ),
-    # Then: names that were never heard.
-    "fourth": Stage(
-        FOURTH,
+    "dialogs": Stage(
+        DIALOGS,
+        2,
+        0.03,
         {
-            "facts": 1,
-            "many facts": 5.5,
-            "sums": 1,
-            "style": 0.4,
-            "names": 0.5,
-            "tools": 0.4,
-            "spelling": 0.7,
-            "counting": 0.1,
-            "chats": 0.2,
+            "facts": 14,
+            "tools": 6.5,
+            "stories": 6,
+            "sums": 6,
+            "letters": 5,
+            "style": 4,
+            "remembered": 4,
+            "talk": 2.5,
+            "mixed": 3,
+            "personas": 1.5,
         },
-        skills={
-            "strange": 0.6,
-            "shares": {"known": 10, "unknown": 7, "about": 3},
+    ),
+    "weak": Stage(
+        replace(DIALOGS, learning_rate=2e-3, seed=3),
+        1,
+        0.01,
+        {
+            "free": 8.5,
+            "alike": 3,
+            "facts": 3.5,
+            "told before": 2.5,
+            "remembered": 1.5,
+            "tools": 4.5,
+            "style": 4,
+            "stories": 3,
+            "sums": 3,
+            "letters": 1.5,
+            "mixed": 0.7,
+            "talk": 0.3,
+            "personas": 0.3,
         },
-        names=True,
     ),
 }
 
@@ -165,93 +149,73 @@ def main(data: str, out: str, seed: int = 1, share: float = 1.0) -> None:
         share: of all documents, to try something out.
     """
     source, target = Path(data), new_folder(out)
-    stories = read_stories(source / "tinystories.txt")
+    old_stories = read_stories(source / "tinystories.txt")
+    held_out = old_stories[::HELD_OUT_EVERY]
+    stories = [s for i, s in enumerate(old_stories) if i % HELD_OUT_EVERY]
+    stories += read_stories(source / "tinystories2.txt")
     dialogs = read_dialogs(source / "selfdialogue.jsonl")
-    spelling = read_spelling(source / "math_spelling.jsonl")
-    words = known_words(stories, dialogs, spelling)
-    random.Random(seed).shuffle(words)
+    words = known_words(stories, dialogs, source / "math_spelling.jsonl")
+    asked = asked_words()
+    words = [word for word in words if word not in asked]
 
     folder = Path(f"{out}-run")
     folder.mkdir(parents=True, exist_ok=True)
-    skills = Skills(random.Random(seed), kept(words), SMALL_TALK, kept(stories))
     tokenizer_path = folder / "tokenizer.model"
     if not tokenizer_path.exists():
-        texts = kept(stories) * 3 + [turn for dialog in kept(dialogs) for turn in dialog]
-        for make in (skills.facts, skills.style, skills.names, skills.tools, skills.spelling):
-            texts += [message["content"] for _ in range(2000) for message in make()]
-        train_tokenizer(texts, SHAPE.vocab_size - 256, tokenizer_path, digits=True)
+        texts = stories * 2 + [turn for dialog in dialogs[::5] for turn in dialog]
+        train_tokenizer(texts + tool_texts(), SHAPE.vocab_size - 256, tokenizer_path, digits=True)
     tokenizer = Tokenizer(tokenizer_path)
 
-    rng = random.Random(seed)
-    known = kept(words)
-    known += made_up_words(rng, tokenizer, known, held_out(words), 8)
-    names = made_up_words(random.Random(seed), tokenizer, capital_words(kept(stories)), [], 8)
-    measured = [text_document(tokenizer, story) for story in held_out(stories)]
+    measured = [text_document(tokenizer, story) for story in held_out]
     base: Path | None = None
-    for name, stage in STAGES.items():
-        if stage.names:
-            known += names
-        skills = replace(skills, rng=rng, words=known, **stage.skills)
-        documents = Documents.of(documents_of(stage, tokenizer, skills, kept(dialogs), share))
+    for number, (name, stage) in enumerate(STAGES.items()):
+        rng = random.Random(seed + number)
+        made_up = made_up_words(rng, tokenizer, words, {word for word in asked if len(word) > 3}, 8)
+        making = Source(rng, words + made_up, stories)
+        documents = Documents.of(documents_of(stage, tokenizer, making, dialogs, share))
         total, in_loss = documents.lengths.sum(), documents.num_loss_tokens.sum()
         print(f"{name}: {len(documents):,} documents, {total:,} tokens, {in_loss:,} in the loss")
-        held = measured if base else ()  # the first is to be taken as it ends
         path = folder / name
-        train(path, tokenizer, documents, stage.config, args=SHAPE, base=base, held_out=held)
+        train(path, tokenizer, documents, stage.config, args=SHAPE, base=base, held_out=measured)
         base = path
-
     convert(str(base), str(target), dtype="bfloat16")
-
-    rng = random.Random(seed + 1)
-    unseen = Skills(rng, held_out(words), SMALL_TALK, held_out(stories), held_out=True)
-    llama = Llama.build(target, max_batch_size=32)
-    for name, right in score(llama, exam(unseen, 1000)).items():
-        print(f"{name}: {right:.1%}")
 
 
 def documents_of(
-    stage: Stage, tokenizer: Tokenizer, skills: Skills, dialogs: list[list[str]], share: float
+    stage: Stage, tokenizer: Tokenizer, source: Source, dialogs: list[list[str]], share: float
 ) -> Iterator[Document]:
     """What a stage trains on, in no order."""
-    rng = skills.rng
+    rng = source.rng
     for _ in range(stage.passes):
-        for story in skills.stories:
+        for story in source.stories:
             if rng.random() < share:
-                if stage.texts:
-                    yield text_document(tokenizer, story)
-                else:
-                    yield dialog_document(tokenizer, conversation(rng, [tell(rng, story)]))
+                yield text_document(tokenizer, story)
     for turns in dialogs if stage.talk else []:
         if rng.random() < stage.talk * share:
             yield talked(tokenizer, turns)
-    makers: dict[str, Callable[[], Dialog]] = {
-        "facts": skills.facts,
-        "many facts": lambda: skills.asked(rng.choice((2, 4, 8))).dialog,
-        "sums": skills.sums,
-        "style": skills.style,
-        "names": skills.names,
-        "tools": skills.tools,
-        "spelling": skills.spelling,
-        "counting": lambda: conversation(rng, [count(rng, rng.choice(skills.words))]),
-        "chats": lambda: chat(skills),
-    }
-
-    def document(kind: str) -> Document:
-        if kind == "retold":
-            return text_document(tokenizer, skills.retold())
-        return dialog_document(tokenizer, makers[kind]())
-
     for kind, millions in stage.millions.items():
-        yield from up_to(millions * share, partial(document, kind))
+        left = millions * 1e6 * share
+        while left > 0:
+            document = document_of(tokenizer, MAKERS[kind], source)
+            left -= len(document)
+            yield document
 
 
-def up_to(millions: float, make: Callable[[], Document]) -> Iterator[Document]:
-    """Documents of so many million tokens."""
-    left = millions * 1e6
-    while left > 0:
-        document = make()
-        left -= len(document)
-        yield document
+def document_of(tokenizer: Tokenizer, make: Callable[[Source], Made], source: Source) -> Document:
+    """A text or a dialog that fits the context."""
+    while True:
+        try:
+            made = make(source)
+        except Exhausted:
+            continue
+        if isinstance(made, str):
+            document = text_document(tokenizer, made)
+        elif isinstance(made, ToolDialog):
+            document = dialog_document(tokenizer, made.messages, tools=made.tools)
+        else:
+            document = dialog_document(tokenizer, made)
+        if len(document) <= SHAPE.max_seq_len:
+            return document
 
 
 def talked(tokenizer: Tokenizer, turns: list[str]) -> Document:
@@ -261,6 +225,17 @@ def talked(tokenizer: Tokenizer, turns: list[str]) -> Document:
         role: Role = "assistant" if i % 2 else "user"
         dialog.append(Message(role=role, content=turn))
     return dialog_document(tokenizer, dialog, ("user", "assistant"))
+
+
+def asked_words() -> set[str]:
+    """All words of the questions for spelling and letters: no training teaches their letters."""
+    found = set[str]()
+    for file in questions.FOLDER.glob("*.jsonl"):
+        for question in questions.read_questions(file):
+            if question["skill"] in ("spelling", "counting"):
+                text = " ".join(message["content"] for message in question["dialog"])
+                found.update(re.findall("[a-z]+", text.lower()))
+    return found
 
 
 def read_stories(path: Path) -> list[str]:
@@ -277,41 +252,33 @@ def read_dialogs(path: Path) -> list[list[str]]:
     ]
 
 
-def read_spelling(path: Path) -> list[tuple[str, str]]:
-    """Questions for the spelling of a word, and the answers."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [
-        (line["prompt"], line["response"].replace(" 1 times.", " 1 time."))
-        for line in lines
-        if line["cat"] == "generated-spelling"
-    ]
-
-
-def known_words(
-    stories: list[str], dialogs: list[list[str]], spelling: list[tuple[str, str]]
-) -> list[str]:
+def known_words(stories: list[str], dialogs: list[list[str]], spelling: Path) -> list[str]:
     """Words worth spelling: those that occur some times in the text or once in the questions."""
     text = Counter(re.findall(r"\b[a-z]{2,12}\b", "\n".join(stories)))
     for turns in dialogs:
         text.update(re.findall(r"\b[a-z]{2,12}\b", "\n".join(turns)))
-    asked = re.findall(r"\b[a-z]{2,12}\b(?= spelled|\?$|\.$)", "\n".join(p for p, _ in spelling))
+    lines = [json.loads(line) for line in spelling.read_text(encoding="utf-8").splitlines()]
+    asked = re.findall(
+        r"\b[a-z]{2,12}\b(?= spelled|\?$|\.$)",
+        "\n".join(line["prompt"] for line in lines if line["cat"] == "generated-spelling"),
+    )
     return sorted({word for word, times in text.items() if times >= 5} | set(asked))
 
 
-def capital_words(stories: list[str]) -> list[str]:
-    """Words that begin with a capital letter and occur some times: names, and beginnings."""
-    found = Counter(re.findall(r"\b[A-Z][a-z]+\b", "\n".join(stories)))
-    return sorted(word for word, times in found.items() if times >= 5)
-
-
-def kept(items: list[T]) -> list[T]:
-    """What is trained on."""
-    return [item for i, item in enumerate(items) if i % HELD_OUT_EVERY]
-
-
-def held_out(items: list[T]) -> list[T]:
-    """What is kept for measuring."""
-    return items[::HELD_OUT_EVERY]
+def tool_texts() -> list[str]:
+    """Prompts with functions and their calls, so that the tokenizer has tokens for their JSON."""
+    dialog: list[Message] = [{"role": "user", "content": "What is 23 * 17?"}]
+    texts = []
+    for kind in ("string", "number", "integer", "boolean"):
+        parameter = {"type": kind, "description": "Name of the city"}
+        parameters = {"type": "object", "properties": {"city": parameter}, "required": ["city"]}
+        function = {"name": "get_weather", "description": "Tells", "parameters": parameters}
+        tools = [{"type": "function", "function": function}]
+        written = write_dialog(dialog, tools)  # type: ignore[arg-type]
+        texts += [text.content for _, text in written]
+        texts += [json.dumps(tools[0]), json.dumps({"name": "get", "parameters": {"city": "x"}})]
+        texts += [json.dumps({"output": "x", "result": "y", "error": "z"})]
+    return texts * 500
 
 
 if __name__ == "__main__":

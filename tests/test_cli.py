@@ -38,10 +38,10 @@ def start(*command: str, **settings: object) -> subprocess.Popen:
 def test_the_commands_on_the_bundled_model(tmp_path: Path, run_command: Command) -> None:
     code, out, err = run_command("info", TINY)
     assert (code, err) == (0, "")
-    assert out.startswith("tiny: Llama-shaped, 4.66M parameters\n")
+    assert out.startswith("tiny: Llama-shaped, 6.72M parameters\n")
     code, out, err = run_command("convert", TINY, tmp_path / "hf", "--to", "hf")
     assert (code, err) == (0, "")
-    assert out == f"{tmp_path / 'hf'}: 1 file(s) of weights, 9.3 MB\n"
+    assert out == f"{tmp_path / 'hf'}: 1 file(s) of weights, 13.4 MB\n"
     code, out, err = run_command("verify", tmp_path / "hf")
     assert (code, err) == (0, "")
     assert out.endswith("/hf: no problems found\n")

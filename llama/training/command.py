@@ -36,7 +36,7 @@ from llama.training.loop import check_folder, train
 from llama.training.state import locked
 from llama.training.tokenized import cpu_cores, tokenize
 
-# The bundled model's, for text of some megabytes.
+# For text of some megabytes.
 _SHAPE = {"dim": 256, "n_layers": 6, "n_heads": 8, "n_kv_heads": 4, "max_seq_len": 1024}
 _VOCAB_SIZE = 4096
 _DEFAULTS = TrainConfig()
@@ -83,7 +83,7 @@ def train_command(
         device: cuda, mps or cpu; by default the best one.
         skip_bad_lines: count lines that can't be read instead of stopping at the first.
         params: a params.json, or its folder, with the shape of a new model.
-        dim: width of a new model; shape settings are by default the bundled model's.
+        dim: width of a new model; by default 256, with 6 layers and 8 heads.
         n_layers: blocks of a new model.
         n_heads: its attention heads.
         n_kv_heads: its heads of keys and values.
@@ -248,7 +248,7 @@ def _model_args(
     max_seq_len: int | None,
     vocab_size: int,
 ) -> ModelArgs:
-    """The shape of the base, of a params.json, or of the settings given and the bundled model."""
+    """The shape of the base, of a params.json, or of the settings given and the defaults."""
     context = _without_none({"max_seq_len": max_seq_len})
     flags = [f"--{key}" for key in shape]
     if base is not None:

@@ -63,7 +63,9 @@ def test_the_bundled_model_calls_its_calculator(tiny: Llama) -> None:
     (step,) = steps(outcome, "execute_tool")
     assert step["gen_ai.tool.call.result"] == "391"
     assert outcome.prompt_tokens > 100
-    assert agent.ask("Hello! How are you?").text.startswith("Hi")
+    outcome = agent.ask("Hello! How are you?")
+    assert outcome.text[0].isalpha()
+    assert steps(outcome, "execute_tool") == []
 
 
 @pytest.mark.parametrize(

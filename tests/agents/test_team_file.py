@@ -176,7 +176,7 @@ def test_the_command_serves_the_example(tmp_path: Path) -> None:
         )
         url = line.split("/chat")[0]
         for question, answer in [
-            ("How much is the fine?", "The fine is 40 dollars."),
+            ("When does the court open?", "The court opens at 10:15."),
             ("What is Nora's job?", "Nora is a programmer."),
         ]:
             response = httpx.post(f"{url}/integrate", json={"task": question}, timeout=60)

@@ -298,7 +298,7 @@ def test_packed_weights_on_a_gpu_have_more_scales() -> None:
     assert packed_weights(facts, "int8", 1, is_cuda=True) == linear * 10 // 8 + output + others
 
 
-@pytest.mark.parametrize(("quantize", "weights"), [("int8", "6.0 MB"), ("int4", "3.9 MB")])
+@pytest.mark.parametrize(("quantize", "weights"), [("int8", "8.2 MB"), ("int4", "5.1 MB")])
 def test_packed_weights_on_disk(
     quantize: str, weights: str, shown, machine, tmp_path: Path
 ) -> None:
@@ -306,10 +306,10 @@ def test_packed_weights_on_disk(
     convert(str(PARAMS / "tiny"), str(folder), quantize=quantize)
     machine(gpus(1, 24), cpu(25))
     text = shown(str(folder)).rpartition("packed: ")[2]
-    assert text.startswith("Llama-shaped, 4.66M or 5.18M parameters\n")
+    assert text.startswith("Llama-shaped, 6.72M or 7.25M parameters\n")
     size = (folder / "consolidated.00.pth").stat().st_size / 1e6
     assert f"weights     {quantize}, {size:.1f} MB in 1 file, Meta's layout\n" in text
-    assert cells(text, quantize) == [weights, "3.1 MB", *cells(text, quantize)[2:3], "-", "yes"]
+    assert cells(text, quantize) == [weights, "4.7 MB", *cells(text, quantize)[2:3], "-", "yes"]
     assert not re.search("^  (bfloat16|float32)", text, re.M)
     facts = read_facts(str(folder))
     assert facts.checkpoint is not None
@@ -369,28 +369,28 @@ def test_the_bundled_model(shown, machine) -> None:
     assert (
         shown(str(PARAMS / "tiny"))
         == """\
-tiny: Llama-shaped, 4.66M parameters
+tiny: Llama-shaped, 6.72M parameters
 
-  parameters  4,656,384, output layer tied to the embedding
-  layers      6 of dim 256, feed-forward 640
+  parameters  6,722,304, output layer tied to the embedding
+  layers      9 of dim 256, feed-forward 640
   heads       8 of size 32, 4 for keys and values
   vocabulary  2,048 tokens
   rotary      theta 500,000
   context     1,024 tokens
-  weights     bfloat16, 9.3 MB in 1 file, Meta's layout
+  weights     bfloat16, 13.5 MB in 1 file, Meta's layout
   tokenizer   tokenizer.model, tiktoken, 2,048 tokens
 
 Memory of one process at max_batch_size=1, max_seq_len=1024;
 the total has 10 % and 0.5 GB for activations and torch. Does it fit here?
 
                      weights  KV cache     total  CPU 25.0 GB
-  float32            18.6 MB    6.3 MB  527.4 MB          yes
-  bfloat16, float16   9.3 MB    3.1 MB  513.7 MB          yes
-  bf12                7.3 MB    3.1 MB  511.5 MB          yes
-  int8                6.0 MB    3.1 MB  510.1 MB          yes
-  int4                3.9 MB    3.1 MB  507.8 MB          yes
+  float32            26.9 MB    9.4 MB  540.0 MB          yes
+  bfloat16, float16  13.4 MB    4.7 MB  520.0 MB          yes
+  bf12               10.5 MB    4.7 MB  516.8 MB          yes
+  int8                8.2 MB    4.7 MB  514.2 MB          yes
+  int4                5.1 MB    4.7 MB  510.8 MB          yes
 
-KV cache of one token: 3,072 bytes; 1,728 with kv_cache_dtype=int8.
+KV cache of one token: 4,608 bytes; 2,592 with kv_cache_dtype=int8.
 Llama.build takes bfloat16 here by default.
 Ranks that can share it: 1, 2, 4, 8 (see --ranks).
 """
@@ -439,12 +439,12 @@ def test_batch_context_and_ranks_count(shown, machine) -> None:
 def test_json(shown, machine) -> None:
     machine(cpu(25))
     found = json.loads(shown(str(PARAMS / "tiny"), as_json=True))
-    assert (found["parameters"], found["tied"], found["ranks"]) == (4_656_384, True, [1, 2, 4, 8])
+    assert (found["parameters"], found["tied"], found["ranks"]) == (6_722_304, True, [1, 2, 4, 8])
     assert found["memory"][1] == {
         "format": "bfloat16, float16",
-        "weights": 9_312_768,
-        "kv_cache": 3_145_728,
-        "total": 513_704_345,
+        "weights": 13_444_608,
+        "kv_cache": 4_718_592,
+        "total": 519_979_520,
         "fits": {"CPU": "yes"},
     }
 
@@ -454,8 +454,8 @@ def test_the_path_of_a_file_is_enough(shown) -> None:
     facts = read_facts(str(PARAMS / "tiny" / "params.json"))
     assert (facts.name, facts.checkpoint, facts.tied) == ("tiny", None, None)
     text = shown(str(PARAMS / "tiny" / "params.json"))
-    assert text.startswith("tiny: Llama-shaped, 4.66M or 5.18M parameters\n")
-    assert "4,656,384 if the output layer is the embedding, else 5,180,672\n" in text
+    assert text.startswith("tiny: Llama-shaped, 6.72M or 7.25M parameters\n")
+    assert "6,722,304 if the output layer is the embedding, else 7,246,592\n" in text
     assert "tokenizer   none here" in text
 
 

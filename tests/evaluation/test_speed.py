@@ -155,7 +155,7 @@ def test_a_run_in_json(run_command: Callable, temporary: Path) -> None:
     )
     assert (code, err) == (0, "")
     report = json.loads(out)
-    assert (report["model"], report["parameters"]) == ("tiny", 4656384)
+    assert (report["model"], report["parameters"]) == ("tiny", 6722304)
     assert report["machine"]["threads"] == 1
     assert min(report["peak"][key] for key in ("read", "multiply")) > 0
     assert list(report["formats"]) == ["bfloat16", "int4"]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,13 +135,25 @@ def test_it_fits_the_terminal(
     assert "beam search" in out or "beam" in out
 
 
-def test_the_printed_figures(run_command: Command) -> None:
-    code, out, err = run_command("next", "Once upon a time", "--model", TINY, "--top", "2")
+@pytest.mark.parametrize(
+    ("top_p", "drawn"), [(0.0, "1 token remains"), (0.999999, "tokens remain")]
+)
+def test_the_printed_figures(
+    top_p: float, drawn: str, run_command: Command, bundled: Llama
+) -> None:
+    flags = ("--model", TINY, "--top", "2", "--top_p", str(top_p), "--temperature", "1")
+    code, out, err = run_command("next", "Once upon a time", *flags)
     assert (code, err) == (0, "")
-    rows = [line.split() for line in out.splitlines()]
-    assert ["1", "11", "','", "77.6%"] in [row[:4] for row in rows]
-    assert "greedy search takes the likeliest: ','" in out
-    assert "sampling draws ',': 1 token remains at temperature 0.6, top_p 0.9" in out
+    prompt = bundled.tokenizer.encode("Once upon a time", bos=True)
+    with torch.no_grad():
+        probabilities = bundled.model(torch.tensor([prompt]))[0, -1].float().softmax(0)
+    found = re.findall(r"^ +([12]) +(\d+) +('.*?') +([\d.]+)%", out, re.M)
+    assert [int(token) for _, token, *_ in found] == probabilities.topk(2).indices.tolist()
+    for rank, token, text, percent in found:
+        assert text == repr(bundled.tokenizer.decode([int(token)]))
+        assert float(percent) == pytest.approx(100 * probabilities[int(token)].item(), abs=0.06)
+        assert (f"greedy search takes the likeliest: {text}\n" in out) == (rank == "1")
+    assert f"{drawn} at temperature 1, top_p {top_p:g}" in out
     assert "\x1b" not in out
 
 

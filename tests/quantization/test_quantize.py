@@ -222,7 +222,7 @@ def test_packed_afterwards_while_read_and_before_are_the_same(
         expected = afterwards(tokens)
     for model in models:
         tensors = [tensor for packed in packed_of(model) for tensor in packed]
-        assert len(tensors) == 2 * (6 * 7 + 1)
+        assert len(tensors) == 2 * (7 * afterwards.n_layers + 1)
         for found, first in zip(
             tensors, (t for p in packed_of(afterwards) for t in p), strict=True
         ):
@@ -233,8 +233,9 @@ def test_packed_afterwards_while_read_and_before_are_the_same(
 
 
 def test_bfloat16_is_a_format_too(folders: Path) -> None:
-    layers = [m for m in build("bfloat16").model.modules() if isinstance(m, DenseLinear)]
-    assert len(layers) == 6 * 7 + 1
+    model = build("bfloat16").model
+    layers = [m for m in model.modules() if isinstance(m, DenseLinear)]
+    assert len(layers) == 7 * model.n_layers + 1
     with pytest.raises(ValueError, match=r"quantize='bfloat16', but .* holds int4 weights"):
         build_from(folders / "int4-1", "bfloat16")
 

@@ -67,13 +67,13 @@ def test_passages_that_say_the_same_both_support(tmp_path: Path, bundled: Llama)
 def test_each_sentence_has_its_own_sources(tmp_path: Path, bundled: Llama) -> None:
     """An answer of two sentences, of which the model is made to write the second."""
     index = opened(tmp_path, bundled)
-    text = "The museum opens at 10:15. Everybody there is happy."
+    text = "The museum opens at 10:15. Once upon a time, there was a cat."
     answer = index.answer("When does the museum open?", grammar=Grammar(choice=[text]))
     first, second = answer.sentences
     assert (first.text + second.text, answer.is_found) == (text, True)
     assert [support.hit.source for support in first.supports] == ["museum"]
     assert second.supports == ()
-    assert "Everybody there is happy. [no source]" in str(answer)
+    assert "Once upon a time, there was a cat. [no source]" in str(answer)
 
 
 def test_not_in_the_documents(tmp_path: Path, bundled: Llama) -> None:
@@ -87,10 +87,11 @@ def test_not_in_the_documents(tmp_path: Path, bundled: Llama) -> None:
 
 
 def test_an_answer_that_nothing_supports_is_not_given(tmp_path: Path, bundled: Llama) -> None:
-    grammar = Grammar(choice=["The cat is happy."])
+    text = "Once upon a time, there was a cat."
+    grammar = Grammar(choice=[text])
     answer = opened(tmp_path, bundled).answer("When does the museum open?", grammar=grammar)
     assert (answer.text, answer.is_found, answer.sources) == (NOT_FOUND, False, [])
-    assert [sentence.text for sentence in answer.sentences] == ["The cat is happy."]
+    assert [sentence.text for sentence in answer.sentences] == [text]
 
 
 def test_the_prompt_fits_by_whole_passages(bundled: Llama) -> None:

@@ -2,11 +2,15 @@
 
 import json
 import math
+import random
+import re
 from pathlib import Path
 
 import pytest
 
-from examples.retrieval_facts import facts_file
+from examples import retrieval_facts
+from examples.tiny_data.fillers import NAMES, TABLES
+from examples.tiny_data.turns import Source
 from llama.cli import main
 from llama.errors import InputError
 from llama.retrieval.rag_evaluation import answer_metrics, ranking_metrics, read_questions
@@ -83,13 +87,29 @@ def test_files_that_can_not_be_measured(
 
 
 def test_facts_are_in_one_document_each_or_in_none() -> None:
-    content = facts_file(20)
+    content = retrieval_facts.facts_file(20)
     texts = {document["id"]: document["text"] for document in content["documents"]}
     assert len(texts) == 20
     known = [query for query in content["queries"] if "document" in query]
     assert len(known) == 20
     assert len(content["queries"]) == 24
+    endings = "|".join(retrieval_facts.ENDINGS)
+    for query in content["queries"]:
+        subjects = re.findall(rf"(?:{endings})\b", query["text"].lower())
+        assert subjects
+        holders = [id for id, text in texts.items() if any(s in text.lower() for s in subjects)]
+        assert holders == ([query["document"]] if query in known else [])
     for query in known:
-        value = query["answers"][1]
+        sentence, value = query["answers"]
+        assert value.lower() in sentence.lower()
         assert value.lower() in texts[query["document"]].lower()
-    assert content == facts_file(20)
+    assert content == retrieval_facts.facts_file(20)
+
+
+def test_names_in_facts_are_no_names_in_training() -> None:
+    listed = {word.lower() for table in TABLES.values() for item in table for word in item.split()}
+    assert not listed & {*retrieval_facts.ENDINGS}
+    source = Source(random.Random(1), ("lumbago",), [])
+    trained = {source.pick(kind).lower() for kind in NAMES for _ in range(500)}
+    assert len(trained) > 1000
+    assert not {word for name in trained for word in name.split()} & {*retrieval_facts.ENDINGS}

@@ -263,7 +263,8 @@ def test_a_proxy_of_the_environment_is_not_for_this_machine(
 
 def test_an_interrupted_answer_of_the_engine(llama: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     """The signal comes in the middle of a step, which runs to its end."""
-    whole = "".join(ChatSession(LocalModel(llama, "x"), settings={"seed": 1}).ask("hello"))
+    session = ChatSession(LocalModel(llama, "x"), settings={"seed": 1})
+    whole = "".join(session.ask("Tell me a story."))
     step, count = Engine.step, 0
 
     def step_and_interrupt(engine: Engine) -> Any:
@@ -276,7 +277,7 @@ def test_an_interrupted_answer_of_the_engine(llama: Llama, monkeypatch: pytest.M
     monkeypatch.setattr(Engine, "step", step_and_interrupt)
     session = ChatSession(LocalModel(llama, "x"), settings={"seed": 1})
     with interrupt_sets(session.stop):
-        text = "".join(session.ask("hello"))
+        text = "".join(session.ask("Tell me a story."))
     assert text
     assert whole.startswith(text.rstrip("\ufffd"))
     assert len(text) < len(whole)
@@ -286,7 +287,7 @@ def test_an_interrupted_answer_of_the_engine(llama: Llama, monkeypatch: pytest.M
     assert llama.engine.idle
     monkeypatch.undo()
     session.undo()
-    assert "".join(session.ask("hello")) == whole  # the engine is as it was
+    assert "".join(session.ask("Tell me a story.")) == whole  # the engine is as it was
 
 
 def test_an_abandoned_answer_is_cancelled(llama: Llama) -> None:

@@ -32,7 +32,7 @@ def test_a_chat(url: str) -> None:
     assert answer.content == "12 + 30 = 42."
     assert answer.response_metadata["done_reason"] == "stop"
     assert answer.usage_metadata is not None
-    assert answer.usage_metadata["output_tokens"] == 11
+    assert answer.usage_metadata["output_tokens"] == 13
     cut = chat(url, num_predict=3, num_ctx=512, keep_alive="5m", top_k=40, repeat_penalty=1.0)
     answer = cut.invoke("What is 12 + 30?", stop=["="])
     assert answer.response_metadata["done_reason"] == "length"

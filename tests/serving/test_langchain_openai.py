@@ -30,7 +30,7 @@ def calculator(expression: str) -> str:
 class Answer(BaseModel):
     """The answer to a question."""
 
-    number: int = Field(description="The number that was asked for")
+    number: int = Field(description="The number that was asked for", ge=0, le=999)
 
 
 @pytest.fixture(params=[False, True], ids=["chat", "responses"])
@@ -51,7 +51,7 @@ def test_an_answer_and_a_stream(chat: ChatOpenAI) -> None:
     messages = [("system", "You are a helpful assistant."), ("user", "What is 12 + 30?")]
     answer = chat.invoke(messages)
     assert answer.text == "12 + 30 = 42."
-    assert answer.usage_metadata["output_tokens"] == 11
+    assert answer.usage_metadata["output_tokens"] == 13
     chunks = list(chat.stream(messages))
     assert "".join(chunk.text for chunk in chunks) == answer.text
     whole = chunks[0]
@@ -87,13 +87,12 @@ def test_tools(chat: ChatOpenAI, streams: bool) -> None:
 
 
 def test_structured_output(chat: ChatOpenAI) -> None:
-    for method in ("json_schema", "json_mode"):
-        structured = chat.with_structured_output(Answer, method=method, include_raw=True)
-        answer: Any = structured.invoke(f"{QUESTION} Answer in JSON.")
-        if method == "json_schema":
-            assert isinstance(answer["parsed"], Answer)
-        else:
-            assert answer["raw"].text.startswith("{")
+    structured = chat.with_structured_output(Answer, method="json_schema", include_raw=True)
+    answer: Any = structured.invoke(f"{QUESTION} Answer in JSON.")
+    assert isinstance(answer["parsed"], Answer)
+    structured = chat.with_structured_output(Answer, method="json_mode", include_raw=True)
+    answer = structured.invoke('Say this: {"number": 391}')  # any object; the model ends this one
+    assert isinstance(json.loads(answer["raw"].text), dict)
 
 
 def test_text_completions(url: str, llama: Llama) -> None:

@@ -48,7 +48,7 @@ def test_an_answer(ollama_client: ollama.Client) -> None:
     assert (answer.message.role, answer.message.content) == ("assistant", "12 + 30 = 42.")
     assert answer.message.tool_calls is None
     assert (answer.model, answer.done, answer.done_reason) == ("tiny", True, "stop")
-    assert (answer.prompt_eval_count, answer.eval_count) == (24, 11)
+    assert (answer.prompt_eval_count, answer.eval_count) == (24, 13)
     parts = answer.prompt_eval_duration, answer.eval_duration, answer.load_duration
     assert all(part > 0 for part in parts)
     assert answer.total_duration >= sum(parts)
@@ -66,13 +66,13 @@ def test_a_stream_as_it_is_sent(url: str) -> None:
     assert last["message"] == {"role": "assistant", "content": ""}
     for name in ("total", "load", "prompt_eval", "eval"):
         assert isinstance(last[f"{name}_duration"], int)
-    assert (last["prompt_eval_count"], last["eval_count"]) == (24, 11)
+    assert (last["prompt_eval_count"], last["eval_count"]) == (24, 13)
 
 
 def test_a_completion(ollama_client: ollama.Client, url: str) -> None:
     whole = ollama_client.generate("tiny", QUESTION[0]["content"], options=GREEDY)
     assert whole.response == "12 + 30 = 42."
-    assert (whole.done_reason, whole.prompt_eval_count, whole.eval_count) == ("stop", 24, 11)
+    assert (whole.done_reason, whole.prompt_eval_count, whole.eval_count) == ("stop", 24, 13)
     found = lines(url, "/api/generate", prompt=QUESTION[0]["content"])
     assert "".join(line["response"] for line in found) == whole.response
     assert found[-1]["response"] == ""
@@ -129,7 +129,7 @@ def test_a_call_as_it_is_sent(url: str) -> None:
     assert call == {"function": function}
     assert found[1]["done_reason"] == "stop"
     cut = lines(
-        url, "/api/chat", messages=PRODUCT, tools=[tool], options={**GREEDY, "num_predict": 14}
+        url, "/api/chat", messages=PRODUCT, tools=[tool], options={**GREEDY, "num_predict": 18}
     )
     assert not any("tool_calls" in line["message"] for line in cut)
     text = "".join(line["message"]["content"] for line in cut)

@@ -18,7 +18,7 @@ def test_the_client_from_npm(url: str, llama: Llama, node: Callable[..., str]) -
     assert got["version"].count(".") == 2
     assert got["show"] == ["completion", "tools"]
     assert got["chat"] == got["stream"] == got["generate"] == "12 + 30 = 42."
-    assert got["count"] == 11
+    assert got["count"] == 13
     assert got["called"]["arguments"] == {"expression": "23 * 17"}
     assert got["tools"] == "23 * 17 = 391."
     assert isinstance(got["format"]["sum"], int)

@@ -45,7 +45,7 @@ def test_the_list_of_models(ollama_client: ollama.Client) -> None:
         "format": "pth",
         "family": "llama",
         "families": ["llama"],
-        "parameter_size": "4.66M",
+        "parameter_size": "6.72M",
         "quantization_level": "BF16",
     }
 
@@ -56,7 +56,7 @@ def test_what_a_model_is(ollama_client: ollama.Client, llama: Llama, name: str) 
     assert shown.capabilities == ["completion", "tools"]
     args = llama.model.params
     assert shown.modelinfo["general.architecture"] == "llama"
-    assert shown.modelinfo["general.parameter_count"] == 4_656_384
+    assert shown.modelinfo["general.parameter_count"] == 6_722_304
     assert shown.modelinfo["llama.context_length"] == 1024
     assert shown.modelinfo["llama.embedding_length"] == args.dim
     assert shown.modelinfo["llama.block_count"] == args.n_layers
@@ -89,7 +89,7 @@ def test_how_a_model_is_named(url: str, body: dict[str, Any], status: int, words
 def test_models_in_memory(ollama_client: ollama.Client) -> None:
     (model,) = ollama_client.ps().models
     assert (model.name, model.context_length) == ("tiny:latest", 1024)
-    assert model.size > 4_656_384
+    assert model.size > 6_722_304
     assert model.size_vram == 0
     assert model.digest == ollama_client.list().models[0].digest
 

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from llama.generation import Llama
 
@@ -21,7 +21,7 @@ def test_an_answer(client: openai.OpenAI) -> None:
     assert (choice.finish_reason, choice.message.role) == ("stop", "assistant")
     assert answer.object == "chat.completion"
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
-    assert answer.usage.completion_tokens == 11
+    assert answer.usage.completion_tokens == 13
 
 
 def test_a_stream_has_the_text_and_log_probabilities_of_a_whole_answer(
@@ -90,7 +90,7 @@ def test_json_that_a_schema_describes(client: openai.OpenAI) -> None:
 
 
 class Sum(BaseModel):
-    total: int
+    total: int = Field(ge=0, le=999)  # a small model may go on with digits
     is_even: bool
 
 

@@ -50,7 +50,8 @@ def test_the_model_calls_its_calculator_and_answers_with_the_result(client: open
 
 def test_what_needs_no_tool_is_text(client: openai.OpenAI) -> None:
     (choice,) = ask(client, [{"role": "user", "content": "Hello! How are you?"}]).choices
-    assert choice.message.content.startswith("Hi")
+    assert choice.message.tool_calls is None
+    assert choice.message.content[0].isalpha()
     assert choice.finish_reason == "stop"
 
 

@@ -681,7 +681,8 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "b.txt").read_bytes() == b"b"
     tiny = Path(__file__).parents[2] / "params" / "tiny"
     (tmp_path / "tiny").symlink_to(tiny)
-    args, zeros = open_checkpoint("~/tiny").args, torch.zeros(2, 256)
+    args = open_checkpoint("~/tiny").args
+    zeros = torch.zeros(2, args.dim)
     write_adapter("~/lora", {"layers.0.attention.wq": (zeros, zeros.T)}, 1.0, args, "~/tiny")
     Llama.build("~/tiny", "~/tiny/tokenizer.model", adapter="~/lora", device="cpu")
     assert Tokenizer("~/tiny/tokenizer.model").model_path == f"{tmp_path}/tiny/tokenizer.model"

@@ -286,7 +286,9 @@ def test_choices_of_the_bundled_model(llama):
     assert ask(llama, [QUESTION], tools=[CALCULATOR], tool_choice="none") == without
     assert "tool_calls" not in without
     greeting = [{"role": "user", "content": "Hello! How are you?"}]
-    assert ask(llama, greeting, tools=[CALCULATOR])["content"].startswith("Hi")
+    answer = ask(llama, greeting, tools=[CALCULATOR])
+    assert answer["content"][0].isalpha()
+    assert "tool_calls" not in answer
 
 
 def test_a_stream_has_the_calls_of_the_whole_answer(llama):
@@ -359,7 +361,7 @@ def test_a_call_or_an_answer_that_matches_a_schema(llama):
     schema = {"type": "object", "properties": properties, "required": ["name", "age"]}
     schema |= {"$defs": {"age": {"type": "integer"}}, "additionalProperties": False}
     for grammar in (Grammar(json_schema=schema), Grammar(json_schema=json.dumps(schema))):
-        answer = ask(llama, [QUESTION], tools=[CALCULATOR, ADD], grammar=grammar)
+        answer = ask(llama, [QUESTION], tools=[CALCULATOR, WEATHER], grammar=grammar)
         assert [c["function"]["name"] for c in answer["tool_calls"]] == ["calculator"]
     both = ToolUse([CALCULATOR, ADD]).call_or_answer_schema(schema)
 
