@@ -1,6 +1,7 @@
 """Contexts of facts, and dialogs of questions about them."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 from examples.tiny_data import fact_texts, statements
@@ -59,18 +60,21 @@ def alike(source: Source) -> list[Message]:
         facts.append(Fact(relation, subject, of, value, rng.choice(relation.says)))
     said = [fact.clause for fact in facts]
     text = Text(said, [fact.claim() for fact in facts], [])
-    turns = []
-    for claim in rng.sample(text.claims, rng.randint(1, len(facts))):
-        forms = _who(text, claim)
-        if forms and rng.random() < 0.25:
-            turns.append(claim.turn(asked(source, rng.choice(forms), ""), claim.subject))
-        else:
-            turns.append(claim.turn(asked(source, rng.choice(claim.asks), claim.subject)))
+    chosen = rng.sample(text.claims, rng.randint(1, len(facts)))
+    turns = [question_about(source, claim, _who(text, claim), 0.25) for claim in chosen]
     if rng.random() < 0.25 and (other := unused(source, kind, names)):
         form = rng.choice(text.claims[0].asks)
         turns.insert(rng.randrange(len(turns) + 1), Turn.unknown(asked(source, form, other)))
     told = rng.choice((" ", " ", "\n", "\n- ")).join(said)
     return dialog_of(some_system(source), _asked_of(source, told, turns))
+
+
+def question_about(source: Source, claim: Claim, who: Sequence[str], share: float) -> Turn:
+    """A question for the claim's value, or with this chance for its subject if `who` has any."""
+    rng = source.rng
+    if who and rng.random() < share:
+        return claim.turn(asked(source, rng.choice(who), ""), claim.subject)
+    return claim.turn(asked(source, rng.choice(claim.asks), claim.subject))
 
 
 def free(source: Source) -> list[Message]:

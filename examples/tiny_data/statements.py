@@ -14,7 +14,7 @@ from examples.tiny_data.claims import Claim, Text, closed, lowered, sections, un
 from examples.tiny_data.fillers import COLORS, items
 from examples.tiny_data.prose import ASIDES
 from examples.tiny_data.relations import parted
-from examples.tiny_data.story_parts import kinds, plurals
+from examples.tiny_data.story_parts import kinds, plurals, with_article
 from examples.tiny_data.turns import Exhausted, Source, capital
 
 TABLES = sections("statements.txt")
@@ -116,13 +116,10 @@ def _text(source: Source, most: int) -> Text:
         question for each in statements for claim in each.claims for question in _questions(claim)
     )
     claims = [
-        Claim(
-            claim.subject,
-            claim.value,
-            claim.clause,
-            tuple(form for form in claim.asks if told[_asked(form, claim.subject)] == 1),
-            tuple(form for form in claim.who if told[form] == 1),
-            claim.person,
+        replace(
+            claim,
+            asks=tuple(form for form in claim.asks if told[_asked(form, claim.subject)] == 1),
+            who=tuple(form for form in claim.who if told[form] == 1),
         )
         for each in statements
         for claim in each.claims
@@ -161,8 +158,8 @@ def statement(
     noun_alone = "noun" not in shared and rng.random() < 0.4
     short = thing.split()[-1] if noun_alone else thing
     words["the thing"] = f"the {short}"
-    words["a thing"] = rng.choice((f"the {thing}", f"the {thing}", _with_a(thing)))
-    words["thing"] = _with_a(thing) if "there is" in frame.says else f"the {thing}"
+    words["a thing"] = rng.choice((f"the {thing}", f"the {thing}", with_article(thing)))
+    words["thing"] = with_article(thing) if "there is" in frame.says else f"the {thing}"
     forms = (frame.says, *frame.who, *chain.from_iterable(frame.asks.values()))
     used = set(re.findall(r"\{([a-z ]+)\}", " ".join(forms)))
     for slot in sorted(used - words.keys() - {"s", "category"}):
@@ -220,10 +217,6 @@ def a_thing(source: Source, noun: str, names: str) -> str:
         elif thing not in names:
             return thing
     raise Exhausted(f"no thing is left that is none of: {names}")
-
-
-def _with_a(thing: str) -> str:
-    return f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}"
 
 
 def someone(source: Source, names: str) -> str:

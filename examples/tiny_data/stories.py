@@ -260,7 +260,7 @@ def _hero(source: Source, parts: Parts) -> str:
     if not kind:
         return hero
     noun = f"{parts.words} {kind}" if parts.words and rng.random() < 0.5 else kind
-    with_a = f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+    with_a = with_article(noun)
     return rng.choice(
         (
             hero,

@@ -55,7 +55,7 @@ class Hero:
 
     @property
     def kind(self) -> str:
-        return f"{'an' if self.noun[0] in 'aeiou' and self.noun[:3] != 'uni' else 'a'} {self.noun}"
+        return with_article(self.noun)
 
 
 @dataclass(frozen=True)

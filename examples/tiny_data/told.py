@@ -4,11 +4,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from examples.tiny_data import statements
+from examples.tiny_data import facts, statements
 from examples.tiny_data.claims import Claim, asked, closed
 from examples.tiny_data.layouts import some_system, some_thanks
 from examples.tiny_data.remembered import CHANGE_REPLIES, CHANGES, GENERAL_REPLIES
-from examples.tiny_data.statements import FRAMES, LISTS, Frame
+from examples.tiny_data.statements import FRAMES, LISTS
 from examples.tiny_data.turns import Exhausted, Source, Turn, capital, dialog_of, forms
 from llama import Message
 
@@ -78,16 +78,16 @@ def dialog(source: Source, plain: Callable[[Source], Turn]) -> list[Message]:
         between = some_thanks(source) if rng.random() < 0.5 else plain(source)
         turns.insert(rng.randint(1, len(turns)), between)
     for one in rng.sample(told, rng.randint(1, len(told))):
-        turns.append(_question(source, one))
+        turns.append(facts.question_about(source, one.claim, one.claim.who, 0.15))
     if rng.random() < 0.25:
         turns.insert(rng.randint(len(turns) - 1, len(turns)), _unsaid(source, told, names))
     return dialog_of(some_system(source), turns)
 
 
-def _told(source: Source, names: str, frame: Frame | None = None) -> Told:
+def _told(source: Source, names: str) -> Told:
     """Something about the user, the family, their things or somebody else."""
     rng = source.rng
-    frame = frame or rng.choice(FRAMES)
+    frame = rng.choice(FRAMES)
     if "{thing}" in frame.says:
         thing = statements.a_thing(source, "", names)
         mine, yours = f"my {thing}", f"your {thing}"
@@ -111,7 +111,7 @@ def _told(source: Source, names: str, frame: Frame | None = None) -> Told:
     if mine in ("I", "we"):
         asks = tuple(form for form in asks if not re.search(r"\{s\}'s|\{s\} has\b", form))
         asks = tuple(form.replace("does {s}", "do {s}") for form in asks)
-        asks = tuple(re.sub(r"[Hh]as \{s\}", _have, form) for form in asks)
+        asks = tuple(re.sub(r"([Hh])as \{s\}", r"\1ave {s}", form) for form in asks)
     who = first.who if frame.says.startswith("{s}") else ()
     subject = mine or claim.subject
     found = Claim(subject, claim.value, capital(answer), asks, who, claim.person)
@@ -126,10 +126,6 @@ def _kin(source: Source, names: str) -> str:
     return source.rng.choice(left)
 
 
-def _have(match: re.Match[str]) -> str:
-    return f"{'H' if match[0][0] == 'H' else 'h'}ave {{s}}"
-
-
 def _typed(source: Source, said: str) -> str:
     kind = source.rng.random()
     if kind < 0.1:
@@ -140,13 +136,6 @@ def _typed(source: Source, said: str) -> str:
         opening = ("By the way, ", "You know, ", "Listen: ", "Remember this: ", "Today: ")
         return source.rng.choice(opening) + _after(said)
     return said
-
-
-def _question(source: Source, one: Told) -> Turn:
-    rng, claim = source.rng, one.claim
-    if claim.who and rng.random() < 0.15:
-        return claim.turn(asked(source, rng.choice(claim.who), ""), claim.subject)
-    return claim.turn(asked(source, rng.choice(claim.asks), claim.subject))
 
 
 def _mended(source: Source, one: Told, names: str) -> tuple[Turn, Told]:
@@ -174,7 +163,7 @@ def _after(said: str) -> str:
 def _unsaid(source: Source, told: list[Told], names: str) -> Turn:
     """A question for what the user has not told."""
     other = _told(source, names)
-    verbs = {form for one in told for form in one.claim.asks}
-    if verbs & set(other.claim.asks):
+    told_forms = {form for one in told for form in one.claim.asks}
+    if told_forms & set(other.claim.asks):
         return some_thanks(source)
     return Turn.unknown(asked(source, source.rng.choice(other.claim.asks), other.claim.subject))
